@@ -1,0 +1,1 @@
+"""Benchmarks: measured numbers, never asserted in tests."""

@@ -1,0 +1,1 @@
+"""Command lines of gentle_jax; the only place that reads arguments."""

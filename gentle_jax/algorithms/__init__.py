@@ -1,0 +1,1 @@
+"""Offline meta-RL algorithms behind the `Algorithm` contract."""

@@ -1,0 +1,1 @@
+"""RL learners behind the `Backbone` contract."""

@@ -1,0 +1,129 @@
+"""Online SAC that makes behaviour data (ctmrl_suite.md sec. 14, gentle_suite.md sec. 9.1).
+
+Also usable offline: it is the same contract, with z as part of what the networks see.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gentle_jax import distributions, learner, networks
+from gentle_jax.types import Backbone
+
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Constants of the behaviour SAC; floats are leaves of `hp`."""
+
+    width: int = 1024
+    depth: int = 2
+    target_every: int = 2
+    lr: float = 1e-4
+    discount: float = 0.99
+    reward_scale: float = 1.0
+    tau: float = 0.005
+    init_temperature: float = 0.1
+
+
+@struct.dataclass
+class SACState:
+    """Leaves of one agent; the two critics are stacked [2]."""
+
+    policy: dict
+    critics: dict
+    target_critics: dict
+    log_temperature: jax.Array
+    policy_moments: tuple
+    critic_moments: tuple
+    temperature_moments: tuple
+
+
+def make(config, latent_dim, spec):
+    """Returns the Backbone. Args: config, a Config; latent_dim, Z (0 online); spec, a Spec."""
+    seen = spec.obs_dim + latent_dim
+    pi = networks.mlp(seen, config.width, config.depth, 2 * spec.action_dim, "orthogonal")
+    one = networks.mlp(seen + spec.action_dim, config.width, config.depth, 1, "orthogonal")
+    q = networks.ensemble(one, 2)
+
+    def heads(params, obs, z):
+        mean, raw = jnp.split(pi.apply(params, obs, z), 2, axis=-1)
+        low, high = LOG_STD_RANGE
+        return mean, low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
+
+    def init(hp, key):
+        k_policy, k_critic = jax.random.split(key)
+        policy, critics = pi.init(k_policy), q.init(k_critic)
+        log_temperature = jnp.log(jnp.asarray(hp["init_temperature"], jnp.float32))
+        return SACState(
+            policy=policy,
+            critics=critics,
+            target_critics=learner.copy(critics),
+            log_temperature=log_temperature,
+            policy_moments=learner.adam_init(policy),
+            critic_moments=learner.adam_init(critics),
+            temperature_moments=learner.adam_init(log_temperature),
+        )
+
+    def critic_step(state, hp, batch, z, key):
+        temperature = jnp.exp(state.log_temperature)
+        action, log_p = distributions.sample(*heads(state.policy, batch.next_obs, z), key)
+        value = q.apply(state.target_critics, batch.next_obs, action, z)[..., 0].min(0)
+        keep = (1.0 - batch.terminal) * hp["discount"]
+        target = hp["reward_scale"] * batch.reward + keep * (value - temperature * log_p)
+        target = jax.lax.stop_gradient(target)
+
+        def loss(critics, z):
+            estimate = q.apply(critics, batch.obs, batch.action, z)[..., 0]
+            return ((estimate - target) ** 2).mean(1).sum()
+
+        q_loss, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
+        critics, moments = learner.adam_step(state.critics, grads, state.critic_moments, hp["lr"])
+        return state.replace(critics=critics, critic_moments=moments), dz, q_loss
+
+    def policy_step(state, hp, batch, z, key):
+        temperature = jnp.exp(state.log_temperature)
+
+        def loss(policy):
+            action, log_p = distributions.sample(*heads(policy, batch.obs, z), key)
+            value = q.apply(state.critics, batch.obs, action, z)[..., 0].min(0)
+            return (temperature * log_p - value).mean(), log_p.mean()
+
+        (_, log_p), grads = jax.value_and_grad(loss, has_aux=True)(state.policy)
+        policy, moments = learner.adam_step(state.policy, grads, state.policy_moments, hp["lr"])
+        target_entropy = -float(spec.action_dim)
+        # d/d log t of t * (-log_p - target): the released temperature loss
+        slope = temperature * (-log_p - target_entropy)
+        log_temperature, temperature_moments = learner.adam_step(
+            state.log_temperature, slope, state.temperature_moments, hp["lr"]
+        )
+        state = state.replace(
+            policy=policy,
+            policy_moments=moments,
+            log_temperature=log_temperature,
+            temperature_moments=temperature_moments,
+        )
+        return state, -log_p
+
+    def update(state, hp, batches, z, key, index):
+        """Critic, policy, temperature; the targets every `target_every` steps."""
+        batch = jax.tree.map(lambda x: x[0], batches)
+        k_critic, k_policy = jax.random.split(key)
+        state, dz, q_loss = critic_step(state, hp, batch, z, k_critic)
+        state, entropy = policy_step(state, hp, batch, z, k_policy)
+        tau = jnp.where(index % config.target_every == 0, hp["tau"], 0.0)
+        state = state.replace(
+            target_critics=learner.polyak(state.target_critics, state.critics, tau)
+        )
+        return state, dz, {"q_loss": q_loss, "entropy": entropy}
+
+    def act(state, obs, z, key):
+        return distributions.sample(*heads(state.policy, obs, z), key)[0]
+
+    def mode(state, obs, z):
+        return distributions.mode(heads(state.policy, obs, z)[0])
+
+    return Backbone(1, init, update, act, mode, mode)

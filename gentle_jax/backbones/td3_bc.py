@@ -1,0 +1,123 @@
+"""TD3+BC as GENTLE uses it (gentle_suite.md sec. 2): min of two critics, sampled actions in the BC
+term, targets with the delayed actor.
+
+Deviations from the original TD3+BC, all the release's: lambda uses min(Q1, Q2); the policy is a
+tanh-Gaussian whose sample enters the actor loss and whose mean enters targets and evaluation.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gentle_jax import distributions, learner, networks
+from gentle_jax.types import Backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Constants of gentle_suite.md sec. 2; floats are leaves of `hp`."""
+
+    width: int = 256
+    depth: int = 3
+    policy_delay: int = 2
+    lr: float = 3e-4
+    discount: float = 0.99
+    reward_scale: float = 5.0
+    tau: float = 0.005
+    bc_weight: float = 2.5  # alpha: lambda = alpha / mean |Q|
+    policy_noise: float = 0.2
+    noise_clip: float = 0.5
+
+
+@struct.dataclass
+class TD3BCState:
+    """Leaves of one run; critics are stacked [2]."""
+
+    policy: dict
+    target_policy: dict
+    critics: dict
+    target_critics: dict
+    policy_moments: tuple
+    critic_moments: tuple
+
+
+def make(config, latent_dim, spec):
+    """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
+    seen = spec.obs_dim + latent_dim
+    pi = networks.mlp(seen, config.width, config.depth, (spec.action_dim,) * 2, "policy")
+    q = networks.ensemble(networks.mlp(seen + spec.action_dim, config.width, config.depth, 1), 2)
+    heads = lambda params, obs, z: distributions.split_heads(pi.apply(params, obs, z), -20.0, 0.0)
+
+    def init(hp, key):
+        del hp
+        k_policy, k_critic = jax.random.split(key)
+        policy, critics = pi.init(k_policy), q.init(k_critic)
+        return TD3BCState(
+            policy=policy,
+            target_policy=learner.copy(policy),
+            critics=critics,
+            target_critics=learner.copy(critics),
+            policy_moments=learner.adam_init(policy),
+            critic_moments=learner.adam_init(critics),
+        )
+
+    def critic_target(state, hp, batch, z, key):
+        noise = jax.random.normal(key, batch.action.shape) * hp["policy_noise"]
+        noise = jnp.clip(noise, -hp["noise_clip"], hp["noise_clip"])
+        mean, _ = heads(state.target_policy, batch.next_obs, z)
+        action = jnp.clip(distributions.mode(mean) + noise, -1.0, 1.0)
+        value = q.apply(state.target_critics, batch.next_obs, action, z)[..., 0].min(0)
+        keep = (1.0 - batch.terminal) * hp["discount"]
+        return jax.lax.stop_gradient(hp["reward_scale"] * batch.reward + keep * value)
+
+    def actor_step(state, hp, batch, z, key):
+        def loss(policy):
+            action, _ = distributions.sample(*heads(policy, batch.obs, z), key)
+            value = q.apply(state.critics, batch.obs, action, z)[..., 0].min(0)
+            scale = hp["bc_weight"] / jax.lax.stop_gradient(jnp.abs(value).mean())
+            cloning = ((action - batch.action) ** 2).mean()
+            return -scale * value.mean() + cloning, cloning
+
+        (_, cloning), grads = jax.value_and_grad(loss, has_aux=True)(state.policy)
+        policy, moments = learner.adam_step(state.policy, grads, state.policy_moments, hp["lr"])
+        state = state.replace(
+            policy=policy,
+            policy_moments=moments,
+            target_policy=learner.polyak(state.target_policy, policy, hp["tau"]),
+            target_critics=learner.polyak(state.target_critics, state.critics, hp["tau"]),
+        )
+        return state, cloning
+
+    def update(state, hp, batches, z, key, index):
+        """Critic step; then, every `policy_delay` steps from step 0, actor and target updates."""
+        batch = jax.tree.map(lambda x: x[0], batches)
+        k_target, k_actor = jax.random.split(key)
+        target = critic_target(state, hp, batch, z, k_target)
+
+        def loss(critics, z):
+            value = q.apply(critics, batch.obs, batch.action, z)[..., 0]
+            return ((value - target) ** 2).mean(1).sum()
+
+        q_loss, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
+        critics, moments = learner.adam_step(state.critics, grads, state.critic_moments, hp["lr"])
+        state = state.replace(critics=critics, critic_moments=moments)
+        state, cloning = jax.lax.cond(
+            index % config.policy_delay == 0,  # no run axis: the skipped branch costs nothing
+            lambda s: actor_step(s, hp, batch, z, k_actor),
+            lambda s: (s, jnp.zeros(())),
+            state,
+        )
+        return state, dz, {"q_loss": q_loss, "bc_loss": cloning * config.policy_delay}
+
+    def act(state, obs, z, key):
+        return distributions.sample(*heads(state.policy, obs, z), key)[0]
+
+    def mode(state, obs, z):
+        return distributions.mode(heads(state.policy, obs, z)[0])
+
+    def target_mode(state, obs, z):
+        return distributions.mode(heads(state.target_policy, obs, z)[0])
+
+    return Backbone(1, init, update, act, mode, target_mode)

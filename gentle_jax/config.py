@@ -1,0 +1,246 @@
+"""Frozen configs: defaults in code, layers of dotted overrides, strict keys, fingerprints.
+
+Order of layers, later wins: dataclass defaults (the paper's values), the environment's settings
+for the suite, the algorithm's fidelity, the size preset, the user. Floats of the sections `algo`
+and `backbone` are leaves of `hp`, unless marked static: they can be swept in one program.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax.numpy as jnp
+
+from gentle_jax import errors, registry, suites
+
+SECTIONS = ("run", "train", "behaviour", "eval", "algo", "backbone")
+FIDELITIES = ("paper", "release")
+CONTEXT_DRAWS = ("uniform", "level", "episodes")
+TASK_DRAWS = ("distinct", "replace")
+METRICS = ("final", "all", "first")
+
+
+def static(default):
+    """Returns a float field that shapes depend on, so that it cannot be swept."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Names and counts: what is run, how often."""
+
+    algorithm: str = "ctmrl"
+    suite: str = "ctmrl"
+    env: str = "point_robot"
+    backbone: str = ""  # "" = the suite's
+    fidelity: str = ""  # "" = the algorithm's default
+    preset: str = "quick"
+    physics: str = "exact"
+    num_seeds: int = 8
+    seed_offset: int = 0
+    protocols: tuple = ()  # () = every protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Meta-training, shared by every algorithm (ctmrl_suite.md sec. 1, gentle_suite.md sec. 3.4)."""
+
+    num_steps: int = 65_000  # gradient steps of the main stage
+    meta_batch: int = 16  # T, tasks per step
+    task_draw: str = "distinct"  # or "replace"; "distinct" falls back when T > training tasks
+    batch_size: int = 256  # B, RL transitions per task
+    context_size: int = 1024  # C, context transitions per task
+    context_draw: str = "uniform"  # over the whole history; "level": rows of one behaviour level;
+    #                                "episodes": whole episodes of one behaviour level
+    latent_dim: int = 20  # Z
+    timeout_is_terminal: bool = True  # both releases do not bootstrap over the time limit
+    num_evals: int = 10  # evaluations along training, the last one included
+
+
+@dataclasses.dataclass(frozen=True)
+class BehaviourConfig:
+    """Online SAC that makes the data: ctmrl_suite.md sec. 14 (`train_point.yaml`)."""
+
+    num_steps: int = 5_000  # environment steps per task, one update each after `seed_steps`
+    seed_steps: int = 2_000  # uniform random actions first
+    first_level: int = 2_200  # the first checkpoint whose episodes are stored
+    level_every: int = 200
+    episodes_per_level: int = 50
+    num_levels: int = 14
+    batch_size: int = 1024
+    width: int = 1024
+    lr: float = 1e-4
+    discount: float = 0.99
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Test budgets in environment steps; 0 means one horizon (the sheets' sec. 5 and sec. 4)."""
+
+    two_phase_steps: int = 400  # B of random_then_policy and online
+    context_episodes: int = 1  # X: z stays the prior until X * H scored steps were taken
+    scored_steps: int = 400  # budget of given_context and one_shot
+    exploration_steps: int = 0  # one_shot's unscored transitions
+    context_resample: bool = True  # one_shot: bootstrap H rows per episode, as GENTLE's release
+    num_repeats: int = 2
+    metric: str = "final"  # of the table: "final", "all" or "first" episode(s)
+    random_episodes: int = 200  # per task, for the random policy's return
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One resolved experiment. `algo` and `backbone` are the chosen modules' own configs."""
+
+    run: RunConfig
+    train: TrainConfig
+    behaviour: BehaviourConfig
+    eval: EvalConfig
+    algo: Any
+    backbone: Any
+
+
+def _apply(sections, layer, names, source):
+    """Applies dotted overrides in place; skips keys of algorithms and backbones not chosen."""
+    for key, value in layer.items():
+        section, _, field = key.partition(".")
+        if section in names:
+            section = names[section]
+        elif section in registry.ALGORITHMS or section in registry.BACKBONES:
+            continue
+        if section not in sections or section == "run":
+            raise errors.unknown(f"section in {source}", section, [s for s in sections if s != "run"])
+        known = {f.name for f in dataclasses.fields(sections[section])}
+        if field not in known:
+            raise errors.unknown(f"key in {source}", key, [f"{section}.{f}" for f in sorted(known)])
+        sections[section] = dataclasses.replace(sections[section], **{field: value})
+
+
+def fill_names(run):
+    """Fills in backbone, fidelity and protocols; raises UserError for names that do not exist."""
+    suite = suites.get(run.suite)
+    algorithm = registry.load("algorithm", run.algorithm)
+    settings = registry.load("environment", run.env).SETTINGS
+    if run.suite not in settings:
+        raise errors.UserError(
+            f"environment {run.env!r} is not in suite {run.suite!r}: it is in {', '.join(settings)}; "
+            f"choose --suite or --env accordingly"
+        )
+    backbone = run.backbone or suite.backbone
+    registry.load("backbone", backbone)
+    fidelity = run.fidelity or algorithm.DEFAULT_FIDELITY
+    if fidelity not in FIDELITIES:
+        raise errors.unknown("fidelity", fidelity, FIDELITIES)
+    native_first = sorted(registry.PROTOCOLS, key=lambda name: name != suite.protocol)
+    protocols = tuple(run.protocols) or tuple(native_first)
+    for name in protocols:
+        registry.load("protocol", name)
+    return dataclasses.replace(run, backbone=backbone, fidelity=fidelity, protocols=protocols)
+
+
+def resolve(run, preset_layers=(), overrides=None):
+    """Returns the ExperimentConfig for `run`.
+
+    Args: run, a RunConfig; preset_layers, dicts of dotted overrides (the size preset); overrides,
+    the user's. Raises UserError for an unknown name, section or key, or an impossible value.
+    """
+    run = fill_names(run)
+    algorithm = registry.load("algorithm", run.algorithm)
+    sections = {
+        "run": run,
+        "train": TrainConfig(),
+        "behaviour": BehaviourConfig(),
+        "eval": EvalConfig(),
+        "algo": algorithm.Config(),
+        "backbone": registry.load("backbone", run.backbone).Config(),
+    }
+    names = {run.algorithm: "algo", run.backbone: "backbone"}
+    layers = [("environment settings", registry.load("environment", run.env).SETTINGS[run.suite])]
+    layers.append(("fidelity", algorithm.FIDELITY[run.fidelity]))
+    layers += [("preset", layer) for layer in preset_layers]
+    layers.append(("--config", overrides or {}))
+    for source, layer in layers:
+        _apply(sections, layer, names, source)
+    config = ExperimentConfig(**sections)
+    validate(config)
+    return config
+
+
+def validate(config):
+    """Raises UserError for values that no program could run with."""
+    at_least_one = {
+        "--num_seeds": config.run.num_seeds,
+        "--num_steps (train.num_steps)": config.train.num_steps,
+        "train.meta_batch": config.train.meta_batch,
+        "train.batch_size": config.train.batch_size,
+        "train.context_size": config.train.context_size,
+        "train.latent_dim": config.train.latent_dim,
+        "train.num_evals": config.train.num_evals,
+        "behaviour.num_levels": config.behaviour.num_levels,
+        "behaviour.episodes_per_level": config.behaviour.episodes_per_level,
+        "behaviour.batch_size": config.behaviour.batch_size,
+        "eval.num_repeats": config.eval.num_repeats,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise errors.UserError(f"{name} is {value}: expected at least 1; pass a larger number")
+    if config.run.seed_offset < 0:
+        raise errors.UserError(f"--seed_offset is {config.run.seed_offset}: expected 0 or more")
+    if config.train.context_draw not in CONTEXT_DRAWS:
+        raise errors.unknown("train.context_draw", config.train.context_draw, CONTEXT_DRAWS)
+    if config.train.task_draw not in TASK_DRAWS:
+        raise errors.unknown("train.task_draw", config.train.task_draw, TASK_DRAWS)
+    if config.eval.metric not in METRICS:
+        raise errors.unknown("eval.metric", config.eval.metric, METRICS)
+    behaviour = config.behaviour
+    last = behaviour.first_level + (behaviour.num_levels - 1) * behaviour.level_every
+    if last > behaviour.num_steps or behaviour.first_level < 1 or behaviour.level_every < 1:
+        raise errors.UserError(
+            f"behaviour levels end at step {last}, training at {behaviour.num_steps}: expected levels "
+            f"within 1..num_steps; lower behaviour.num_levels or raise behaviour.num_steps"
+        )
+
+
+def to_dict(config):
+    """Returns the config as plain nested dicts (tuples become lists), ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def fingerprint(tree):
+    """Returns 12 hex digits that change when any value of a JSON-able tree changes."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def data_identity(config):
+    """Returns what a dataset depends on: a JSON-able dict, compared before a dataset is used."""
+    return {
+        "env": config.run.env,
+        "suite": config.run.suite,
+        "physics": config.run.physics,
+        "behaviour": dataclasses.asdict(config.behaviour),
+    }
+
+
+def swept_fields(config):
+    """Returns {dotted key: default} of every float that may be swept."""
+    found = {}
+    for section in ("algo", "backbone"):
+        values = getattr(config, section)
+        for field in dataclasses.fields(values):
+            value = getattr(values, field.name)
+            if isinstance(value, float) and not field.metadata.get("static"):
+                found[f"{section}.{field.name}"] = value
+    return found
+
+
+def hyper_params(config, points=({},)):
+    """Returns `hp`: {section: {name: float32 [len(points)]}}, one row per grid point.
+
+    Args: points, dicts of dotted key -> value that replace the config's own value.
+    """
+    tree = {"algo": {}, "backbone": {}}
+    for key, default in swept_fields(config).items():
+        section, _, name = key.partition(".")
+        tree[section][name] = jnp.array([p.get(key, default) for p in points], jnp.float32)
+    return tree

@@ -1,0 +1,131 @@
+"""Offline data on the device: flat rows per task, and jitted samplers of indices.
+
+The dataset is one argument of every program, shared by all runs: never mapped over, never copied
+per seed. Rows of an episode are contiguous, episodes of a behaviour level too.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from gentle_jax.types import Transition
+
+
+@struct.dataclass
+class Dataset:
+    """Rows of several tasks; every sampler draws with replacement."""
+
+    rows: Transition  # leaves [task, row, ...]; rows past the last episode are never drawn
+    episode_start: jax.Array  # [task, episode + 1] int32, the last entry is the number of rows
+    level_episodes: int = struct.field(pytree_node=False)  # episodes of one behaviour level
+    num_levels: int = struct.field(pytree_node=False)
+
+
+def from_episodes(fields, mask, timeout_is_terminal):
+    """Packs episodes [task, level, episode, step, ...] into a numpy Dataset.
+
+    Args: fields, dict with obs, action, reward, context_reward, next_obs, terminal (true ends);
+    mask [task, level, episode, step], 1 for real steps; timeout_is_terminal, whether the last row
+    of every episode ends the Bellman target (both releases: gentle_suite.md sec. 1).
+    """
+    num_tasks, num_levels, num_episodes, horizon = mask.shape
+    lengths = mask.reshape(num_tasks, -1, horizon).sum(-1).astype(np.int32)  # [task, episode]
+    start = np.concatenate([np.zeros((num_tasks, 1), np.int32), lengths.cumsum(1)], 1)
+    terminal = np.array(fields["terminal"], np.float32)
+    if timeout_is_terminal:
+        last = np.maximum(mask.sum(-1).astype(int) - 1, 0)
+        np.put_along_axis(terminal, last[..., None], 1.0, axis=-1)
+    columns = {**fields, "terminal": terminal}
+    keep = mask.reshape(num_tasks, -1) > 0
+    size = int(start[:, -1].max())
+
+    def pack(array):
+        flat = np.asarray(array, np.float32).reshape((num_tasks, -1) + array.shape[4:])
+        if keep.all():
+            return flat
+        packed = np.zeros((num_tasks, size) + flat.shape[2:], np.float32)
+        for task in range(num_tasks):  # ragged: episodes may have ended early
+            packed[task, : start[task, -1]] = flat[task][keep[task]]
+        return packed
+
+    rows = Transition(**{name: pack(columns[name]) for name in Transition._fields})
+    return Dataset(rows, start.astype(np.int32), num_episodes, num_levels)
+
+
+def take_tasks(dataset, ids):
+    """Returns the Dataset of some tasks, in the order of `ids`."""
+    return jax.tree.map(lambda x: x[ids], dataset)
+
+
+def statistics(dataset):
+    """Returns (mean, std) [obs_dim] of current observations (gentle_suite.md sec. 1)."""
+    ends = np.asarray(dataset.episode_start)[:, -1]
+    rows = np.concatenate([np.asarray(o)[:n] for o, n in zip(dataset.rows.obs, ends)])
+    return rows.mean(0), np.sqrt(rows.var(0) + 1e-8)
+
+
+def normalize(dataset, mean, std):
+    """Returns the Dataset with z-scored obs and next_obs."""
+    rows = dataset.rows
+    scaled = rows._replace(obs=(rows.obs - mean) / std, next_obs=(rows.next_obs - mean) / std)
+    return dataset.replace(rows=scaled)
+
+
+def size_bytes(dataset):
+    """Returns the bytes that the dataset takes on a device."""
+    return sum(x.nbytes for x in jax.tree.leaves(dataset))
+
+
+def task_sampler(meta_batch, num_tasks, task_draw):
+    """Returns draw(key) -> task ids [meta_batch]; distinct ones where possible and asked for."""
+    if task_draw == "distinct" and meta_batch == num_tasks:
+        return lambda key: jnp.arange(num_tasks)
+    if task_draw == "distinct" and meta_batch < num_tasks:
+        return lambda key: jax.random.permutation(key, num_tasks)[:meta_batch]
+    return lambda key: jax.random.randint(key, (meta_batch,), 0, num_tasks)
+
+
+def _uniform_rows(low, high, shape, key):
+    """Draws integers in [low, high) with traced bounds; high > low."""
+    draw = low + jnp.floor(jax.random.uniform(key, shape) * (high - low)).astype(jnp.int32)
+    return jnp.minimum(draw, high - 1)  # float32 rounding may reach `high`
+
+
+def gather(dataset, task_id, index):
+    """Returns rows `index` [T, B] of tasks `task_id` [T] as a Transition with leaves [T, B, ...]."""
+    return jax.tree.map(lambda x: x[task_id[:, None], index], dataset.rows)
+
+
+def rl_batch(dataset, task_id, size, key):
+    """Returns a Transition with leaves [T, size, ...], uniform over all rows of each task."""
+    end = dataset.episode_start[task_id, -1][:, None]
+    return gather(dataset, task_id, _uniform_rows(0, end, (task_id.shape[0], size), key))
+
+
+def context_batch(dataset, task_id, size, key, draw):
+    """Returns a context, a Transition with leaves [T, size, ...].
+
+    `draw`: "uniform" over all rows of a task (both releases); "level", uniform over the rows of one
+    behaviour level, drawn per task; "episodes", whole episodes of one such level, the last one cut.
+    The papers never say; at test time a context comes from one or two policies, not from a history.
+    """
+    if draw == "uniform":
+        return rl_batch(dataset, task_id, size, key)
+    k_level, k_row = jax.random.split(key)
+    num_tasks = task_id.shape[0]
+    starts = dataset.episode_start[task_id]  # [T, episode + 1]
+    level = jax.random.randint(k_level, (num_tasks, 1), 0, dataset.num_levels)
+    first = level * dataset.level_episodes  # [T, 1]
+    at = lambda index: jnp.take_along_axis(starts, index, 1)
+    if draw == "level":
+        low, high = at(first), at(first + dataset.level_episodes)
+        return gather(dataset, task_id, _uniform_rows(low, high, (num_tasks, size), k_row))
+    horizon = dataset.rows.reward.shape[1] // (starts.shape[1] - 1)  # mean length, rounded down
+    count = -(-size // max(horizon, 1))
+    episode = first + jax.random.randint(k_row, (num_tasks, count), 0, dataset.level_episodes)
+    slot = jnp.arange(size)
+    which = jnp.broadcast_to(slot // max(horizon, 1), (num_tasks, size))
+    low, high = at(jnp.take_along_axis(episode, which, 1)), 0
+    high = at(jnp.take_along_axis(episode, which, 1) + 1)
+    return gather(dataset, task_id, low + (slot % max(horizon, 1)) % jnp.maximum(high - low, 1))

@@ -1,0 +1,1 @@
+"""Task families behind the `Env` contract."""

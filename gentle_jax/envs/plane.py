@@ -1,0 +1,75 @@
+"""The point in the plane that the three point-robot families share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax.envs import base
+from gentle_jax.types import Env, Step
+
+MAX_SPEED = 0.1  # distance per step and coordinate
+
+
+def half_circle(num_tasks):
+    """Returns goals [num_tasks, 2] evenly on the upper unit half circle (ctmrl_suite.md sec. 13)."""
+    angle = np.linspace(0.0, np.pi, num_tasks)
+    return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
+
+
+def make(name, suite, goals, winds, split, horizon, random_start=False, sparse_radius=0.0, colour=None):
+    """Returns an Env: s' = s + 0.1 a + wind, r = -|s' - goal|, a in [-1, 1]^2.
+
+    Args: goals, winds, numpy [num_tasks, 2]; split, (train ids, test ids); random_start, U(-1, 1)^2
+    at every reset instead of the origin; sparse_radius, if positive the context and reported
+    rewards are 1 - d / radius within it and 0 outside; colour, (values [num_tasks, P], names).
+    """
+    tasks = {"goal": goals.astype(np.float32), "wind": winds.astype(np.float32)}
+
+    def reset(task, key):
+        del task
+        low = -1.0 if random_start else 0.0
+        obs = jax.random.uniform(key, (2,), minval=low, maxval=-low)
+        return obs, obs
+
+    def step(task, state, action):
+        obs = state + base.scale_action(action, -MAX_SPEED, MAX_SPEED) + task["wind"]
+        reward = -jnp.linalg.norm(obs - task["goal"])
+        near = jnp.where(reward >= -sparse_radius, 1.0 + reward / max(sparse_radius, 1e-9), 0.0)
+        context_reward = near if sparse_radius > 0 else reward
+        return obs, Step(obs, reward, context_reward, jnp.zeros(()))
+
+    def optimal_return(num_samples):
+        """Returns [num_tasks]: the saturated controller per coordinate, best for any start."""
+
+        def episode(task, start):
+            def body(state, _):
+                wanted = (task["goal"] - task["wind"] - state) / MAX_SPEED
+                state, out = step(task, state, jnp.clip(wanted, -1.0, 1.0))
+                return state, out.context_reward
+
+            return jax.lax.scan(body, start, length=horizon)[1].sum()
+
+        keys = jax.random.split(jax.random.key(0), num_samples if random_start else 1)
+        starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
+        over_starts = jax.vmap(episode, (None, 0))
+        return jax.jit(jax.vmap(lambda t: over_starts(t, starts).mean()))(tasks)
+
+    train_ids, test_ids = split
+    parameters, names = colour if colour is not None else (goals, ("goal x", "goal y"))
+    return Env(
+        name=name,
+        suite=suite,
+        obs_dim=2,
+        action_dim=2,
+        horizon=horizon,
+        ends_early=False,
+        tasks=tasks,
+        train_ids=train_ids,
+        test_ids=test_ids,
+        reset=reset,
+        step=step,
+        parameters=np.asarray(parameters, np.float32),
+        parameter_names=tuple(names),
+        landmarks=goals.astype(np.float32),
+        optimal_return=optimal_return,
+    )

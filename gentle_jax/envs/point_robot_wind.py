@@ -1,0 +1,35 @@
+"""Point-Robot-Wind: one goal, a constant wind that only the outcome of actions reveals.
+
+Suites `ctmrl` (40 winds, 30/10) and `ctmrl_b` (50, 40/10): ctmrl_suite.md sec. 12-13.
+"""
+
+import numpy as np
+
+from gentle_jax.envs import base, plane
+
+SHARED = {
+    "train.num_steps": 50_000,
+    "train.context_size": 256,
+    "backbone.discount": 0.90,
+    "backbone.reward_scale": 100.0,
+    "brac_sac.use_brac": False,
+    "ctmrl.num_codes": 8,
+    "ctmrl.num_iterations": 50,
+    "ctmrl.club_weight": 25.0,
+    "eval.context_episodes": 5,
+}
+SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
+WIND_SEED = 1337
+GOAL = (1.0, 0.0)
+
+
+def make(suite):
+    """Returns the Env of `suite`: all first coordinates are drawn before all second ones."""
+    num_train, num_test = (40, 10) if suite == "ctmrl_b" else (30, 10)
+    total = num_train + num_test
+    random = np.random.RandomState(WIND_SEED)
+    winds = np.stack([random.uniform(-0.05, 0.05, total) for _ in range(2)], -1)
+    goals = np.tile(np.array(GOAL, np.float32), (total, 1))
+    split = base.interpolation_split(num_train, num_test)
+    colour = (winds, ("wind x", "wind y"))
+    return plane.make("point_robot_wind", suite, goals, winds, split, horizon=25, colour=colour)

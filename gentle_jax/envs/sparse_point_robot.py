@@ -1,0 +1,32 @@
+"""Sparse-Point-Robot: Point-Robot whose contexts and reported returns see reward near the goal only.
+
+The backbone learns from the dense reward (ctmrl_suite.md sec. 1 and 13). Suites `ctmrl` (40 tasks,
+30/10) and `ctmrl_b` (100, 80/20).
+"""
+
+import numpy as np
+
+from gentle_jax.envs import base, plane
+
+SHARED = {
+    "train.num_steps": 50_000,
+    "backbone.discount": 0.90,
+    "backbone.reward_scale": 100.0,
+    "brac_sac.use_brac": False,
+    "ctmrl.num_codes": 4,
+    "ctmrl.num_iterations": 50,
+    "ctmrl.club_weight": 25.0,
+    "eval.context_episodes": 10,
+}
+SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
+RADIUS = 0.2
+
+
+def make(suite):
+    """Returns the Env of `suite`."""
+    num_train, num_test = (80, 20) if suite == "ctmrl_b" else (30, 10)
+    goals = plane.half_circle(num_train + num_test)
+    split = base.interpolation_split(num_train, num_test)
+    return plane.make(
+        "sparse_point_robot", suite, goals, np.zeros_like(goals), split, 20, sparse_radius=RADIUS
+    )

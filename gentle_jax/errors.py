@@ -1,0 +1,15 @@
+"""Errors that a user caused and can mend: one line, shown without a traceback, exit code 2."""
+
+import difflib
+
+
+class UserError(ValueError):
+    """Bad input: the message says what was given, what is allowed and what to do."""
+
+
+def unknown(kind, given, allowed):
+    """Returns a UserError for a name outside `allowed`, with the nearest match."""
+    allowed = [str(name) for name in allowed]
+    near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {given!r}: expected one of {', '.join(allowed)}{hint}")

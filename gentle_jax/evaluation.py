@@ -1,0 +1,143 @@
+"""Fixed-horizon rollouts, the random policy's return, and the evaluation of one agent."""
+
+import jax
+import jax.numpy as jnp
+
+from gentle_jax import data as data_lib
+from gentle_jax import learner
+from gentle_jax.rng import stream
+from gentle_jax.types import Transition
+
+
+def rollout(env, task, policy, key, steps=None):
+    """Runs `policy(obs, key, step) -> action`: one episode, or exactly `steps` steps.
+
+    Returns (Transition leaves [steps, ...], mask [steps]). Without `steps`: one horizon, mask 0 after
+    an early end. With it: a new episode begins whenever one ends, and every row counts.
+    """
+    restarts = steps is not None
+    steps = steps or env.horizon
+    k_reset, k_steps = jax.random.split(key)
+    state, obs = env.reset(task, k_reset)
+
+    def body(carry, inputs):
+        state, obs, clock, alive = carry
+        k, index = inputs
+        k_action, k_again = jax.random.split(k)
+        action = policy(obs, k_action, index)
+        state, out = env.step(task, state, action)
+        row = Transition(obs, action, out.reward, out.context_reward, out.obs, out.terminal)
+        now, over = alive, (out.terminal > 0) | (clock + 1 >= env.horizon)
+        if restarts:
+            fresh = env.reset(task, k_again)
+            state, obs = jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, (state, out.obs))
+            clock = jnp.where(over, 0, clock + 1)
+        else:
+            obs, clock = out.obs, clock + 1
+            alive = alive * (1.0 - over)
+        return (state, obs, clock, alive), (row, now)
+
+    carry = (state, obs, jnp.zeros((), jnp.int32), jnp.ones(()))
+    inputs = (jax.random.split(k_steps, steps), jnp.arange(steps))
+    _, (rows, mask) = jax.lax.scan(body, carry, inputs)
+    return rows, mask
+
+
+def episode_return(rows, mask):
+    """Returns the undiscounted reported return of one episode."""
+    return (rows.context_reward * mask).sum()
+
+
+def deterministic(rl, state, z):
+    """Returns the deterministic policy for `rollout` at a fixed z."""
+    return lambda obs, key, index: rl.mode(state, obs, z)
+
+
+def stochastic(rl, state, z):
+    """Returns the sampled policy for `rollout` at a fixed z."""
+    return lambda obs, key, index: rl.act(state, obs, z, key)
+
+
+def random_returns(env, num_episodes, key):
+    """Returns [num_tasks]: the mean return of uniform random actions."""
+
+    def policy(obs, k, index):
+        del obs, index
+        return jax.random.uniform(k, (env.action_dim,), minval=-1.0, maxval=1.0)
+
+    def one(task, k):
+        keys = jax.random.split(k, num_episodes)
+        return jax.vmap(lambda k: episode_return(*rollout(env, task, policy, k)))(keys).mean()
+
+    num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
+    return jax.jit(jax.vmap(one))(env.tasks, jax.random.split(key, num_tasks))
+
+
+def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
+    """Returns evaluate(state, run_key, tasks, offline, at) -> {protocol: returns [task, E]}.
+
+    Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the Dataset
+    of the same tasks (given_context reads it); at, the training step, which only picks random keys.
+    Returns are means over `num_repeats` independent repeats, per episode index.
+    """
+
+    def evaluate(state, run_key, tasks, offline, at):
+        results = {}
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        for name, protocol in protocols.items():
+            keys = jax.random.split(stream(run_key, "evaluate/" + name, at), num_tasks)
+
+            def one(inputs, protocol=protocol):
+                task, index, key = inputs
+                own = data_lib.take_tasks(offline, index[None])
+                repeat = lambda k: protocol.run(algorithm, state, env, task, own, k).returns
+                return jax.vmap(repeat)(jax.random.split(key, num_repeats)).mean(0)
+
+            inputs = (tasks, jnp.arange(num_tasks), keys)
+            results[name] = jax.lax.map(one, inputs, batch_size=min(tasks_at_once, num_tasks))
+        return results
+
+    return evaluate
+
+
+def make_trace(algorithm, env, protocol):
+    """Returns trace(state, run_key, tasks, offline, at) -> the last scored episode of every task.
+
+    Result: (obs [task, H + 1, obs_dim] with the start first, mask [task, H]); for figures.
+    """
+
+    def trace(state, run_key, tasks, offline, at):
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+
+        def one(task, index, key):
+            own = data_lib.take_tasks(offline, index[None])
+            outcome = protocol.run(algorithm, state, env, task, own, key)
+            last = jax.tree.map(lambda x: x[-1], outcome)
+            path = jnp.concatenate([last.rows.obs[:1], last.rows.next_obs])
+            return path, last.mask
+
+        keys = jax.random.split(stream(run_key, "trace", at), num_tasks)
+        return jax.vmap(one)(tasks, jnp.arange(num_tasks), keys)
+
+    return trace
+
+
+def make_embed(algorithm, context_size, context_draw, contexts_per_task):
+    """Returns embed(state, run_key, offline, at): what figures show of every task's contexts.
+
+    Result: {"z": [task, contexts_per_task, Z], and each name of `rep.describe`: [task, ...]}.
+    """
+
+    def embed(state, run_key, offline, at):
+        num_tasks = offline.episode_start.shape[0]
+        ids = jnp.tile(jnp.arange(num_tasks), contexts_per_task)
+        k_context, k_z = jax.random.split(stream(run_key, "embed", at))
+        context = data_lib.context_batch(offline, ids, context_size, k_context, context_draw)
+        z = learner.encode_tasks(algorithm.rep, state.rep, context, k_z)
+        described = jax.vmap(lambda one: algorithm.rep.describe(state.rep, one))(z)
+        reorder = lambda x: jnp.moveaxis(
+            x.reshape((contexts_per_task, num_tasks) + x.shape[1:]), 0, 1
+        )
+        return jax.tree.map(reorder, {"z": z} | described)
+
+    return embed

@@ -1,0 +1,74 @@
+"""What learners share: an Adam step with a traced rate, Polyak averages, the joint step."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gentle_jax import data as data_lib
+from gentle_jax.types import MetaBatch
+
+_ADAM = optax.scale_by_adam()  # betas .9, .999, eps 1e-8: torch's defaults, as every sheet says
+
+
+def adam_init(params):
+    """Returns Adam's moments for a tree of parameters."""
+    return _ADAM.init(params)
+
+
+def adam_step(params, grads, moments, lr):
+    """Returns (params, moments) after one Adam step; `lr` may be traced, so sweeps compile once."""
+    updates, moments = _ADAM.update(grads, moments, params)
+    return jax.tree.map(lambda p, u: p - lr * u, params, updates), moments
+
+
+def polyak(target, params, tau):
+    """Returns (1 - tau) * target + tau * params."""
+    return optax.incremental_update(params, target, tau)
+
+
+def copy(tree):
+    """Returns a copy of a tree: a donated state must not hold one buffer twice."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def repeat_rows(z, count):
+    """Repeats z [T, Z] for `count` rows of each task: [T * count, Z], task-major."""
+    return jnp.repeat(z, count, axis=0)
+
+
+def encode_tasks(rep, state, context, key):
+    """Returns z [T, Z] of contexts [T, C, ...], from the prior belief."""
+    num_tasks, size = context.reward.shape
+    everything = jnp.ones((num_tasks, size))
+    extend = jax.vmap(lambda c, m: rep.extend(state, rep.prior(state), c, m))
+    return jax.vmap(rep.sample)(extend(context, everything), jax.random.split(key, num_tasks))
+
+
+def joint_step(rep, rl, train, num_train_tasks):
+    """Returns step(state, data, key, index): one RL and one representation update on a batch.
+
+    Both see z of the representation before its update; the RL side sees it without gradient
+    (ctmrl_suite.md sec. 2.3, gentle_suite.md sec. 2). `dz` is dead code unless `rep.update` reads it.
+    """
+    draw = data_lib.task_sampler(train.meta_batch, num_train_tasks, train.task_draw)
+
+    def step(state, data, key, index):
+        k_task, k_context, k_z, k_batch, k_rl, k_rep = jax.random.split(key, 6)
+        task_id = draw(k_task)
+        context = rep.context(state.rep, data, task_id, k_context)
+        z = jax.lax.stop_gradient(encode_tasks(rep, state.rep, context, k_z))  # [T, Z]
+        keys = jax.random.split(k_batch, rl.num_batches)
+        batches = jax.vmap(lambda k: data_lib.rl_batch(data, task_id, train.batch_size, k))(keys)
+        flat = jax.tree.map(lambda x: x.reshape((x.shape[0], -1) + x.shape[3:]), batches)
+        z_rows = repeat_rows(z, train.batch_size)
+        new_rl, dz, rl_metrics = rl.update(
+            state.rl, state.hp["backbone"], flat, z_rows, k_rl, index
+        )
+        dz = dz.reshape(task_id.shape[0], train.batch_size, -1).sum(1)
+        batch = MetaBatch(jax.tree.map(lambda x: x[0], batches), context, task_id)
+        new_rep, rep_metrics = rep.update(
+            state.rep, state.hp["algo"], batch, dz, data, k_rep, index
+        )
+        return state.replace(rep=new_rep, rl=new_rl), rl_metrics | rep_metrics
+
+    return step

@@ -1,0 +1,111 @@
+"""Loss functions: small, pure, over one meta batch; callers map them over runs."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+NORM_FLOOR = 1e-8  # guards cosines of zero vectors
+
+
+def focal(z, task_id):
+    """FOCAL's inverse-distance metric loss of z [T, Z], without its weight.
+
+    pos = sum_{same task} sqrt(d + 1e-3) / (n_pos + 1e-3), neg = sum_{other} 1/(d + 0.1) /
+    (n_neg + 1e-3), d = mean over Z of squared differences, pairs i < j (gentle_suite.md sec. 5.1).
+    """
+    chex.assert_rank([z, task_id], [2, 1])
+    distance = ((z[:, None] - z[None]) ** 2).mean(-1)
+    pair = jnp.triu(jnp.ones_like(distance), 1)
+    same = pair * (task_id[:, None] == task_id[None])
+    other = pair - same
+    # the root's slope is infinite only at -1e-3, so masked entries cannot make NaN gradients
+    pos = (same * jnp.sqrt(distance + 1e-3)).sum() / (same.sum() + 1e-3)
+    neg = (other / (distance + 0.1)).sum() / (other.sum() + 1e-3)
+    return pos + neg
+
+
+def club_bound(z, mean, variance):
+    """CLUB upper bound of I(z; (s, a)) for codes, means and variances [T, C, Z], in O(C).
+
+    mean_{i,j} (z_j - mu_i)^2 / var_i - mean_t (z_t - mu_t)^2 / var_t, pairs within a task, mean over
+    Z and tasks (ctmrl_suite.md sec. 6). The pair term uses
+    mean_j (z_j - mu_i)^2 = mean_j z_j^2 - 2 mu_i mean_j z_j + mu_i^2.
+    """
+    chex.assert_equal_shape([z, mean, variance])
+    first = z.mean(1, keepdims=True)
+    second = (z**2).mean(1, keepdims=True)
+    all_pairs = (second - 2 * mean * first + mean**2) / variance
+    matched = (z - mean) ** 2 / variance
+    return (all_pairs - matched).mean()
+
+
+def club_bound_pairs(z, mean, variance):
+    """`club_bound` from all C^2 pairs, as released: a reference, and O(C^2) in memory."""
+    pairs = (z[:, None] - mean[:, :, None]) ** 2 / variance[:, :, None]  # [T, i, j, Z]
+    matched = (z - mean) ** 2 / variance
+    return pairs.mean() - matched.mean()
+
+
+def club_likelihood(z, mean, variance):
+    """Negative log-likelihood (up to a constant) that trains CLUB's network; mean over every axis."""
+    return ((z - mean) ** 2 / (2 * variance) + 0.5 * jnp.log(variance)).mean()
+
+
+def cosine(a, b):
+    """Cosine of all pairs of rows: a [N, Z], b [M, Z] -> [N, M]; zero rows give 0."""
+    unit = lambda x: x / jnp.sqrt((x**2).sum(-1, keepdims=True) + NORM_FLOOR)
+    return unit(a) @ unit(b).T
+
+
+def code_contrast(z, codes, matched, temperature):
+    """CTMRL Eq. 3: InfoNCE of z [T, Z] against codes [N, Z]; `matched` [T] are the labels.
+
+    The mean over the batch instead of the paper's sum: free of the meta-batch size.
+    """
+    log_p = jax.nn.log_softmax(cosine(z, codes) / temperature, axis=-1)
+    return -jnp.take_along_axis(log_p, matched[:, None], axis=-1).mean()
+
+
+def group_contrast(anchor, positive, group, num_groups, filler, temperature):
+    """CTMRL Eq. 10: InfoNCE between two views of each task among the tasks of the same code.
+
+    Args: anchor, positive [K, Z]; group [K], the code of each task; filler [K, K] bool, extra
+    negatives for tasks that are alone in their group (the paper's M). Mean over the tasks of a
+    code, then over non-empty codes. Sign and denominators as in Eq. 10.
+    """
+    same = group[:, None] == group[None]
+    alone = same.sum(1, keepdims=True) == 1
+    allowed = same | (alone & filler)
+    logits = jnp.where(allowed, cosine(anchor, positive) / temperature, -jnp.inf)
+    row_loss = -jnp.diagonal(jax.nn.log_softmax(logits, axis=-1))
+    size = jax.ops.segment_sum(jnp.ones_like(row_loss), group, num_groups)
+    mean = jax.ops.segment_sum(row_loss, group, num_groups) / jnp.maximum(size, 1.0)
+    return mean.sum() / jnp.maximum((size > 0).sum(), 1)
+
+
+def bilinear_group_contrast(anchor, positive, group, num_groups, matrix):
+    """The release's Eq. 10: logits z' W z^T, summed over codes, singletons give 0.
+
+    `matrix` [Z, Z] is frozen (ctmrl_suite.md sec. 3.2 point 7). Rows of a group share one softmax.
+    """
+    same = group[:, None] == group[None]
+    logits = jnp.where(same, anchor @ matrix @ positive.T, -jnp.inf)
+    row_loss = -jnp.diagonal(jax.nn.log_softmax(logits, axis=-1))
+    size = jax.ops.segment_sum(jnp.ones_like(row_loss), group, num_groups)
+    return (jax.ops.segment_sum(row_loss, group, num_groups) / jnp.maximum(size, 1.0)).sum()
+
+
+def dual_kl(c_policy, c_data):
+    """BRAC's dual estimate of KL(policy | data) per row: 1 + log(sp(c_pi) + 1e-8) - sp(c_data)."""
+    return 1.0 + jnp.log(jax.nn.softplus(c_policy) + 1e-8) - jax.nn.softplus(c_data)
+
+
+def value_penalty(c_mixed):
+    """mean max(|c| - 1, 0)^2: what every release calls a gradient penalty (sec. 2.2)."""
+    return jnp.mean(jnp.maximum(jnp.sqrt(1e-8 + c_mixed**2) - 1.0, 0.0) ** 2)
+
+
+def mse(a, b):
+    """Mean squared error over every axis."""
+    chex.assert_equal_shape([a, b])
+    return jnp.mean((a - b) ** 2)

@@ -1,0 +1,1 @@
+"""Meta-test protocols behind the `Protocol` contract."""

@@ -1,0 +1,47 @@
+"""The four tables. A new entry is one new file and one line here.
+
+Each value is a module, imported on first use. What a module must define:
+  algorithm    `Config`, `FIDELITY`, `DEFAULT_FIDELITY`, `make(config, train, spec, rl)`
+  backbone     `Config`, `make(config, latent_dim, spec)`
+  environment  `SETTINGS` (suite -> default overrides), `make(suite)`
+  protocol     `make(eval_config, env)`
+"""
+
+import importlib
+
+from gentle_jax import errors
+
+ALGORITHMS = {
+    "ctmrl": "gentle_jax.algorithms.ctmrl",
+    "gentle": "gentle_jax.algorithms.gentle",
+}
+BACKBONES = {
+    "brac_sac": "gentle_jax.backbones.brac_sac",
+    "td3_bc": "gentle_jax.backbones.td3_bc",
+    "sac": "gentle_jax.backbones.sac",
+}
+ENVIRONMENTS = {
+    "point_robot": "gentle_jax.envs.point_robot",
+    "point_robot_wind": "gentle_jax.envs.point_robot_wind",
+    "sparse_point_robot": "gentle_jax.envs.sparse_point_robot",
+}
+PROTOCOLS = {
+    "random_then_policy": "gentle_jax.protocols.random_then_policy",
+    "online": "gentle_jax.protocols.online",
+    "given_context": "gentle_jax.protocols.given_context",
+    "one_shot": "gentle_jax.protocols.one_shot",
+}
+TABLES = {
+    "algorithm": ALGORITHMS,
+    "backbone": BACKBONES,
+    "environment": ENVIRONMENTS,
+    "protocol": PROTOCOLS,
+}
+
+
+def load(kind, name):
+    """Imports the module of entry `name` in table `kind`; raises UserError for an unknown name."""
+    table = TABLES[kind]
+    if name not in table:
+        raise errors.unknown(kind, name, table)
+    return importlib.import_module(table[name])

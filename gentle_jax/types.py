@@ -1,0 +1,142 @@
+"""The contracts: bundles of pure functions, and the pytrees that they pass to each other.
+
+Axes: S runs, T tasks, B transitions, C context transitions, H horizon, E episodes, Z latent, K batches.
+An algorithm is Representation x Backbone; a protocol calls both; a Stage is a stretch of training.
+Functions here are unbatched over runs: `gentle_jax.sweep` maps them.
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+from flax import struct
+
+State = Any  # a pytree; so are Belief, Task, Metrics and HyperParams below
+HyperParams = dict  # section -> {name: scalar float}; leaves, so sweeping them never recompiles
+
+
+class Transition(NamedTuple):
+    """One environment step, or many: every leaf has the same leading axes."""
+
+    obs: jax.Array  # [..., obs_dim]
+    action: jax.Array  # [..., action_dim], in [-1, 1]
+    reward: jax.Array  # [...], dense: what a backbone learns from
+    context_reward: jax.Array  # [...], what contexts and reported returns see (sparse where so)
+    next_obs: jax.Array  # [..., obs_dim]
+    terminal: jax.Array  # [...], 1.0 where a backbone must not bootstrap
+
+
+class MetaBatch(NamedTuple):
+    """One training batch; `rl` and `context` are drawn independently."""
+
+    rl: Transition  # leaves [T, B, ...]
+    context: Transition  # leaves [T, C, ...]
+    task_id: jax.Array  # [T] int32, index among the training tasks
+
+
+class Spec(NamedTuple):
+    """Static sizes that an algorithm needs to build its networks."""
+
+    obs_dim: int
+    action_dim: int
+    num_train_tasks: int
+    rows_per_task: int  # rows of the smallest training task's dataset
+    horizon: int
+
+
+class Representation(NamedTuple):
+    """Everything about context. Owns its networks, optimisers, codebooks and ensembles."""
+
+    init: Callable  # (hp, key) -> State
+    context: Callable  # (State, data, task_id [T], key) -> Transition [T, C, ...]
+    update: Callable  # (State, hp, MetaBatch, dz [T, Z], data, key, index) -> (State, Metrics)
+    prior: Callable  # (State) -> Belief before any transition was seen
+    extend: Callable  # (State, Belief, Transition [C, ...], mask [C]) -> Belief
+    sample: Callable  # (Belief, key) -> z [Z]
+    describe: Callable  # (State, z [Z]) -> {name: scalar}: what figures show, e.g. the code of z
+
+
+class Backbone(NamedTuple):
+    """An RL learner that sees no tasks: z is only a conditioning vector."""
+
+    num_batches: int  # K, independent RL batches that one update consumes
+    init: Callable  # (hp, key) -> State
+    update: Callable  # (State, hp, Transition [K, N, ...], z [N, Z], key, index)
+    #                    -> (State, dz [N, Z], Metrics)
+    act: Callable  # (State, obs, z, key) -> action, sampled
+    mode: Callable  # (State, obs, z) -> action, deterministic
+    target_mode: Callable  # (State, obs, z) -> action of the target policy (else `mode`)
+
+
+class Stage(NamedTuple):
+    """A stretch of training steps that share one compiled program.
+
+    `index` is the step within the stage and has no run axis, so `lax.cond` on it stays a branch
+    under `vmap`: that is how periodic work (relabelling, K-means) enters a step.
+    """
+
+    name: str
+    num_steps: int
+    step: Callable  # (AgentState, data, key, index) -> (AgentState, Metrics)
+
+
+class Algorithm(NamedTuple):
+    """What `sweep` trains: an initial state, stages in time, and the bundles a protocol calls."""
+
+    init: Callable  # (hp, key) -> AgentState with every stage's state
+    stages: tuple
+    rep: Representation
+    rl: Backbone
+
+
+@struct.dataclass
+class AgentState:
+    """One run's whole state. Targets are bare parameters; only trained networks own moments."""
+
+    rep: State
+    rl: State
+    hp: HyperParams
+
+
+class Env(NamedTuple):
+    """A task family. A task is an explicit pytree argument: leaves of `tasks` have a [task] axis."""
+
+    name: str
+    suite: str
+    obs_dim: int
+    action_dim: int
+    horizon: int  # steps after which every episode ends
+    ends_early: bool  # False: `terminal` is always 0
+    tasks: Any  # numpy leaves [num_tasks, ...]
+    train_ids: Any  # numpy [num_train]
+    test_ids: Any  # numpy [num_test]
+    reset: Callable  # (task, key) -> (EnvState, obs)
+    step: Callable  # (task, EnvState, action in [-1, 1]) -> (EnvState, Step)
+    parameters: Any  # numpy [num_tasks, P], for colouring figures
+    parameter_names: tuple  # P names
+    landmarks: Any = None  # numpy [num_tasks, 2], goals in the plane of obs[:2], where there are
+    optimal_return: Callable | None = None  # (num_samples) -> [num_tasks], where it is known
+
+
+class Step(NamedTuple):
+    """What one environment step returns."""
+
+    obs: jax.Array  # [obs_dim]
+    reward: jax.Array  # scalar
+    context_reward: jax.Array  # scalar
+    terminal: jax.Array  # scalar, 1.0 on a true end (a fall), never on the time limit
+
+
+class Outcome(NamedTuple):
+    """Scored episodes. Programs that only read `returns` pay nothing for the rest."""
+
+    returns: jax.Array  # [E], undiscounted
+    rows: Transition  # leaves [E, H, ...]
+    mask: jax.Array  # [E, H], 0 after an early end
+
+
+class Protocol(NamedTuple):
+    """How a trained agent meets a task, and which number is reported."""
+
+    run: Callable  # (Algorithm, AgentState, Env, task, Dataset of this task, key) -> Outcome
+    metrics: dict  # name -> function of returns [..., E] -> [...]; the first one is native
+    num_episodes: int  # E
