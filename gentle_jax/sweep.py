@@ -1,4 +1,4 @@
-"""Seed sweeps: one compiled program for all runs, as a chunk (with a host in between) or fused.
+"""Seed sweeps: one compiled program for all runs, as chunks (a host in between) or fused.
 
 Both drivers call the same chunk and evaluate functions, so they give the same numbers. Runs are
 mapped, the dataset is shared, state is donated, and every program is compiled once, ahead of
@@ -12,6 +12,43 @@ import jax
 import jax.numpy as jnp
 
 from gentle_jax.rng import stream
+
+
+class Chunk(NamedTuple):
+    """One call of a stage's program."""
+
+    stage: int
+    start: int  # step within the stage
+    length: int
+    done: int  # steps of all stages after this chunk
+    evaluate: bool  # whether `done` is an evaluation point
+
+
+def plan(stages, num_evals, num_chunks=50):
+    """Returns the Chunks of a run: cut at stage ends, evaluation points and even intervals.
+
+    `num_evals` points are evenly spaced over the stages that have a policy, the end included.
+    """
+    ends, offset = [], 0
+    for stage in stages:
+        ends.append((offset, offset + stage.num_steps))
+        offset += stage.num_steps
+    steps = [
+        end_step
+        for stage, (begin, end) in zip(stages, ends, strict=True)
+        if stage.evaluate
+        for end_step in range(begin + 1, end + 1)
+    ]
+    count = min(num_evals, len(steps))
+    points = {steps[len(steps) * (i + 1) // count - 1] for i in range(count)}
+    every = max(-(-offset // num_chunks), 1)
+    chunks = []
+    for number, (begin, end) in enumerate(ends):
+        cuts = {p for p in points if begin < p <= end} | set(range(begin + every, end, every))
+        for cut in sorted(cuts | ({end} if end > begin else set())):
+            chunks.append(Chunk(number, begin - ends[number][0], cut - begin, cut, cut in points))
+            begin = cut
+    return chunks
 
 
 def make_chunk(stage):
@@ -63,49 +100,51 @@ def compile_program(function, args, donate=()):
     return Program(compiled, time.perf_counter() - begin, temp)
 
 
-def evaluation_points(num_steps, num_evals):
-    """Returns the training steps after which to evaluate: evenly spaced, the last one included."""
-    count = min(num_evals, num_steps)
-    return [num_steps * (i + 1) // count for i in range(count)]
-
-
 def init_runs(algorithm, hp, run_keys):
     """Returns the state of all runs: leaves [S, ...]. Args: hp leaves [S]; run_keys [S]."""
-    init = lambda hp, key: algorithm.init(hp, stream(key, "init"))
+    # a copy of hp: the state is donated, the caller's hp is not
+    init = lambda hp, key: algorithm.init(jax.tree.map(jnp.copy, hp), stream(key, "init"))
     return jax.vmap(init)(hp, run_keys)
 
 
-def fused(algorithm, evaluate, train_data, eval_sets, hp, num_evals):
-    """Returns run(run_keys [S]) -> {"state", "returns", "metrics"}: the whole sweep as one program.
+def fused(algorithm, evaluate, data, tasks, hp, num_evals):
+    """Returns run(run_keys [S]) -> {"state", "returns", "metrics"}: a whole sweep as one program.
 
-    Args: evaluate, from `evaluation.make_evaluate`; train_data, the Dataset of the training tasks;
-    eval_sets, {task set: (task leaves, Dataset)}; hp, leaves [S]; num_evals, evaluations along the last
-    stage. Result leaves: returns {task set: {protocol: [point, S, task, E]}}, metrics of each
-    stretch before a point [point, S]. Bit-equal to the chunked driver's.
+    Args: evaluate, from `evaluation.make_evaluate`; data, the Dataset of all tasks, training tasks first;
+    tasks, task leaves in that order; hp, leaves [S]; num_evals, evaluations along training. Results:
+    returns {protocol: [point, S, task, E]}; metrics {stage: {name: [chunk, S]}}. Bit-equal to
+    the chunked driver's. `run.jitted` is the compiled function itself, for those who count.
     """
-    *before, last = algorithm.stages
-    points = evaluation_points(last.num_steps, num_evals)
-    lengths = jnp.diff(jnp.array([0] + points))
+    chunks = plan(algorithm.stages, num_evals)
 
-    def run(run_keys, hp, train_data, eval_sets):
-        state = init_runs(algorithm, hp, run_keys)
-        for stage in before:
-            if stage.num_steps:
-                advance = over_runs(make_chunk(stage), 2)
-                state, _ = advance(state, run_keys, train_data, 0, stage.num_steps)
-        advance = over_runs(make_chunk(last), 2)
+    def run(run_keys, hp, data, tasks):
+        state, returns, metrics = init_runs(algorithm, hp, run_keys), [], {}
+        for number, stage in enumerate(algorithm.stages):
+            mine = [c for c in chunks if c.stage == number]
+            if not mine:
+                continue
+            advance = over_runs(make_chunk(stage), 2)
 
-        def stretch(carry, length):
-            state, start = carry
-            state, metrics = advance(state, run_keys, train_data, start, length)
-            returns = {
-                name: over_runs(evaluate, 2)(state, run_keys, tasks, offline, start + length)
-                for name, (tasks, offline) in eval_sets.items()
-            }
-            return (state, start + length), (returns, metrics)
+            def stretch(state, chunk, advance=advance):
+                start, length, done, due = chunk
+                state, metrics = advance(state, run_keys, data, start, length)
+                score = lambda: over_runs(evaluate, 2)(state, run_keys, tasks, data, done)
+                empty = jax.tree.map(
+                    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score)
+                )
+                return state, (jax.lax.cond(due, score, lambda: empty), metrics)
 
-        (state, _), (returns, metrics) = jax.lax.scan(stretch, (state, jnp.int32(0)), lengths)
-        return {"state": state, "returns": returns, "metrics": metrics}
+            columns = [jnp.array(x) for x in zip(*[c[1:] for c in mine], strict=True)]
+            state, (scores, metrics[stage.name]) = jax.lax.scan(stretch, state, tuple(columns))
+            due = [i for i, c in enumerate(mine) if c.evaluate]
+            returns.append(jax.tree.map(lambda x, due=due: x[jnp.array(due, int)], scores))
+        stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *returns)
+        return {"state": state, "returns": stacked, "metrics": metrics}
 
     jitted = jax.jit(run)
-    return lambda run_keys: jitted(run_keys, hp, train_data, eval_sets)
+
+    def call(run_keys):
+        return jitted(run_keys, hp, data, tasks)
+
+    call.jitted = jitted
+    return call

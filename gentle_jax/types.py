@@ -49,6 +49,7 @@ class Representation(NamedTuple):
     init: Callable  # (hp, key) -> State
     context: Callable  # (State, data, task_id [T], key) -> Transition [T, C, ...]
     update: Callable  # (State, hp, MetaBatch, dz [T, Z], data, key, index) -> (State, Metrics)
+    #                    `data` lists the training tasks first; task ids index them
     prior: Callable  # (State) -> Belief before any transition was seen
     extend: Callable  # (State, Belief, Transition [C, ...], mask [C]) -> Belief
     sample: Callable  # (Belief, key) -> z [Z]
@@ -77,6 +78,7 @@ class Stage(NamedTuple):
     name: str
     num_steps: int
     step: Callable  # (AgentState, data, key, index) -> (AgentState, Metrics)
+    evaluate: bool = True  # False: pretraining, after which there is no policy to evaluate
 
 
 class Algorithm(NamedTuple):

@@ -185,7 +185,9 @@ def make(config, train, spec, rl):
 
     warmup_steps = min(schedule[0] * per_iteration, train.num_steps)
     joint = {on: learner.joint_step(rep(on), rl, train, spec.num_train_tasks) for on in (0, 1)}
-    periodic = _make_periodic(config, schedule, per_iteration, task_vectors)
+    periodic = _make_periodic(
+        config, schedule, per_iteration, task_vectors, spec.num_train_tasks
+    )
     stages = (
         Stage("warmup", warmup_steps, _staged(joint[0], periodic, 0)),
         Stage("train", train.num_steps - warmup_steps, _staged(joint[1], periodic, warmup_steps)),
@@ -397,7 +399,7 @@ def _move_codes(config, state, hp, code_grads, z, z_all):
     return state.replace(book=book, code_moments=moments)
 
 
-def _make_periodic(config, schedule, per_iteration, task_vectors):
+def _make_periodic(config, schedule, per_iteration, task_vectors, num_tasks):
     """Returns periodic(state, data, key, step): collection and K-means around a gradient step."""
     first, warmup, period = schedule
 
@@ -406,7 +408,7 @@ def _make_periodic(config, schedule, per_iteration, task_vectors):
         start = slot * vectors.shape[0]
         return rep.replace(bag=jax.lax.dynamic_update_slice_in_dim(rep.bag, vectors, start, 0))
 
-    def start_codes(rep, key, num_tasks):
+    def start_codes(rep, key):
         rows = (warmup[1] - warmup[0]) * num_tasks
         valid = (jnp.arange(rep.bag.shape[0]) < rows).astype(jnp.float32)
         centres, counts = codebook.kmeans(
@@ -414,7 +416,7 @@ def _make_periodic(config, schedule, per_iteration, task_vectors):
         )
         return rep.replace(book=codebook.Codebook(centres, jnp.copy(centres), counts))
 
-    def refresh_codes(rep, hp, key, num_tasks):
+    def refresh_codes(rep, hp, key):
         rows = (period - 1) * num_tasks
         valid = (jnp.arange(rep.bag.shape[0]) < rows).astype(jnp.float32)
         centres, counts = codebook.kmeans(
@@ -428,12 +430,12 @@ def _make_periodic(config, schedule, per_iteration, task_vectors):
             book = codebook.move(rep.book, centres, matched, hp["eta"], weight)
         return rep.replace(book=book)
 
-    def before(rep, key, step, num_tasks):
+    def before(rep, key, step):
         """K-means starts the codes at the first step of iteration `first`."""
         due = step == first * per_iteration
-        return jax.lax.cond(due, lambda r: start_codes(r, key, num_tasks), lambda r: r, rep)
+        return jax.lax.cond(due, lambda r: start_codes(r, key), lambda r: r, rep)
 
-    def after(rep, hp, data, key, step, num_tasks):
+    def after(rep, hp, data, key, step):
         """Collection or a K-means refresh at the end of an iteration."""
         iteration, end = step // per_iteration, (step + 1) % per_iteration == 0
         since = iteration - first
@@ -442,7 +444,7 @@ def _make_periodic(config, schedule, per_iteration, task_vectors):
         late = end & (since > 0) & ~refresh
         slot = jnp.where(early, iteration - warmup[0], since % period - 1)
         rep = jax.lax.cond(early | late, lambda r: collect(r, data, key, slot), lambda r: r, rep)
-        again = lambda r: refresh_codes(r, hp, key, num_tasks)
+        again = lambda r: refresh_codes(r, hp, key)
         return jax.lax.cond(refresh, again, lambda r: r, rep)
 
     return (before, after) if config.use_codebook and config.use_kmeans else None
@@ -456,11 +458,10 @@ def _staged(joint, periodic, offset):
 
     def step(state, data, key, index):
         k_before, k_after, k_step = jax.random.split(key, 3)
-        num_tasks = data.episode_start.shape[0]
         at = index + offset
-        state = state.replace(rep=before(state.rep, k_before, at, num_tasks))
+        state = state.replace(rep=before(state.rep, k_before, at))
         state, metrics = joint(state, data, k_step, index)
-        rep = after(state.rep, state.hp["algo"], data, k_after, at, num_tasks)
+        rep = after(state.rep, state.hp["algo"], data, k_after, at)
         return state.replace(rep=rep), metrics
 
     return step

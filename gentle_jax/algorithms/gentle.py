@@ -189,8 +189,11 @@ def make(config, train, spec, rl):
         )
         return joint(state.replace(rep=state.rep.replace(buffer=buffer)), data, k_step, index)
 
-    stages = (Stage("dynamics", models.num_steps if config.relabel else 0, dynamics_step),)
-    stages += (Stage("train", train.num_steps, train_step),)
+    model_steps = models.num_steps if config.relabel else 0
+    stages = (
+        Stage("dynamics", model_steps, dynamics_step, evaluate=False),
+        Stage("train", train.num_steps, train_step),
+    )
     return Algorithm(init, stages, rep, rl)
 
 

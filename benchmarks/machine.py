@@ -1,0 +1,165 @@
+"""What a number was measured on: the machine, its matrix-product rate, a program's products."""
+
+import datetime
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from jax.extend.core import Literal, Var
+
+
+def cores():
+    """Returns how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_model():
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def describe(torch=None):
+    """Returns {"machine", "versions", "date"}. Args: torch, the module, or None where missing."""
+    return {
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": cores(),
+            "device": jax.devices()[0].device_kind,
+            "backend": jax.default_backend(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "torch": torch.__version__ if torch else None,
+        },
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def seconds(call):
+    """Returns the wall clock of `call()`, whose result is waited for."""
+    begin = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - begin
+
+
+def product_rate(batch, m, k, n, repeats=5):
+    """Returns the best GFLOP/s of float32 products [batch, m, k] x [batch, k, n], called alone.
+
+    Calls are queued until they take some 20 ms, so that small shapes do not measure dispatch.
+    """
+    keys = jax.random.split(jax.random.key(0))
+    lead = () if batch == 1 else (batch,)
+    left = jax.random.normal(keys[0], (*lead, m, k))
+    right = jax.random.normal(keys[1], (*lead, k, n))
+    multiply = jax.jit(jnp.matmul)
+    flops = 2.0 * batch * m * k * n
+    jax.block_until_ready(multiply(left, right))
+    once = max(seconds(lambda: multiply(left, right)), 1e-7)
+    calls = max(1, min(math.ceil(0.02 / once), 200))
+    times = [seconds(lambda: [multiply(left, right) for _ in range(calls)]) for _ in range(repeats)]
+    return calls * flops / min(times) / 1e9
+
+
+def square_rate(size=0):
+    """Returns GFLOP/s of a large square float32 product: 2048 on a CPU, 8192 elsewhere."""
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    return product_rate(1, size, size, size)
+
+
+def _inner(params):
+    """Yields the jaxprs among an equation's parameters, without their constants."""
+    for value in params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(part, "eqns"):
+                yield part
+            elif hasattr(part, "jaxpr"):
+                yield part.jaxpr
+
+
+def _dot_shape(eqn):
+    (contract, _), (batched, _) = eqn.params["dimension_numbers"]
+    left, right = (v.aval.shape for v in eqn.invars)
+    batch = math.prod(left[i] for i in batched)
+    k = math.prod(left[i] for i in contract)
+    return batch, math.prod(left) // (batch * k), k, math.prod(right) // (batch * k)
+
+
+def products(jaxpr, known):
+    """Returns ({(batch, m, k, n): count} of a jaxpr's matrix products, [known results]).
+
+    Args: known, one value per input: a number, or None where it is not known. Every scalar that
+    follows from known numbers is computed, so a `cond` on the step's index counts the branch taken,
+    and only that one; a `cond` on data counts its largest branch, a `scan` its length times its body, a
+    `while` (no known length) its body once. This is what the program asks for: XLA may merge equal
+    products or drop unused ones, so the work done may be less, never more.
+    """
+    counts, values = {}, dict(zip(jaxpr.invars, known))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values.get(atom)
+
+    def add(inner, known, times=1):
+        found, results = products(inner, known)
+        for shape, count in found.items():
+            counts[shape] = counts.get(shape, 0) + times * count
+        return results
+
+    for eqn in jaxpr.eqns:
+        name, inner = eqn.primitive.name, list(_inner(eqn.params))
+        inputs, results = [read(v) for v in eqn.invars], []
+        unknown = lambda body: [None] * len(body.invars)
+        if name == "dot_general":
+            shape = _dot_shape(eqn)
+            counts[shape] = counts.get(shape, 0) + 1
+        elif name == "cond":
+            if inputs[0] is None:
+                inner.sort(key=lambda b: flops(products(b, unknown(b))[0]))
+                branch = inner[-1]
+            else:
+                branch = inner[int(np.clip(int(inputs[0]), 0, len(inner) - 1))]
+            results = add(branch, inputs[1:])
+        elif name == "scan":
+            add(inner[0], unknown(inner[0]), eqn.params["length"])
+        elif inner:
+            for body in inner:
+                whole = len(body.invars) == len(inputs)  # a plain call: values pass through
+                results = add(body, inputs if whole else unknown(body))
+        elif all(v is not None and np.ndim(v) == 0 for v in inputs) and inputs:
+            if all(v.aval.shape == () for v in eqn.outvars):
+                out = eqn.primitive.bind(*inputs, **eqn.params)
+                results = out if eqn.primitive.multiple_results else [out]
+        for var, value in zip(eqn.outvars, results):
+            if isinstance(var, Var):
+                values[var] = value
+    return counts, [read(v) for v in jaxpr.outvars]
+
+
+def flops(counts):
+    """Returns the floating-point operations of products {(batch, m, k, n): count}."""
+    return sum(2.0 * batch * m * k * n * count for (batch, m, k, n), count in counts.items())
+
+
+def step_products(stage, args, indices):
+    """Returns the matrix products of one step, averaged over the steps `indices` of a stage.
+
+    Args: stage, a `types.Stage`; args, (state, data, key) of one run, arrays or shapes.
+    """
+    closed = jax.make_jaxpr(stage.step)(*args, jax.ShapeDtypeStruct((), jnp.int32))
+    unknown = [None] * (len(closed.jaxpr.invars) - 1)
+    total = {}
+    for index in indices:
+        for shape, count in products(closed.jaxpr, [*unknown, np.int32(index)])[0].items():
+            total[shape] = total.get(shape, 0) + count / len(indices)
+    return total

@@ -1,0 +1,362 @@
+"""Gradient steps per second: compile time, memory, matrix-product rate, beside a PyTorch step.
+
+    python -m benchmarks.train_step --grid=point_robot,ant_dir --algos=gentle,ctmrl --seeds=1,8
+
+Data are random arrays of the papers' shapes; programs are built and chunked as experiments do. A row is
+one (algorithm, shapes, seeds) in its main stage. Times are medians over rounds of torch, jax, torch,
+jax, ...; the matrix-product rate of the machine is taken right before and after the rounds.
+FLOPs are those of the matrix products that the step's program asks for (`machine.products`): the
+actor counts at its share of steps, periodic work at none, and XLA may do fewer.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from benchmarks import machine, torch_step
+from gentle_jax import config as config_lib
+from gentle_jax import data as data_lib
+from gentle_jax import errors, registry, rng, sweep
+from gentle_jax.types import AgentState, Spec
+
+PIECES = 5  # short chunks that one long chunk is compared with
+PERIOD = 2 * PIECES  # steps are a multiple: every piece holds whole policy delays
+FIRST = 2  # timed steps start here: periodic work (relabelling, K-means) is due at step 0
+NEVER = 1_000_000  # steps between periodic work: more than any run here takes
+LAYERS = 3  # layer shapes, of the most work, whose own product rate is measured
+
+
+class Shapes(NamedTuple):
+    """Sizes of one environment, and what differs from Point-Robot's settings per algorithm."""
+
+    obs_dim: int
+    action_dim: int
+    rows: int  # per task
+    overrides: dict  # algorithm -> dotted overrides
+
+
+GENTLE_LIKE = {"train.meta_batch": 10, "train.batch_size": 256, "train.context_size": 256}
+CTMRL_LIKE = {"train.meta_batch": 16, "train.batch_size": 256, "train.latent_dim": 20}
+GRID = {
+    "point_robot": Shapes(
+        2, 2, 2_000,
+        {"gentle": GENTLE_LIKE, "ctmrl": {**CTMRL_LIKE, "train.context_size": 1024}},
+    ),
+    "ant_dir": Shapes(
+        27, 8, 10_000,
+        {
+            "gentle": {**GENTLE_LIKE, "backbone.width": 256, "gentle.width": 256},
+            "ctmrl": {**CTMRL_LIKE, "train.context_size": 512, "brac_sac.use_brac": True},
+        },
+    ),
+}  # fmt: skip
+ALGOS = {"gentle": 10, "ctmrl": 30}  # training tasks; an algorithm's suite has its name
+PERIODIC = {"gentle": {"gentle.relabel_every": NEVER}, "ctmrl": {}}
+SMALL = {
+    "train.meta_batch": 3,
+    "train.batch_size": 8,
+    "train.context_size": 8,
+    "train.latent_dim": 3,
+    "backbone.width": 8,
+    "gentle.width": 8,
+    "gentle.relabel_rows": 16,
+    "gentle.ensemble_size": 2,
+    "gentle.num_cross_tasks": 2,
+    "ctmrl.width": 8,
+    "ctmrl.encoder_width": 8,
+    "ctmrl.num_codes": 2,
+}
+
+
+class Problem(NamedTuple):
+    """What one row times."""
+
+    config: config_lib.ExperimentConfig
+    algorithm: object
+    data: data_lib.Dataset
+    stage: object  # the main stage
+
+
+def make_flags():
+    """Returns the flags of this command, apart from the global ones."""
+    values = flags.FlagValues()
+    define = lambda kind, name, default, text: kind(name, default, text, flag_values=values)
+    define(flags.DEFINE_list, "grid", ["point_robot", "ant_dir"], f"shapes: {', '.join(GRID)}")
+    define(flags.DEFINE_list, "algos", ["gentle", "ctmrl"], f"algorithms: {', '.join(ALGOS)}")
+    define(flags.DEFINE_list, "seeds", ["1", "8"], "numbers of seeds mapped in one program")
+    define(flags.DEFINE_integer, "steps", 20, f"steps of a chunk, rounded up to {PERIOD}s")
+    define(flags.DEFINE_integer, "rounds", 3, "timed chunks per row: medians are over these")
+    define(flags.DEFINE_boolean, "small", False, "tiny sizes: for tests, the numbers mean nothing")
+    define(flags.DEFINE_string, "out", "benchmarks/results/train_step.json", "JSON file to write")
+    return values
+
+
+def _check(args):
+    for name in args.grid:
+        if name not in GRID:
+            raise errors.unknown("shapes in --grid", name, GRID)
+    for name in args.algos:
+        if name not in ALGOS:
+            raise errors.unknown("algorithm in --algos", name, ALGOS)
+    for text in args.seeds:
+        if not text.isdigit() or int(text) < 1:
+            raise errors.UserError(
+                f"--seeds has {text!r}: expected whole numbers from 1, such as --seeds=1,8"
+            )
+    if args.steps < 1 or args.rounds < 1:
+        raise errors.UserError(
+            f"--steps is {args.steps}, --rounds is {args.rounds}: expected 1 or more of each"
+        )
+    try:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"--out={args.out} cannot be written: {error.strerror}") from error
+
+
+def _dataset(shapes, num_tasks, rows):
+    """Random episodes of 20 steps, packed as real ones are."""
+    random = np.random.default_rng(0)
+    lead = (num_tasks, 1, rows // 20, 20)
+    draw = lambda *tail: random.standard_normal((*lead, *tail), np.float32)
+    reward = draw()
+    fields = {
+        "obs": draw(shapes.obs_dim),
+        "action": np.tanh(draw(shapes.action_dim)),
+        "reward": reward,
+        "context_reward": reward,
+        "next_obs": draw(shapes.obs_dim),
+        "terminal": np.zeros(lead, np.float32),
+    }
+    packed = data_lib.from_episodes(fields, np.ones(lead, np.float32), True)
+    return jax.tree.map(jnp.asarray, packed)
+
+
+def make_problem(name, algorithm, small):
+    """Returns the Problem of shapes `name`: config, bundles, data and main stage."""
+    shapes, num_tasks = GRID[name], 3 if small else ALGOS[algorithm]
+    rows = 40 if small else shapes.rows
+    overrides = {**shapes.overrides[algorithm], **PERIODIC[algorithm], "train.num_steps": NEVER}
+    overrides |= SMALL if small else {}
+    run = config_lib.RunConfig(algorithm=algorithm, suite=algorithm, env="point_robot")
+    config = config_lib.resolve(run, (), overrides)
+    spec = Spec(shapes.obs_dim, shapes.action_dim, num_tasks, rows, 20)
+    backbone = registry.load("backbone", config.run.backbone)
+    rl = backbone.make(config.backbone, config.train.latent_dim, spec)
+    made = registry.load("algorithm", algorithm).make(config.algo, config.train, spec, rl)
+    return Problem(config, made, _dataset(shapes, num_tasks, rows), made.stages[-1])
+
+
+class JaxLoop:
+    """The chunked driver's program for S seeds."""
+
+    def __init__(self, problem, num_seeds):
+        self.keys, self.data = rng.run_keys(num_seeds), problem.data
+        hp = config_lib.hyper_params(problem.config, ({},) * num_seeds)
+        self.state = jax.jit(sweep.init_runs, static_argnums=0)(problem.algorithm, hp, self.keys)
+        chunk = sweep.over_runs(sweep.make_chunk(problem.stage), 2)
+        args = (self.state, self.keys, self.data, jnp.int32(0), jnp.int32(1))
+        self.program = sweep.compile_program(chunk, args, donate=(0,))
+        self.run(0, FIRST)  # periodic work once, so that its buffers hold what they would
+
+    def run(self, start, length):
+        """Runs one chunk and fetches its metrics, as a host does; returns the seconds it took."""
+        begin = time.perf_counter()
+        self.state, metrics = self.program.call(
+            self.state, self.keys, self.data, jnp.int32(start), jnp.int32(length)
+        )
+        jax.device_get(metrics)
+        jax.block_until_ready(self.state)
+        return time.perf_counter() - begin
+
+    def one_run(self):
+        """Returns (state, data, key) of the first run."""
+        return jax.tree.map(lambda x: x[0], self.state), self.data, self.keys[0]
+
+
+def _torch_loop(problem, jax_loop):
+    """The PyTorch loop from the first seed's parameters, or None without torch."""
+    torch, config = torch_step.torch, problem.config
+    if torch is None or config.run.algorithm != "gentle":
+        return None
+    torch.set_num_threads(machine.cores())
+    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    state = jax.device_get(jax_loop.one_run()[0])
+    learner = torch_step.TorchGentle(
+        state.rep.params, state.rl, state.hp, config.algo.depth, config.backbone.policy_delay,
+        "cuda" if on_gpu else "cpu",
+    )  # fmt: skip
+    rows = problem.data.rows._asdict()
+    del rows["context_reward"]
+    inputs = {name: rows[name] for name in ("obs", "action", "reward")}
+    blocks = 1 + config.algo.num_cross_tasks
+    size = np.arange(config.algo.relabel_rows * blocks) % rows["reward"].shape[1]
+    relabelled = {name: column[:, size] for name, column in inputs.items()}
+    return torch_step.Loop(
+        learner, rows, relabelled, config.train.batch_size, config.train.context_size,
+        config.algo.relabel_ratio,
+    )  # fmt: skip
+
+
+def _time(jax_loop, torch_loop, steps, rounds):
+    """Returns {name: [seconds per round]}; a warm-up chunk of each goes before."""
+    piece = steps // PIECES
+    jax_loop.run(FIRST, piece)
+    times = {"torch": [], "long": [], "pieces": [], "empty": []}
+    if torch_loop:
+        torch_loop.run(2)
+    for _ in range(rounds):
+        if torch_loop:
+            times["torch"].append(torch_loop.run(steps))
+        times["long"].append(jax_loop.run(FIRST, steps))
+        starts = [FIRST + i * piece for i in range(PIECES)]
+        times["pieces"].append(sum(jax_loop.run(start, piece) for start in starts))
+        times["empty"].append(jax_loop.run(FIRST, 0))
+    return times
+
+
+def _relabel_row(problem, jax_loop, key, rounds):
+    """Seconds of one relabelling: a chunk from step 0, where it is due, against one from step 2."""
+    extra = [jax_loop.run(0, FIRST) - jax_loop.run(FIRST, FIRST) for _ in range(rounds)]
+    call = max(statistics.median(extra), 0.0)
+    every = registry.load("algorithm", "gentle").Config().relabel_every
+    return {
+        "kind": "relabel",
+        **key,
+        "seconds_per_call": call,
+        "every": every,
+        "amortised_seconds": call / every,
+    }
+
+
+def measure(name, algorithm, num_seeds, steps, rounds, small):
+    """Returns the rows of one (shapes, algorithm, seeds): a `step` row, and GENTLE's `relabel` row."""
+    problem = make_problem(name, algorithm, small)
+    jax_loop = JaxLoop(problem, num_seeds)
+    torch_loop = _torch_loop(problem, jax_loop)
+    counts = machine.step_products(problem.stage, jax_loop.one_run(), range(FIRST, FIRST + 2))
+    work = lambda shape: machine.flops({shape: counts[shape]})
+    layers = sorted(counts, key=work)[-LAYERS:]
+    square = lambda: machine.square_rate(64 if small else 0)
+    before = square()
+    times = _time(jax_loop, torch_loop, steps, rounds)
+    after = square()
+    peak, layer = (before + after) / 2, max(machine.product_rate(*shape) for shape in layers)
+    step = statistics.median(times["long"]) / steps
+    rate = num_seeds * machine.flops(counts) / step / 1e9
+    overhead = [b / a - 1.0 for a, b in zip(times["long"], times["pieces"])]
+    torch_seconds = statistics.median(times["torch"]) / steps if torch_loop else None
+    memory = jax_loop.program.call.memory_analysis()
+    key = {"algorithm": algorithm, "shapes": name, "seeds": num_seeds}
+    row = {
+        "kind": "step",
+        **key,
+        "steps": steps,
+        "compile_seconds": jax_loop.program.compile_seconds,
+        "step_seconds": step,
+        "seed_steps_per_second": num_seeds / step,
+        "temp_bytes": jax_loop.program.temp_bytes,
+        "argument_bytes": int(getattr(memory, "argument_size_in_bytes", 0) or 0),
+        "gflop_per_seed_step": machine.flops(counts) / 1e9,
+        "gflops": rate,
+        "square_gflops": [before, after],
+        "square_share": rate / peak,
+        "layer_gflops": layer,
+        "layer_share": rate / layer,
+        "chunk_overhead": statistics.median(overhead),
+        "call_seconds": statistics.median(times["empty"]),
+        "torch_step_seconds": torch_seconds,
+        "torch_over_jax": torch_seconds / (step / num_seeds) if torch_loop else None,
+    }
+    relabels = [_relabel_row(problem, jax_loop, key, rounds)] if algorithm == "gentle" else []
+    return [row, *relabels]
+
+
+COLUMNS = {
+    # heading: (key, format)
+    "algorithm": ("algorithm", "{}"),
+    "shapes": ("shapes", "{}"),
+    "seeds": ("seeds", "{}"),
+    "compile s": ("compile_seconds", "{:.1f}"),
+    "step ms": ("step_seconds", "{:.3g}"),
+    "seed-steps/s": ("seed_steps_per_second", "{:.1f}"),
+    "scratch MB": ("temp_bytes", "{:.1f}"),
+    "args MB": ("argument_bytes", "{:.1f}"),
+    "GFLOP/s": ("gflops", "{:.1f}"),
+    "of square": ("square_share", "{:.0%}"),
+    "of layers": ("layer_share", "{:.0%}"),
+    "chunk cost": ("chunk_overhead", "{:+.1%}"),
+    "call ms": ("call_seconds", "{:.3g}"),
+    "torch ms": ("torch_step_seconds", "{:.3g}"),
+    "torch/jax": ("torch_over_jax", "{:.2f}"),
+}
+SCALES = {"ms": 1e3, "MB": 1e-6}  # by the last word of a heading
+
+
+def _cell(row, heading):
+    key, pattern = COLUMNS[heading]
+    if row[key] is None:
+        return ""
+    scale = SCALES.get(heading.split()[-1])
+    return pattern.format(row[key] * scale if scale else row[key])
+
+
+def table(rows):
+    """Returns aligned text: the step rows, then one line per relabelling."""
+    steps = [row for row in rows if row["kind"] == "step"]
+    lines = [list(COLUMNS)] + [[_cell(row, heading) for heading in COLUMNS] for row in steps]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
+    text = ["  ".join(c.rjust(w) for c, w in zip(line, widths)) for line in lines]
+    for row in rows:
+        if row["kind"] == "relabel":
+            text.append(
+                f"relabelling, {row['algorithm']} {row['shapes']}, {row['seeds']} seed(s): "
+                f"{row['seconds_per_call'] * 1e3:.3g} ms per call, "
+                f"{row['amortised_seconds'] * 1e3:.3g} ms per step at one in {row['every']}"
+            )
+    return "\n".join(text)
+
+
+def run(args):
+    """Measures the whole grid, prints the table and writes the JSON file."""
+    _check(args)
+    if torch_step.torch is None:
+        print("torch is not installed: its columns stay empty", file=sys.stderr)
+    steps = -(-args.steps // PERIOD) * PERIOD
+    rows = []
+    for name in args.grid:
+        for algorithm in args.algos:
+            for num_seeds in map(int, args.seeds):
+                print(f"measuring {algorithm} {name} x {num_seeds}", file=sys.stderr)
+                rows += measure(name, algorithm, num_seeds, steps, args.rounds, args.small)
+    print(table(rows))
+    report = {**machine.describe(torch_step.torch), "small": args.small, "rows": rows}
+    Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def main(argv):
+    """Runs the command; returns the exit code: 2, after one line, for bad input."""
+    args = make_flags()
+    if any(word in ("-h", "--help", "-help") for word in argv[1:]):
+        print(f"{__doc__}\n{args.get_help()}")
+        return 0
+    try:
+        rest = args(argv)[1:]
+        if rest:
+            raise errors.UserError(f"unexpected argument {rest[0]!r}: expected only --flag=value")
+        run(args)
+    except (errors.UserError, flags.Error) as error:
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

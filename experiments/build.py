@@ -1,0 +1,81 @@
+"""Turns a config and a dataset into everything that a sweep needs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax import config as config_lib
+from gentle_jax import data as data_lib
+from gentle_jax import evaluation, registry, rng, suites, training
+from gentle_jax.envs import base
+from gentle_jax.types import Spec
+
+CONTEXTS_PER_TASK = 8  # of the embedding figure
+
+
+def make_task(config, points, fields):
+    """Returns (Task, Env, (mean, std)) of a sweep: runs are grid points x seeds, point-major.
+
+    Args: config, an ExperimentConfig; points, grid points of `--sweep`; fields, the dataset's
+    arrays. Tasks are ordered training first, in the dataset and in the Env's task leaves; mean and
+    std are those of observations (0 and 1 in suites that do not normalise). Raises UserError for
+    settings that the algorithm or backbone cannot run with.
+    """
+    env = registry.load("environment", config.run.env).make(config.run.suite)
+    mask = np.asarray(fields["mask"])
+    episodes = {name: values for name, values in fields.items() if name != "mask"}
+    dataset = data_lib.from_episodes(episodes, mask, config.train.timeout_is_terminal)
+    order = task_order(env)
+    mean, std = np.zeros(env.obs_dim, np.float32), np.ones(env.obs_dim, np.float32)
+    if suites.get(config.run.suite).normalize_obs:
+        mean, std = data_lib.statistics(data_lib.take_tasks(dataset, env.train_ids))
+        dataset, env = data_lib.normalize(dataset, mean, std), base.normalize(env, mean, std)
+    dataset = data_lib.take_tasks(dataset, order)
+    algorithm, protocols = make_algorithm(config, env, dataset)
+    native = protocols[config.run.protocols[0]]
+    contexts = (config.train.context_size, config.train.context_draw, CONTEXTS_PER_TASK)
+    seeds = rng.run_keys(config.run.num_seeds, config.run.seed_offset)
+    task = training.Task(
+        algorithm=algorithm,
+        evaluate=evaluation.make_evaluate(algorithm, env, protocols, config.eval.num_repeats),
+        embed=evaluation.make_embed(algorithm, *contexts),
+        trace=evaluation.make_trace(algorithm, env, native),
+        data=jax.tree.map(jnp.asarray, dataset),
+        tasks=jax.tree.map(lambda leaf: jnp.asarray(leaf[order]), env.tasks),
+        hp=jax.tree.map(
+            functools.partial(jnp.repeat, repeats=config.run.num_seeds),
+            config_lib.hyper_params(config, points),
+        ),
+        run_keys=jnp.tile(seeds, len(points)),
+        num_evals=config.train.num_evals,
+    )
+    return task, env, (mean, std)
+
+
+def task_order(env):
+    """Returns task ids, training tasks first; tasks of both sets (Cheetah-Dir) appear once."""
+    extra = [i for i in env.test_ids if i not in set(env.train_ids.tolist())]
+    return np.concatenate([env.train_ids, np.array(extra, int)]).astype(int)
+
+
+def task_sets(env):
+    """Returns {task set: positions in `task_order`}."""
+    where = {int(task): position for position, task in enumerate(task_order(env))}
+    sets = {"train": env.train_ids, "test": env.test_ids}
+    return {name: np.array([where[int(i)] for i in ids]) for name, ids in sets.items()}
+
+
+def make_algorithm(config, env, dataset):
+    """Returns (Algorithm, {name: Protocol}). Args: dataset, all tasks, training tasks first."""
+    ends = np.asarray(dataset.episode_start)[: len(env.train_ids), -1]
+    spec = Spec(env.obs_dim, env.action_dim, len(env.train_ids), int(ends.min()), env.horizon)
+    backbone = registry.load("backbone", config.run.backbone)
+    rl = backbone.make(config.backbone, config.train.latent_dim, spec)
+    algorithm = registry.load("algorithm", config.run.algorithm)
+    protocols = {
+        name: registry.load("protocol", name).make(config.eval, env)
+        for name in config.run.protocols
+    }
+    return algorithm.make(config.algo, config.train, spec, rl), protocols

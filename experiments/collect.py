@@ -1,0 +1,131 @@
+"""Makes behaviour data: `python -m experiments.collect --env=point_robot --suite=ctmrl`.
+
+Online SAC for all tasks in one compiled program; the same command resumes after the last stored level.
+"""
+
+import shutil
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import console, flags, machine
+from gentle_jax import behaviour as behaviour_lib
+from gentle_jax import checkpoint, evaluation, registry, storage, sweep
+from gentle_jax import config as config_lib
+
+SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
+
+
+def num_tasks(env):
+    """Returns how many tasks an Env holds."""
+    return jax.tree.leaves(env.tasks)[0].shape[0]
+
+
+def dataset_folder(config, root):
+    """Returns the dataset's folder: `root` itself if it holds one, else a folder below it."""
+    return root if storage.is_complete(root) else storage.folder_of(root, config)
+
+
+def ensure(config, root):
+    """Returns (fields, meta, seconds spent) of the config's dataset, making it if it is absent."""
+    begin = time.perf_counter()
+    folder = dataset_folder(config, root)
+    if storage.is_complete(folder):
+        fields, meta = storage.load(folder, config)
+        print(f"data: reusing {folder} (checksums agree)", flush=True)
+        return fields, meta, 0.0
+    env = registry.load("environment", config.run.env).make(config.run.suite)
+    wanted = storage.shapes(num_tasks(env), config.behaviour, env)
+    size = 4 * sum(int(np.prod(shape)) for shape in wanted.values())
+    machine.prepare_folder(folder, 1.2 * size, "--data")
+    steps, tasks = config.behaviour.num_steps, num_tasks(env)
+    print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC, {console.megabytes(size)}")
+    try:
+        _collect(config, env, folder, wanted)
+    except Exception as error:
+        if machine.full_disk(error):
+            machine.prepare_folder(folder, 1.2 * size, "--data")
+        raise
+    fields, meta = storage.load(folder, config)
+    return fields, meta, time.perf_counter() - begin
+
+
+def _collect(config, env, folder, wanted):
+    """Trains, stores each level, checkpoints after it; leaves a finished dataset in `folder`."""
+    settings = config.behaviour
+    collector = behaviour_lib.make(env, settings)
+    keys = behaviour_lib.task_keys(settings, num_tasks(env))
+    init = sweep.compile_program(collector.init, (keys,))
+    state = jax.eval_shape(collector.init, keys)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    advance = sweep.compile_program(collector.advance, (state, keys, step, step), (0,))
+    episodes = sweep.compile_program(collector.episodes, (state, keys, step))
+    print(
+        f"data: compiled in {advance.compile_seconds + episodes.compile_seconds:.1f} s", flush=True
+    )
+    arrays = storage.open_arrays(folder, wanted)
+    saves = checkpoint.Checkpoints(folder / "progress", keep=1)
+    count = num_tasks(env)
+    blank = np.full((settings.num_levels, count), np.nan, np.float32)
+    like = {"state": state, "sampled": blank, "scored": blank}
+    found = saves.restore(like)
+    if found is None:
+        carry = {"state": init.call(keys), "sampled": blank.copy(), "scored": blank.copy()}
+        done, first = 0, 0
+    else:
+        carry, meta = found
+        carry = {**carry, "sampled": carry["sampled"].copy(), "scored": carry["scored"].copy()}
+        done, first = meta["steps"], meta["levels"]
+        print(f"data: resuming after level {first} of {settings.num_levels}")
+    progress = console.Progress("collect", settings.num_steps, done)
+    for level, at in enumerate(behaviour_lib.levels(settings)):
+        if level < first:
+            continue
+        state, _ = advance.call(carry["state"], keys, jnp.int32(done), jnp.int32(at - done))
+        fields, sampled, scored = jax.device_get(episodes.call(state, keys, jnp.int32(level)))
+        storage.write_level(arrays, level, fields)
+        carry["state"], done = state, at
+        carry["sampled"][level], carry["scored"][level] = sampled, scored
+        saves.save(level + 1, carry, {"steps": at, "levels": level + 1})
+        progress.update(at, f"sampled {sampled.mean():.2f}  deterministic {scored.mean():.2f}")
+    progress.close()
+    saves.close()
+    _finish(config, env, folder, carry)
+
+
+def _finish(config, env, folder, carry):
+    """Writes meta.json: identity, tasks, returns, the normaliser's ends; removes the checkpoint."""
+    random = evaluation.random_returns(env, config.eval.random_episodes, jax.random.key(0))
+    scored = carry["scored"]
+    best = scored[-1] if env.optimal_return is None else np.asarray(env.optimal_return(1000))
+    meta = {
+        "identity": config_lib.data_identity(config),
+        "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
+        "train_ids": env.train_ids.tolist(),
+        "test_ids": env.test_ids.tolist(),
+        "levels": behaviour_lib.levels(config.behaviour),
+        "behaviour_return": carry["sampled"].tolist(),  # [level][task], sampled episodes
+        "expert_return": scored.tolist(),  # [level][task], deterministic episodes
+        "random_return": np.asarray(random).tolist(),  # [task]
+        "reference_return": best.tolist(),  # [task]: the optimum where known, else the expert
+        "environment": machine.environment(),
+    }
+    storage.commit(folder, meta)
+    shutil.rmtree(folder / "progress", ignore_errors=True)
+
+
+def run(argv):
+    """The command."""
+    machine.enable_compile_cache()
+    request = flags.parse(argv, "collect", SUMMARY, machine.on_accelerator)
+    _, meta, seconds = ensure(request.config, request.data)
+    last = np.array(meta["expert_return"])[-1]
+    print(f"data: {len(last)} tasks, last level's deterministic return {last.mean():.2f}", end=" ")
+    print(f"(reference {np.mean(meta['reference_return']):.2f}), {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(flags.main(run))

@@ -1,0 +1,205 @@
+"""Command-line flags, shared by every command with the same meaning (product.md sec. 3)."""
+
+import dataclasses
+import itertools
+import sys
+import textwrap
+
+from absl import flags as absl_flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import presets
+from gentle_jax import config as config_lib
+from gentle_jax import errors, registry, suites
+
+# group -> (flag, kind, default, help)
+GROUPS = {
+    "what to run": (
+        ("algo", str, "ctmrl", "algorithm: " + " ".join(registry.ALGORITHMS)),
+        ("suite", str, "ctmrl", "task definitions and protocol: " + " ".join(suites.SUITES)),
+        ("env", str, "point_robot", "environment: " + " ".join(registry.ENVIRONMENTS)),
+        ("backbone", str, "", "RL learner: " + " ".join(registry.BACKBONES) + "; default: the suite's"),
+        ("fidelity", str, "", "paper (equations) or release (the authors' code); default: per algorithm"),
+        ("preset", str, "auto", "sizes: paper quick smoke; auto = quick on CPU, paper on accelerators"),
+        ("physics", str, "exact", "exact: point robots have no physics engine to choose"),
+    ),
+    "how often": (
+        ("num_seeds", int, 8, "seeds, all in one compiled program"),
+        ("seed_offset", int, 0, "the first seed"),
+        ("num_steps", int, None, "gradient steps of the main stage; default: the preset's"),
+        ("sweep", list, [], "KEY=V1,V2,... crossed with seeds in the same program; repeatable"),
+    ),
+    "testing": (
+        ("protocol", list, [], "repeatable: " + " ".join(registry.PROTOCOLS) + "; default: all"),
+    ),
+    "files": (
+        ("data", str, "data", "root of generated datasets, or one dataset's folder"),
+        ("out", str, "runs", "root of run folders"),
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A parsed command line."""
+
+    config: config_lib.ExperimentConfig
+    points: tuple  # grid points, dicts of dotted key -> float; ({},) without --sweep
+    data: str
+    out: str
+    extra: dict  # the command's own flags
+
+
+def help_text(command, summary, extra=()):
+    """Returns --help: grouped flags, two screens at most."""
+    lines = [f"python -m experiments.{command} [flags]", "", summary]
+    groups = dict(GROUPS)
+    if extra:
+        groups["this command"] = extra
+    for group, entries in groups.items():
+        lines += ["", f"{group}:"]
+        for name, _, default, text in entries:
+            shown = "" if default in ("", None, []) else f" [{default}]"
+            first, *rest = textwrap.wrap(text + shown, 74)
+            lines.append(f"  --{name:<12} {first}")
+            lines += [" " * 17 + more for more in rest]
+    lines += [
+        "",
+        "any setting: --config.SECTION.KEY=VALUE with SECTION one of train behaviour eval algo",
+    ]
+    lines += [
+        "backbone; every key and value of a run is in its config.json. Unknown names are errors."
+    ]
+    return "\n".join(lines)
+
+
+def _define(extra):
+    values = absl_flags.FlagValues()
+    makers = {
+        str: absl_flags.DEFINE_string,
+        int: absl_flags.DEFINE_integer,
+        bool: absl_flags.DEFINE_bool,
+        list: absl_flags.DEFINE_multi_string,
+    }
+    for name, kind, default, text in itertools.chain(*GROUPS.values(), extra):
+        makers[kind](name, default, text, flag_values=values)
+    return values
+
+
+def _known(values, argv, extra):
+    """Parses the named flags; returns the arguments that are left."""
+    names = [name for name, *_ in itertools.chain(*GROUPS.values(), extra)]
+    try:
+        rest = values(argv, known_only=True)[1:]
+    except absl_flags.Error as error:
+        raise errors.UserError(str(error).replace("\n", " ")) from None
+    for argument in rest:
+        if argument.startswith("--config.") or argument.startswith("-config."):
+            continue
+        if argument.startswith("-"):
+            raise errors.unknown("flag", argument.lstrip("-").partition("=")[0], names)
+        raise errors.UserError(f"unexpected argument {argument!r}: every setting is a --flag=value")
+    return rest
+
+
+def _overrides(config, arguments):
+    """Parses `--config.section.key=value` with ml_collections, typed by the defaults."""
+    if not arguments:
+        return {}
+    sections = [s for s in config_lib.SECTIONS if s != "run"]
+    tree = {s: dataclasses.asdict(getattr(config, s)) for s in sections}
+    keys = [f"{s}.{k}" for s in sections for k in tree[s]]
+    given = [a.lstrip("-").removeprefix("config.").partition("=") for a in arguments]
+    for key, equals, _ in given:
+        if key not in keys:
+            raise errors.unknown("setting", key, keys)
+        if not equals:
+            raise errors.UserError(f"--config.{key} has no value: write --config.{key}=VALUE")
+    values = absl_flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict("config", ConfigDict(tree), flag_values=values)
+    try:
+        values(["experiments", *arguments])
+        changed = holder.value
+    except (absl_flags.Error, ValueError, TypeError) as error:
+        raise errors.UserError(
+            f"bad value in {' '.join(arguments)}: {str(error).splitlines()[0]}"
+        ) from None
+    result = {}
+    for key, _, _ in given:
+        section, name = key.split(".")
+        result[key] = changed[section][name]
+    return result
+
+
+def parse_sweep(config, entries):
+    """Returns grid points from `KEY=V1,V2`: dicts of dotted key -> float, their product.
+
+    A short key such as `lr` sets that float in every section that has it.
+    """
+    fields = config_lib.swept_fields(config)
+    axes = []
+    for entry in entries:
+        key, equals, text = entry.partition("=")
+        names = [f for f in fields if f == key or f.split(".")[1] == key]
+        if not names:
+            raise errors.unknown("--sweep key", key, fields)
+        if not equals:
+            raise errors.UserError(f"--sweep={entry} has no values: write --sweep={key}=V1,V2")
+        try:
+            numbers = [float(part) for part in text.split(",")]
+        except ValueError:
+            raise errors.UserError(
+                f"--sweep={entry}: expected numbers separated by commas, for example "
+                f"--sweep={key}={fields[names[0]]:g},{2 * fields[names[0]]:g}"
+            ) from None
+        axes.append([{name: number for name in names} for number in numbers])
+    return tuple(
+        {k: v for part in combo for k, v in part.items()} for combo in itertools.product(*axes)
+    )
+
+
+def parse(argv, command, summary, on_accelerator, extra=()):
+    """Returns a Request for a command line; prints help and exits 0 where it is asked for.
+
+    Args: on_accelerator, a function () -> bool, called only for `--preset=auto`; extra, the
+    command's own flags as in GROUPS. Raises UserError for anything unknown or impossible.
+    """
+    if any(argument in ("--help", "-h", "--helpfull", "-help") for argument in argv[1:]):
+        print(help_text(command, summary, extra))
+        sys.exit(0)
+    values = _define(extra)
+    arguments = _known(values, argv, extra)
+    automatic = values.preset == "auto"
+    preset = presets.choose(values.preset, on_accelerator() if automatic else False)
+    if values.physics != "exact":
+        raise errors.unknown("physics", values.physics, ["exact"])
+    run = config_lib.RunConfig(
+        algorithm=values.algo,
+        suite=values.suite,
+        env=values.env,
+        backbone=values.backbone,
+        fidelity=values.fidelity,
+        preset=preset,
+        physics=values.physics,
+        num_seeds=values.num_seeds,
+        seed_offset=values.seed_offset,
+        protocols=tuple(dict.fromkeys(values.protocol)),
+    )
+    layers = presets.layers(preset, run.algorithm, run.suite)
+    steps = {} if values.num_steps is None else {"train.num_steps": values.num_steps}
+    base = config_lib.resolve(run, [*layers, steps])
+    config = config_lib.resolve(run, [*layers, steps], _overrides(base, arguments))
+    own = {name: values[name].value for name, *_ in extra}
+    return Request(config, parse_sweep(config, values.sweep), values.data, values.out, own)
+
+
+def main(function, argv=None):
+    """Runs a command: user errors become one line on stderr and exit code 2."""
+    try:
+        return function(sys.argv if argv is None else argv) or 0
+    except errors.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130

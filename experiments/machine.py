@@ -1,0 +1,124 @@
+"""This machine: compile cache, versions, memory, free space."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import resource
+import shutil
+import subprocess
+
+import jax
+
+from gentle_jax import errors
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "mujoco")
+
+
+def enable_compile_cache():
+    """Turns on JAX's persistent compilation cache, unless the user has set one up."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+    jax.config.update("jax_compilation_cache_dir", os.path.join(home, "gentle_jax", "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def count_cache_hits():
+    """Returns a list that grows by one for every program that JAX takes from the cache."""
+    hits = []
+
+    def listen(event, **_):
+        if event == "/jax/compilation_cache/cache_hits":
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    return hits
+
+
+def on_accelerator():
+    """Whether JAX's default device is not a CPU."""
+    return jax.default_backend() != "cpu"
+
+
+def environment():
+    """Returns versions, device and commit: what a result depends on beside its config."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": f"{device.platform}: {device.device_kind}",
+        "device_count": jax.device_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit():
+    here = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def available_bytes():
+    """Returns the memory that is free on the device, or None where it cannot be known."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def peak_bytes():
+    """Returns the peak memory of the device (GPU, TPU) or of this process (CPU)."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return int(
+        stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    )
+
+
+def prepare_folder(path, needed_bytes, flag):
+    """Creates a folder and checks that it can be written and has room; raises UserError if not."""
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".write_test"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+        free = shutil.disk_usage(path).free
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write to {path}: {error.strerror or error}; pass another {flag}"
+        ) from None
+    if free < needed_bytes:
+        raise errors.UserError(
+            f"{path} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed: make room, "
+            f"or pass another {flag}"
+        )
+
+
+def full_disk(error):
+    """Whether an exception, or one that it came from, says that there is no space left."""
+    while error is not None:
+        text = str(error)
+        if getattr(error, "errno", None) in (27, 28, 122) or "No space left" in text:
+            return True
+        if "RESOURCE_EXHAUSTED" in text and "disk" in text.lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,169 @@
+"""What a run leaves behind: metric lines, arrays, figures, summary.json, the table."""
+
+import json
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from experiments import build, figures, machine, tables
+from gentle_jax import storage, training
+
+
+def label(point):
+    """Returns a grid point as text: `lr=0.001` where every key of that name has one value."""
+    short = {}
+    for key, value in point.items():
+        short.setdefault(key.split(".")[1], []).append((key, value))
+    parts = []
+    for name, entries in short.items():
+        if len({value for _, value in entries}) == 1:
+            parts.append(f"{name}={entries[0][1]:g}")
+        else:
+            parts += [f"{key}={value:g}" for key, value in entries]
+    return ",".join(parts)
+
+
+class MetricsLog:
+    """metrics.jsonl, a line per chunk and run, and TensorBoard means; forgets what was lost."""
+
+    def __init__(self, folder, done, labels):
+        self.path, self.labels = folder / "metrics.jsonl", labels
+        kept = []
+        if done and self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= done]
+        self.path.write_text("".join(line + "\n" for line in kept))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def write(self, chunk, stage, metrics):
+        """Appends the mean metrics of a chunk: {name: [S]}."""
+        with open(self.path, "a") as file:
+            for index, (seed, point) in enumerate(self.labels):
+                line = {"step": chunk.done, "stage": stage, "seed": seed}
+                line |= {"sweep": label(point)} if point else {}
+                line |= {name: float(values[index]) for name, values in metrics.items()}
+                file.write(json.dumps(line) + "\n")
+        for name, values in metrics.items():
+            self.board.add_scalar(f"{stage}/{name}", float(values.mean()), chunk.done)
+        self.board.flush()
+
+
+def _step_of(line):
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return np.inf  # a line that was cut by a kill
+
+
+def groups_of(request):
+    """Returns [(label, slice of the run axis)] of a sweep's grid points, or None without one."""
+    if len(request.points) == 1:
+        return None
+    seeds = request.config.run.num_seeds
+    return [
+        (label(point), slice(i * seeds, (i + 1) * seeds)) for i, point in enumerate(request.points)
+    ]
+
+
+def arrays_of(task, env, meta, carry):
+    """Returns the contents of returns.npz (axes: see "axes") and of embeddings.npz."""
+    sets = build.task_sets(env)
+    steps = np.array(training.eval_steps(task))
+    returns = {
+        f"{task_set}/{protocol}": values[:, :, positions]
+        for protocol, values in carry["returns"].items()
+        for task_set, positions in sets.items()
+    }
+    returns |= {
+        "eval_steps": steps,
+        "random_return": np.array(meta["random_return"]),
+        "reference_return": np.array(meta["reference_return"]),
+        "train_ids": env.train_ids,
+        "test_ids": env.test_ids,
+        "axes": np.array("eval_point, seed, task, episode; seed = grid point x seed in a sweep"),
+    }
+    embeddings = {
+        f"{task_set}/{name}": values[:, :, positions]
+        for name, values in carry["embeddings"].items()
+        for task_set, positions in sets.items()
+    }
+    return returns, embeddings | {"eval_steps": steps}
+
+
+def draw(folder, request, env, returns, embeddings, trace):
+    """Draws every figure of a run. Args: trace, (paths [S, task, H + 1, obs], mask [S, task, H])."""
+    run, title = request.config.run, f"{request.config.run.algorithm} on {request.config.run.env}"
+    seeds = run.num_seeds  # figures show the first grid point of a sweep
+    sets, target = build.task_sets(env), folder / "figures"
+    reference = "optimum" if env.optimal_return is not None else "expert"
+    metric = request.config.eval.metric
+    figures.learning_curves(target, returns, metric, groups_of(request), title, reference)
+    ids = {"train": env.train_ids, "test": env.test_ids}
+    z = {name: embeddings[f"{name}/z"][-1, :seeds] for name in ids}
+    figures.embeddings(target, z, ids, env.parameters, env.parameter_names, title)
+    if "train/code" in embeddings:
+        codes = embeddings["train/code"][:, :seeds]
+        number = getattr(request.config.algo, "num_codes", None)
+        figures.code_assignment(target, codes, embeddings["eval_steps"], number, title=title)
+    if env.landmarks is not None:
+        test = sets["test"]
+        paths, mask = trace[0][:seeds, test, :, :2], trace[1][:seeds, test]
+        last = request.config.run.protocols[0]
+        scores = tables.base.METRICS["final"](returns[f"test/{last}"][-1, :seeds])
+        figures.rollouts(
+            target, paths, mask, env.landmarks[env.test_ids], scores, env.test_ids, title
+        )
+
+
+def write(request, folder, task, env, meta, carry, trace, session):
+    """Writes arrays, figures and summary.json; returns the summary.
+
+    Args: trace, (paths [S, task, H + 1, obs] in the environment's units, mask [S, task, H]).
+    """
+    returns, embeddings = arrays_of(task, env, meta, carry)
+    np.savez_compressed(folder / "returns.npz", **returns)
+    np.savez_compressed(folder / "embeddings.npz", **embeddings)
+    np.savez_compressed(folder / "rollouts.npz", paths=trace[0], mask=trace[1])
+    draw(folder, request, env, returns, embeddings, trace)
+    run, seconds = request.config.run, session.seconds
+    names = {"suite": run.suite, "env": run.env, "algorithm": run.algorithm}
+    names["metric"] = request.config.eval.metric
+    summary = {
+        "algorithm": run.algorithm,
+        "backbone": run.backbone,
+        "env": run.env,
+        "suite": run.suite,
+        "preset": run.preset,
+        "fidelity": run.fidelity,
+        "num_seeds": run.num_seeds,
+        "num_steps": request.config.train.num_steps,
+        "results": tables.results(returns, names, groups_of(request)),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "seed_steps_per_second": session.runs * session.total / max(seconds["train"], 1e-9),
+        "peak_memory_bytes": machine.peak_bytes(),
+        "failed_seeds": failed_seeds(session, carry),
+    }
+    storage.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def failed_seeds(session, carry):
+    """Returns [seed or (seed, grid point)] of runs whose last returns are not finite."""
+    bad = np.zeros(session.runs, bool)
+    for values in carry["returns"].values():
+        bad |= ~np.isfinite(values[-1]).all((1, 2))
+    return [
+        {"seed": seed, **point} for (seed, point), b in zip(session.labels(), bad, strict=True) if b
+    ]
+
+
+def print_table(summary, folder):
+    """Prints the table and what the run cost."""
+    seconds = summary["seconds"]
+    print()
+    print(tables.render(summary["results"]))
+    if summary["failed_seeds"]:
+        print(f"not finite: {summary['failed_seeds']}")
+    spent = "  ".join(f"{name} {seconds[name]:.1f} s" for name in seconds)
+    print(f"\n{spent}  ({summary['seed_steps_per_second']:.0f} seed-steps/s)")
+    print(f"results: {folder}", flush=True)

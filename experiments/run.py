@@ -1,0 +1,207 @@
+"""The main job: `python -m experiments.run --algo=ctmrl --num_seeds=8`.
+
+Makes or reuses the data, trains all seeds in one program, evaluates, prints the table, writes the
+run folder; the same command resumes, and prints the table again once the run is finished.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax
+
+from experiments import build, collect, console, flags, machine, outputs
+from gentle_jax import checkpoint, errors, registry, storage, sweep, training
+from gentle_jax import config as config_lib
+
+SUMMARY = "Trains and evaluates one algorithm on one task family: a whole seed sweep in one program."
+
+
+def identity(request):
+    """Returns what a run folder's name stands for: every setting and the sweep."""
+    return {**config_lib.to_dict(request.config), "sweep": list(request.points)}
+
+
+def folder_of(request):
+    """Returns the run folder: out/suite/env/algo/fingerprint."""
+    run = request.config.run
+    name = config_lib.fingerprint(identity(request))
+    return pathlib.Path(request.out) / run.suite / run.env / run.algorithm / name
+
+
+def describe(request, folder):
+    """Prints what will be done, before any work."""
+    run, train = request.config.run, request.config.train
+    device = jax.devices()[0]
+    points = len(request.points)
+    print(f"run: {run.algorithm} ({run.fidelity} fidelity) with {run.backbone} on {run.env}, ", end="")
+    print(f"suite {run.suite}, preset {run.preset}")
+    grid = f" x {points} grid points" if points > 1 else ""
+    print(f"run: {run.num_seeds} seeds{grid}, {train.num_steps} steps of {train.meta_batch} tasks x ", end="")
+    print(f"({train.batch_size} RL + {train.context_size} context) rows on {device.device_kind}")
+    print(f"run: protocols {' '.join(run.protocols)}; folder {folder}", flush=True)
+
+
+class Session:
+    """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
+
+    def __init__(self, request, folder, task, saves):
+        self.request, self.folder, self.task, self.saves = request, folder, task, saves
+        self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
+        self.begin = time.perf_counter()
+        self.total = sum(stage.num_steps for stage in task.algorithm.stages)
+        self.runs = task.run_keys.shape[0]
+        self.progress = self.log = None
+        self.before = 0.0  # total seconds of earlier invocations
+        self.score = ""
+
+    def start(self, done):
+        """Opens logs, forgetting what was logged after the checkpoint at step `done`."""
+        self.log = outputs.MetricsLog(self.folder, done, self.labels())
+        self.progress = console.Progress("train", self.total, done)
+
+    def labels(self):
+        """Returns (seed, grid point) of every run."""
+        run = self.request.config.run
+        seeds = range(run.seed_offset, run.seed_offset + run.num_seeds)
+        return [(seed, point) for point in self.request.points for seed in seeds]
+
+    def on_chunk(self, chunk, metrics, seconds):
+        self.seconds["train"] += seconds
+        stage = self.task.algorithm.stages[chunk.stage].name
+        self.log.write(chunk, stage, metrics)
+        rate = self.runs * chunk.length / seconds
+        shown = "  ".join(f"{k} {float(v.mean()):.3g}" for k, v in list(metrics.items())[:2])
+        self.progress.update(chunk.done, f"{stage}  {rate:.0f} seed-steps/s  {shown}{self.score}")
+
+    def on_evaluate(self, chunk, returns, seconds):
+        self.seconds["evaluate"] += seconds
+        name = self.request.config.run.protocols[0]
+        protocol = registry.load("protocol", name)
+        env = registry.load("environment", self.request.config.run.env).make(
+            self.request.config.run.suite
+        )
+        metric = self.request.config.eval.metric
+        score = protocol.make(self.request.config.eval, env).metrics[metric](returns[name])
+        test = build.task_sets(env)["test"]
+        self.score = f"  test {name} {float(score[:, test].mean()):.2f}"
+
+    def on_save(self, done, carry):
+        self.seconds["total"] = self.before + time.perf_counter() - self.begin
+        self.saves.save(done, carry, {"done": done, "seconds": self.seconds})
+
+    def resume(self, meta):
+        """Takes over the clocks of the invocation that was interrupted."""
+        self.seconds = {**self.seconds, **meta["seconds"]}
+        self.before = self.seconds["total"]
+
+
+def compile_programs(task, hits):
+    """Compiles everything, saying what came from the cache; returns (programs, seconds)."""
+    begin = time.perf_counter()
+
+    def tell(name, program):
+        where = "from the cache" if len(hits) > tell.seen else "compiled"
+        tell.seen = len(hits)
+        if program.compile_seconds > 1.0:
+            print(f"compile: {name} {where} in {program.compile_seconds:.1f} s", flush=True)
+
+    tell.seen = len(hits)
+    programs = training.compile_all(task, training.Hooks(on_compile=tell))
+    seconds = time.perf_counter() - begin
+    print(f"compile: {len(programs.all())} programs in {seconds:.1f} s, {len(hits)} from the cache")
+    return programs, seconds
+
+
+def check_memory(task, programs):
+    """Prints the memory that the run takes; raises UserError if the device has less."""
+    data = training.state_bytes(task.data)
+    state = training.state_bytes(training.state_shapes(task))
+    scratch = max(program.temp_bytes for program in programs.all())
+    needed, free = data + 2 * state + scratch, machine.available_bytes()
+    parts = f"data {console.megabytes(data)} once, state {console.megabytes(state)}"
+    print(f"memory: {parts}, scratch {console.megabytes(scratch)}", end="")
+    print("" if free is None else f"; {console.megabytes(free)} free", flush=True)
+    if free is not None and needed > free:
+        raise errors.UserError(
+            f"about {console.megabytes(needed)} are needed and {console.megabytes(free)} are free: lower "
+            f"--num_seeds, --config.train.batch_size or --config.train.context_size"
+        )
+
+
+def train(request, folder, hits):
+    """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
+    fields, meta, collected = collect.ensure(request.config, request.data)
+    task, env, scale = build.make_task(request.config, request.points, fields)
+    size = training.state_bytes(training.state_shapes(task))
+    machine.prepare_folder(folder, 4 * size + 20e6, "--out")
+    storage.write_json(folder / "config.json", identity(request))
+    storage.write_json(folder / "environment.json", machine.environment())
+    saves = checkpoint.Checkpoints(folder / "checkpoints")
+    session = Session(request, folder, task, saves)
+    programs, seconds = compile_programs(task, hits)
+    check_memory(task, programs)
+    like = training.empty_carry(task, training.state_shapes(task))
+    found = saves.restore(like)
+    if found is None:
+        done, carry = 0, {**like, "state": programs.init.call(task.hp, task.run_keys)}
+    else:
+        carry, saved = found
+        carry = jax.tree.map(lambda x: x.copy(), carry)
+        done = saved["done"]
+        session.resume(saved)
+        print(f"run: resuming after step {done} of {session.total}", flush=True)
+    session.seconds["collect"] += collected
+    session.seconds["compile"] += seconds
+    session.start(done)
+    hooks = training.Hooks(
+        on_chunk=session.on_chunk, on_evaluate=session.on_evaluate, on_save=session.on_save
+    )
+    carry = training.chunked(task, programs, carry, done, hooks)
+    session.progress.close()
+    saves.close()
+    trace = jax.device_get(
+        programs.trace.call(carry["state"], task.run_keys, task.tasks, task.data, last_step(task))
+    )
+    trace = (trace[0] * scale[1] + scale[0], trace[1])
+    session.seconds["total"] = session.before + time.perf_counter() - session.begin
+    return outputs.write(request, folder, task, env, meta, carry, trace, session)
+
+
+def execute(request):
+    """Runs a Request to the end and returns its summary (a dict)."""
+    folder = folder_of(request)
+    describe(request, folder)
+    if (folder / "summary.json").exists():
+        print("run: finished before; printing its table (delete the folder to run again)")
+        summary = json.loads((folder / "summary.json").read_text())
+        outputs.print_table(summary, folder)
+        return summary
+    hits = machine.count_cache_hits()
+    try:
+        summary = train(request, folder, hits)
+    except Exception as error:
+        if machine.full_disk(error):
+            raise errors.UserError(
+                f"no space left in {folder}: make room and give the same command again, it resumes from "
+                f"the last checkpoint"
+            ) from error
+        raise
+    outputs.print_table(summary, folder)
+    return summary
+
+
+def last_step(task):
+    """Returns the last step of a run as a device scalar."""
+    return jax.numpy.int32(sweep.plan(task.algorithm.stages, task.num_evals)[-1].done)
+
+
+def run(argv):
+    """The command."""
+    machine.enable_compile_cache()
+    execute(flags.parse(argv, "run", SUMMARY, machine.on_accelerator))
+
+
+if __name__ == "__main__":
+    sys.exit(flags.main(run))

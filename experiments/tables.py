@@ -1,0 +1,133 @@
+"""From the arrays of `returns.npz` to the `results` of summary.json, and to text tables."""
+
+import numpy as np
+
+from experiments import paper_tables
+from gentle_jax import statistics
+from gentle_jax.protocols import base
+
+TASK_SETS = ("test", "train")  # the order of tables: what generalises first
+COLUMNS = ("task set", "protocol", "mean", "std", "95% CI", "IQM", "normalized", "paper")
+EPISODES = {
+    "final": "return of the last episode",
+    "all": "mean return of all episodes",
+    "first": "return of the first episode",
+}
+
+
+def blocks(arrays):
+    """Returns [(name, task_set, protocol)] of the returns in `arrays`, test tasks first."""
+    found = [(name, *name.split("/")) for name in arrays if name.startswith(TASK_SETS)]
+    found = [item for item in found if len(item) == 3]
+    return sorted(found, key=lambda item: TASK_SETS.index(item[1]))
+
+
+def last_reached(returns):
+    """Returns the last eval point of returns [eval_point, ...] with a number in it, or None."""
+    reached = np.flatnonzero(np.isfinite(returns).any(tuple(range(1, returns.ndim))))
+    return int(reached[-1]) if len(reached) else None
+
+
+def results(arrays, meta, groups=None):
+    """Returns the `results` of summary.json: one entry per task set x protocol x metric.
+
+    Args: arrays, the mapping stored in `returns.npz`: "<task_set>/<protocol>"
+    [eval_point, seed, task, episode] (NaN where not reached), "eval_steps" [eval_point],
+    "random_return" and "reference_return" [num_tasks], "train_ids", "test_ids"; meta, a dict with
+    "suite", "env", "algorithm" (or the paper's name of an ablation) and "metric" (the native one);
+    groups, [(label, slice of the seed axis)] of a sweep. Only the last point reached enters, never
+    the best one. Native metric first; each group is a block whose entries have "sweep".
+    """
+    entries = []
+    for label, part in groups or [(None, slice(None))]:
+        for name, task_set, protocol in blocks(arrays):
+            returns = np.asarray(arrays[name])[:, part]
+            point = last_reached(returns)
+            if point is None:
+                continue
+            ids = np.asarray(arrays[f"{task_set}_ids"])
+            bounds = [np.asarray(arrays[f"{key}_return"])[ids] for key in ("random", "reference")]
+            for metric, pick in base.metrics(meta["metric"]).items():
+                cell = (meta["suite"], meta["env"], meta["algorithm"], protocol, task_set, metric)
+                entry = {"task_set": task_set, "protocol": protocol, "metric": metric}
+                entry |= {"step": int(arrays["eval_steps"][point])}
+                entry |= statistics.summarize(pick(returns[point]), *bounds)
+                entry["paper"] = paper_tables.lookup(*cell)
+                entries.append(entry if label is None else {"sweep": label} | entry)
+    return entries
+
+
+def native(entries):
+    """Returns the native metric's entries: the first of each sweep x task set x protocol."""
+    first = {}
+    for entry in entries:
+        first.setdefault((entry.get("sweep"), entry["task_set"], entry["protocol"]), entry)
+    return list(first.values())
+
+
+def number(value):
+    """Returns a number as text; "-" where there is none."""
+    return f"{value:.2f}" if np.isfinite(value) else "-"
+
+
+def row(entry):
+    """Returns the texts of COLUMNS for one entry; one seed has neither std nor interval."""
+    alone = len(entry["per_seed"]) == 1
+    low, high = entry["ci95"]
+    paper = entry["paper"]
+    return [
+        entry["task_set"],
+        entry["protocol"],
+        number(entry["mean"]),
+        "-" if alone else number(entry["std"]),
+        "-" if alone else f"[{number(low)}, {number(high)}]",
+        number(entry["iqm"]),
+        number(entry["normalized"]),
+        f"{paper['mean']:.2f} +- {paper['spread']:.2f} ({paper['kind']})" if paper else "-",
+    ]
+
+
+def grid(entries):
+    """Returns (header, rows) of the native metric; a sweep adds its column in front."""
+    entries = native(entries)
+    swept = any("sweep" in entry for entry in entries)
+    header = ["sweep"] * swept + list(COLUMNS)
+    return header, [[entry.get("sweep", "-")] * swept + row(entry) for entry in entries]
+
+
+def note(entries):
+    """Returns one line that says what the numbers are, as every table must."""
+    metric = entries[0]["metric"]
+    steps = sorted({entry["step"] for entry in entries})
+    seeds = sorted({len(entry["per_seed"]) for entry in entries})
+    spell = lambda values: "/".join(f"{value:,}" for value in values)
+    return (
+        f"{EPISODES.get(metric, metric)}, {spell(seeds)} seed(s), after {spell(steps)} steps "
+        f"(last, not best); normalized: 0 = random policy, 1 = reference"
+    )
+
+
+def render(entries):
+    """Returns the aligned plain-text table of `results` for a terminal, native metric only."""
+    if not entries:
+        return "no results yet: no evaluation point was reached"
+    header, rows = grid(entries)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    num_names = len(header) - len(COLUMNS) + 2  # names align left, numbers right
+    pad = lambda text, i: text.ljust(widths[i]) if i < num_names else text.rjust(widths[i])
+    lines = ["  ".join(pad(text, i) for i, text in enumerate(line)) for line in [header, *rows]]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in [*lines, note(entries)])
+
+
+def markdown(entries):
+    """Returns the same table as `render` in Markdown."""
+    if not entries:
+        return "No results yet: no evaluation point was reached."
+    header, rows = grid(entries)
+    num_names = len(header) - len(COLUMNS) + 2
+    marks = ["---" if i < num_names else "---:" for i in range(len(header))]
+    lines = [
+        " | ".join(text.replace("|", "\\|") for text in line) for line in [header, marks, *rows]
+    ]
+    return "\n".join(f"| {line} |" for line in lines) + f"\n\n{note(entries).capitalize()}."

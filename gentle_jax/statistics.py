@@ -1,0 +1,102 @@
+"""Statistics of tables and figures: intervals over seeds, interquartile means, summaries.
+
+A NaN (a seed that diverged) is never dropped: it makes every number that it enters NaN.
+"""
+
+import numpy as np
+from scipy import stats
+
+TRIM = 0.25  # the interquartile mean drops the lowest and the highest quarter
+LEVEL = 0.95
+CHUNK = 2_000_000  # numbers drawn at once: bounds the memory of many tasks
+
+
+def _interval(samples):
+    """Returns (lo, hi), the central 95% of bootstrap samples."""
+    tail = 100.0 * (1.0 - LEVEL) / 2.0
+    low, high = np.percentile(samples, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def _resamples(scores, num_resamples, seed, statistic):
+    """Returns [num_resamples]: `statistic` of scores [S, T], runs resampled within each task."""
+    num_seeds, num_tasks = scores.shape
+    random = np.random.default_rng(seed)
+    at_once = max(1, CHUNK // scores.size)
+    parts = []
+    for first in range(0, num_resamples, at_once):
+        count = min(at_once, num_resamples - first)
+        runs = random.integers(num_seeds, size=(count, num_seeds, num_tasks))
+        parts.append(statistic(scores[runs, np.arange(num_tasks)].reshape(count, -1)))
+    return np.concatenate(parts)
+
+
+def bootstrap_ci(per_seed, num_resamples=10_000, seed=0):
+    """Returns (lo, hi), the 95% percentile bootstrap interval of the mean of per_seed [S].
+
+    CTMRL's convention. One seed, or equal seeds, give (value, value).
+    """
+    per_seed = np.asarray(per_seed, np.float64)
+    if not np.isfinite(per_seed).all():
+        return float("nan"), float("nan")
+    # also spares equal values the rounding of their mean
+    if np.ptp(per_seed) == 0:
+        return float(per_seed[0]), float(per_seed[0])
+    mean = lambda samples: samples.mean(-1)
+    return _interval(_resamples(per_seed[:, None], num_resamples, seed, mean))
+
+
+def _trimmed(samples):
+    """Returns the 25% trimmed mean over the last axis."""
+    return stats.trim_mean(samples, TRIM, axis=-1)
+
+
+def iqm(scores):
+    """Returns the interquartile mean of scores [S, T], pooled over seeds and tasks."""
+    scores = np.asarray(scores, np.float64)
+    # trimming would hide a diverged run
+    if not np.isfinite(scores).all():
+        return float("nan")
+    return float(_trimmed(scores.ravel()))
+
+
+def iqm_ci(scores, num_resamples=2_000, seed=0):
+    """Returns (lo, hi), the 95% bootstrap interval of `iqm`, stratified as in rliable.
+
+    Runs of scores [S, T] are resampled within each task, independently of the other tasks.
+    """
+    scores = np.asarray(scores, np.float64)
+    if not np.isfinite(scores).all():
+        return float("nan"), float("nan")
+    if len(scores) == 1:
+        return iqm(scores), iqm(scores)
+    return _interval(_resamples(scores, num_resamples, seed, _trimmed))
+
+
+def normalized(returns, random, reference):
+    """Returns the mean over [S, T] of (return - random) / (reference - random), per task [T].
+
+    0 is the random policy, 1 the reference. NaN where the two coincide or one is unknown.
+    """
+    gap = np.asarray(reference, np.float64) - np.asarray(random, np.float64)
+    gap = np.where(gap == 0, np.nan, gap)
+    return float(((np.asarray(returns, np.float64) - random) / gap).mean())
+
+
+def summarize(returns, random, reference):
+    """Returns the table's numbers of returns [S, T] as plain floats, ready for JSON.
+
+    `std` is over seed means with ddof=1 (GENTLE's "mean +- std over seeds"; 0.0 for one seed);
+    `ci95` over seed means too; `iqm` is over seed x task. random and reference are [T].
+    """
+    returns = np.asarray(returns, np.float64)
+    per_seed = returns.mean(1)
+    return {
+        "mean": float(per_seed.mean()),
+        "std": float(per_seed.std(ddof=1)) if len(per_seed) > 1 else 0.0,
+        "ci95": list(bootstrap_ci(per_seed)),
+        "iqm": iqm(returns),
+        "iqm_ci95": list(iqm_ci(returns)),
+        "normalized": normalized(returns, random, reference),
+        "per_seed": [float(value) for value in per_seed],
+    }

@@ -1,0 +1,143 @@
+"""Datasets on disk: one folder with `meta.json` and one memory-mapped `.npy` per field.
+
+Arrays are [task, level, episode, step, ...] float32 with `mask` for short episodes. `meta.json` is written last
+and names the configuration and the sha256 of every file: a folder without it is unfinished, and
+a file that does not match it is an error, never a silent reuse.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from gentle_jax import config as config_lib
+from gentle_jax import errors
+
+SCHEMA = 1
+FIELDS = ("obs", "action", "reward", "context_reward", "next_obs", "terminal", "mask")
+
+
+def folder_of(root, config):
+    """Returns the folder that a config's dataset belongs to: root/suite/env/fingerprint."""
+    name = config_lib.fingerprint(config_lib.data_identity(config))
+    return pathlib.Path(root) / config.run.suite / config.run.env / name
+
+
+def shapes(num_tasks, behaviour, env):
+    """Returns {field: shape} of a dataset."""
+    lead = (num_tasks, behaviour.num_levels, behaviour.episodes_per_level, env.horizon)
+    vectors = {"obs": env.obs_dim, "next_obs": env.obs_dim, "action": env.action_dim}
+    return {name: lead + ((vectors[name],) if name in vectors else ()) for name in FIELDS}
+
+
+def open_arrays(folder, wanted):
+    """Opens writable arrays in `folder`, keeping those that have the wanted shape already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for name, shape in wanted.items():
+        path = folder / f"{name}.npy"
+        if path.exists():
+            try:
+                arrays[name] = np.lib.format.open_memmap(path, mode="r+")
+            except (ValueError, OSError):  # cut short by a kill: made anew below
+                arrays.pop(name, None)
+        if name not in arrays or arrays[name].shape != shape:
+            arrays[name] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    return arrays
+
+
+def write_level(arrays, level, fields):
+    """Writes one behaviour level of every task and flushes it to disk."""
+    for name, array in arrays.items():
+        array[:, level] = fields[name]
+        array.flush()
+
+
+def file_hash(path):
+    """Returns the sha256 of a file in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path, tree):
+    """Writes JSON so that a reader sees the old file or the whole new one."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(tree, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def commit(folder, meta):
+    """Finishes a dataset: adds schema and checksums to `meta` and writes it, last of all."""
+    files = {f"{name}.npy": file_hash(folder / f"{name}.npy") for name in FIELDS}
+    write_json(folder / "meta.json", {"schema": SCHEMA, **meta, "sha256": files})
+
+
+def is_complete(folder):
+    """Whether a folder holds a finished dataset."""
+    return (pathlib.Path(folder) / "meta.json").exists()
+
+
+def read_meta(folder):
+    """Returns meta.json; raises UserError if it is absent or unreadable."""
+    path = pathlib.Path(folder) / "meta.json"
+    try:
+        meta = json.loads(path.read_text())
+        if meta["schema"] == SCHEMA and isinstance(meta["sha256"], dict):
+            return meta
+        raise ValueError("another schema")
+    except FileNotFoundError:
+        raise errors.UserError(
+            f"{folder} holds no dataset (meta.json is missing): pass another --data, or collect it "
+            f"with `python -m experiments.collect`"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise errors.UserError(
+            f"{path} is not a dataset description of schema {SCHEMA}: delete the folder to make it anew"
+        ) from None
+
+
+def check_identity(meta, config, folder):
+    """Raises UserError unless the dataset was made by the configuration that is asked for."""
+    wanted, found = config_lib.data_identity(config), meta.get("identity", {})
+    for key in wanted:
+        if key == "behaviour":
+            mine, other = wanted[key], found.get(key) or {}
+            different = [f"behaviour.{k}" for k in mine if mine[k] != other.get(k)]
+            pairs = [(k, other.get(k.split(".")[1]), mine[k.split(".")[1]]) for k in different]
+        else:
+            pairs = [(key, found.get(key), wanted[key])] if wanted[key] != found.get(key) else []
+        if pairs:
+            name, had, want = pairs[0]
+            raise errors.UserError(
+                f"the dataset in {folder} was made with {name}={had}, this run asks for {want}: change "
+                f"the setting, or pass --data without this folder"
+            )
+
+
+def load(folder, config=None):
+    """Returns (fields, meta): memory-mapped arrays by name, checked against their checksums.
+
+    Args: config, an ExperimentConfig that the data must have been made with. Raises UserError for
+    a missing, truncated or altered file, and for data made by another configuration.
+    """
+    folder = pathlib.Path(folder)
+    meta = read_meta(folder)
+    if config is not None:
+        check_identity(meta, config, folder)
+    fields = {}
+    for name in FIELDS:
+        path = folder / f"{name}.npy"
+        mend = "restore the file, or delete the folder to make the data anew"
+        if not path.exists():
+            raise errors.UserError(f"dataset file {path} is missing: {mend}")
+        if file_hash(path) != meta["sha256"].get(path.name):
+            raise errors.UserError(
+                f"dataset file {path} does not match its checksum (truncated or altered): {mend}"
+            )
+        fields[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return fields, meta

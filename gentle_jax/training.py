@@ -1,0 +1,148 @@
+"""The chunked driver: the same chunks as `sweep.fused`, with the host in between.
+
+Between chunks the host saves a checkpoint, so a kill loses at most one chunk, and reports. What a
+run has produced so far (returns, embeddings) travels inside the checkpoint: one atomic unit.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax import sweep
+from gentle_jax.types import Algorithm
+
+
+class Task(NamedTuple):
+    """Everything that a sweep needs, on the device."""
+
+    algorithm: Algorithm
+    evaluate: Any  # (state, run_key, tasks, data, at) -> {protocol: [task, E]}
+    embed: Any  # (state, run_key, data, at) -> {name: [task, ...]}
+    trace: Any  # (state, run_key, tasks, data, at) -> (paths, masks)
+    data: Any  # Dataset of all tasks, training tasks first
+    tasks: Any  # task leaves in that order
+    hp: Any  # leaves [S]
+    run_keys: Any  # [S]
+    num_evals: int
+
+
+class Programs(NamedTuple):
+    """Every compiled program of a run; each is compiled exactly once."""
+
+    init: sweep.Program
+    stages: tuple  # a Program, or None for an empty stage
+    evaluate: sweep.Program
+    embed: sweep.Program
+    trace: sweep.Program
+
+    def all(self):
+        """Returns the programs in a flat list."""
+        found = [self.init, *self.stages, self.evaluate, self.embed, self.trace]
+        return [program for program in found if program is not None]
+
+
+class Hooks(NamedTuple):
+    """What the host does between chunks; every hook may be None."""
+
+    on_compile: Any = None  # (name, Program)
+    on_chunk: Any = None  # (Chunk, metrics {name: [S]}, seconds)
+    on_evaluate: Any = None  # (Chunk, returns {protocol: [S, task, E]}, seconds)
+    on_save: Any = None  # (step, carry, seconds): called after every chunk
+
+
+def compile_all(task, hooks=Hooks()):  # noqa: B008 an immutable default
+    """Compiles every program of a run ahead of time and returns them."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def build(name, function, args, donate=()):
+        program = sweep.compile_program(function, args, donate)
+        if hooks.on_compile:
+            hooks.on_compile(name, program)
+        return program
+
+    init = build("init", lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys),
+                 (task.hp, task.run_keys))  # fmt: skip
+    state = state_shapes(task)
+    stages = []
+    for stage in task.algorithm.stages:
+        chunk = sweep.over_runs(sweep.make_chunk(stage), 2)
+        args = (state, task.run_keys, task.data, step, step)
+        stages.append(build(stage.name, chunk, args, (0,)) if stage.num_steps else None)
+    evaluate = sweep.over_runs(task.evaluate, 2)
+    trace = sweep.over_runs(task.trace, 2)
+    args = (state, task.run_keys, task.tasks, task.data, step)
+    return Programs(
+        init=init,
+        stages=tuple(stages),
+        evaluate=build("evaluate", evaluate, args),
+        embed=build("embed", sweep.over_runs(task.embed, 2), args[:2] + args[3:]),
+        trace=build("trace", trace, args),
+    )
+
+
+def state_shapes(task):
+    """Returns the shapes of the state of all runs, without computing anything."""
+    init = lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys)
+    return jax.eval_shape(init, task.hp, task.run_keys)
+
+
+def empty_carry(task, state):
+    """Returns the carry before the first step: state, and NaN where results will be."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    args = (state_shapes(task), task.run_keys, task.tasks, task.data, step)
+    points = sum(c.evaluate for c in sweep.plan(task.algorithm.stages, task.num_evals))
+    blank = lambda s: np.full((points, *s.shape), np.nan, np.float32)
+    returns = jax.eval_shape(sweep.over_runs(task.evaluate, 2), *args)
+    embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2), *args[:2], *args[3:])
+    return {
+        "state": state,
+        "returns": jax.tree.map(blank, returns),
+        "embeddings": jax.tree.map(blank, embeddings),
+    }
+
+
+def eval_steps(task):
+    """Returns the steps of all stages after which the run is evaluated."""
+    return [c.done for c in sweep.plan(task.algorithm.stages, task.num_evals) if c.evaluate]
+
+
+def chunked(task, programs, carry, done, hooks=Hooks()):  # noqa: B008 an immutable default
+    """Runs the chunks after step `done` and returns the final carry.
+
+    Args: carry, from `empty_carry` or a checkpoint taken at step `done`.
+    """
+    points = eval_steps(task)
+    for chunk in sweep.plan(task.algorithm.stages, task.num_evals):
+        if chunk.done <= done:
+            continue
+        begin = time.perf_counter()
+        state, metrics = programs.stages[chunk.stage].call(
+            carry["state"], task.run_keys, task.data, jnp.int32(chunk.start), jnp.int32(chunk.length)
+        )
+        metrics = jax.device_get(metrics)
+        carry = {**carry, "state": state}
+        if hooks.on_chunk:
+            hooks.on_chunk(chunk, metrics, time.perf_counter() - begin)
+        if chunk.evaluate:
+            begin, at = time.perf_counter(), jnp.int32(chunk.done)
+            returns = jax.device_get(
+                programs.evaluate.call(state, task.run_keys, task.tasks, task.data, at)
+            )
+            embedded = jax.device_get(programs.embed.call(state, task.run_keys, task.data, at))
+            index = points.index(chunk.done)
+            for results, new in (("returns", returns), ("embeddings", embedded)):
+                for name, values in new.items():
+                    carry[results][name][index] = values
+            if hooks.on_evaluate:
+                hooks.on_evaluate(chunk, returns, time.perf_counter() - begin)
+        if hooks.on_save:
+            hooks.on_save(chunk.done, carry)
+    return carry
+
+
+def state_bytes(state):
+    """Returns the bytes of a tree of arrays or shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

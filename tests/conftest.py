@@ -1,0 +1,155 @@
+"""Pieces that tests share: strict numerics, toy data, tiny experiments.
+
+`tiny` builds what an experiment builds, through `config.resolve` and the registry, only smaller: few
+tasks, a short horizon, narrow networks. Compilation dominates the time of this suite, so tests jit few
+functions, share them through module fixtures, and evaluate losses eagerly.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from gentle_jax import config as config_lib
+from gentle_jax import data as data_lib
+from gentle_jax import evaluation, registry, suites
+from gentle_jax.envs import base
+from gentle_jax.types import Spec
+
+HORIZON, NUM_TRAIN, NUM_TEST = 5, 4, 2
+FIELDS = ("obs", "action", "reward", "context_reward", "next_obs", "terminal")
+TINY = {
+    "train.num_steps": 20,
+    "train.meta_batch": 3,
+    "train.batch_size": 8,
+    "train.context_size": 8,
+    "train.latent_dim": 3,
+    "train.num_evals": 2,
+    "backbone.width": 8,
+    "backbone.depth": 1,
+    "eval.two_phase_steps": 3 * HORIZON,
+    "eval.context_episodes": 1,
+    "eval.scored_steps": 2 * HORIZON,
+    "eval.num_repeats": 1,
+    "ctmrl.encoder_width": 8,
+    "ctmrl.encoder_depth": 1,
+    "ctmrl.width": 8,
+    "ctmrl.depth": 1,
+    "ctmrl.num_codes": 2,
+    "ctmrl.num_iterations": 10,
+    "gentle.width": 8,
+    "gentle.depth": 1,
+    "gentle.num_cross_tasks": 1,
+    "gentle.relabel_rows": 16,
+    "gentle.relabel_every": 4,
+    "gentle.ensemble_size": 2,
+    "gentle.model_batch": 16,
+    "gentle.max_epochs": 2,
+}
+
+
+class Tiny(NamedTuple):
+    """A small experiment, as `experiments` would build it."""
+
+    config: config_lib.ExperimentConfig
+    env: object  # normalised where the suite says so
+    train: data_lib.Dataset
+    test: data_lib.Dataset
+    spec: Spec
+    algorithm: object
+    protocols: dict
+    hp: dict  # leaves [2]: two runs
+
+    def states(self, num_runs=2):
+        """Initial states of some runs, leaves [num_runs, ...]."""
+        keys = jax.random.split(jax.random.key(0), num_runs)
+        hp = jax.tree.map(lambda x: x[:num_runs], self.hp)
+        return jax.vmap(self.algorithm.init)(hp, keys)
+
+    def state(self):
+        """The initial state of one run."""
+        return self.algorithm.init(jax.tree.map(lambda x: x[0], self.hp), jax.random.key(0))
+
+
+def make_toy_dataset(env, levels=2, episodes=3, timeout_is_terminal=True):
+    """Returns a numpy Dataset of uniform random actions in every task of `env`."""
+
+    def policy(obs, key, index):
+        return jax.random.uniform(key, (env.action_dim,), minval=-1.0, maxval=1.0)
+
+    num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
+    one = jax.vmap(lambda task, key: evaluation.rollout(env, task, policy, key), (None, 0))
+    keys = jax.random.split(jax.random.key(1), (num_tasks, levels * episodes))
+    rows, mask = jax.jit(jax.vmap(one))(env.tasks, keys)
+    split = lambda x: np.asarray(x).reshape((num_tasks, levels, episodes) + x.shape[2:])
+    fields = {name: split(getattr(rows, name)) for name in FIELDS}
+    return data_lib.from_episodes(fields, split(mask), timeout_is_terminal)
+
+
+_DATA = {}
+
+
+def small_env(suite, name):
+    """Returns (env with few tasks and a short horizon, its toy Dataset of all tasks)."""
+    env = registry.load("environment", name).make(suite)
+    ids = np.concatenate([env.train_ids[:NUM_TRAIN], env.test_ids[:NUM_TEST]])
+    env = env._replace(
+        horizon=HORIZON,
+        tasks=jax.tree.map(lambda x: x[ids], env.tasks),
+        parameters=env.parameters[ids],
+        train_ids=np.arange(NUM_TRAIN),
+        test_ids=np.arange(NUM_TRAIN, NUM_TRAIN + NUM_TEST),
+    )
+    if (suite, name) not in _DATA:
+        _DATA[suite, name] = make_toy_dataset(env)
+    return env, _DATA[suite, name]
+
+
+def make_tiny(algorithm, suite="ctmrl", env="point_robot", backbone="", fidelity="", **overrides):
+    """Returns a Tiny; `overrides` are dotted keys, as in **{"train.meta_batch": 2}."""
+    run = config_lib.RunConfig(
+        algorithm=algorithm, suite=suite, env=env, backbone=backbone, fidelity=fidelity
+    )
+    config = config_lib.resolve(run, (TINY,), overrides)
+    env, dataset = small_env(suite, env)
+    train = data_lib.take_tasks(dataset, env.train_ids)
+    test = data_lib.take_tasks(dataset, env.test_ids)
+    if suites.get(suite).normalize_obs:
+        mean, std = data_lib.statistics(train)
+        train, test = (data_lib.normalize(d, mean, std) for d in (train, test))
+        env = base.normalize(env, mean, std)
+    rows = int(np.asarray(train.episode_start)[:, -1].min())
+    spec = Spec(env.obs_dim, env.action_dim, len(env.train_ids), rows, env.horizon)
+    rl = registry.load("backbone", config.run.backbone).make(
+        config.backbone, config.train.latent_dim, spec
+    )
+    built = registry.load("algorithm", algorithm).make(config.algo, config.train, spec, rl)
+    protocols = {
+        name: registry.load("protocol", name).make(config.eval, env)
+        for name in config.run.protocols
+    }
+    hp = config_lib.hyper_params(config, ({}, {}))
+    return Tiny(config, env, train, test, spec, built, protocols, hp)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The factory of small experiments: `make_tiny`."""
+    return make_tiny
+
+
+@pytest.fixture(scope="session")
+def toy_dataset():
+    """The factory of random data of an Env: `make_toy_dataset`."""
+    return make_toy_dataset
+
+
+@pytest.fixture
+def strict_rank():
+    """Implicit rank promotion raises: a forgotten axis is an error, not a broadcast.
+
+    Scoped to the tests that ask for it: critics [2, N] against targets [N] broadcast on purpose.
+    """
+    with jax.numpy_rank_promotion("raise"):
+        yield

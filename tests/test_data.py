@@ -1,0 +1,223 @@
+"""Datasets and samplers. Every row is tagged task * 1e4 + level * 1e2 + episode, its step in obs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gentle_jax import data as data_lib
+
+TASKS, LEVELS, EPISODES, STEPS = 3, 2, 4, 6
+LENGTHS = np.random.default_rng(0).integers(1, STEPS + 1, (TASKS, LEVELS, EPISODES))
+
+
+def episodes():
+    """Fields [task, level, episode, step, ...]: the tag is the reward, the step is obs."""
+    task, level, episode, step = np.indices((TASKS, LEVELS, EPISODES, STEPS)).astype(np.float32)
+    tag = task * 1e4 + level * 1e2 + episode
+    return {
+        "obs": np.stack([step, tag], -1),
+        "action": np.stack([0.1 * task - 0.1, 0.01 * step], -1),
+        "reward": tag,
+        "context_reward": tag + 0.5,
+        "next_obs": np.stack([step + 1, tag], -1),
+        "terminal": np.zeros_like(tag),
+    }
+
+
+def build(lengths=None, timeout_is_terminal=True):
+    lengths = np.full((TASKS, LEVELS, EPISODES), STEPS) if lengths is None else lengths
+    mask = (np.arange(STEPS) < lengths[..., None]).astype(np.float32)
+    return data_lib.from_episodes(episodes(), mask, timeout_is_terminal)
+
+
+@pytest.fixture(scope="module", params=["full", "ragged"])
+def dataset(request):
+    made = build(LENGTHS if request.param == "ragged" else None)
+    return jax.tree.map(jnp.asarray, made)
+
+
+def parts(batch):
+    """Splits tags into (task, level, episode)."""
+    tag = np.asarray(batch.reward).astype(int)
+    return tag // 10000, tag % 10000 // 100, tag % 100
+
+
+def test_episodes_are_packed_in_order_without_gaps():
+    made = build(LENGTHS)
+    ends = LENGTHS.reshape(TASKS, -1).cumsum(1)
+    np.testing.assert_array_equal(made.episode_start[:, 0], 0)
+    np.testing.assert_array_equal(made.episode_start[:, 1:], ends)
+    assert made.rows.reward.shape == (TASKS, ends[:, -1].max())
+    for task in range(TASKS):
+        index = 0
+        for level in range(LEVELS):
+            for episode in range(EPISODES):
+                for step in range(LENGTHS[task, level, episode]):
+                    assert made.rows.reward[task, index] == task * 1e4 + level * 1e2 + episode
+                    assert made.rows.obs[task, index, 0] == step
+                    index += 1
+        assert (made.rows.reward[task, index:] == 0).all()
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
+def test_only_the_last_row_of_each_episode_is_terminal(lengths):
+    # gentle_suite.md sec. 1: both releases set the end flag at the time limit too
+    made = build(lengths)
+    for task in range(TASKS):
+        expected = np.zeros_like(made.rows.terminal[task])
+        expected[made.episode_start[task, 1:] - 1] = 1.0
+        np.testing.assert_array_equal(made.rows.terminal[task], expected)
+
+
+def test_true_ends_alone_are_kept_when_time_limits_are_not_terminal():
+    fields = episodes()
+    fields["terminal"][1, 0, 2, STEPS - 1] = 1.0
+    made = data_lib.from_episodes(fields, np.ones((TASKS, LEVELS, EPISODES, STEPS)), False)
+    assert made.rows.terminal.sum() == 1
+    assert made.rows.reward[made.rows.terminal > 0] == 1e4 + 2
+
+
+def test_packing_does_not_change_its_input():
+    fields = episodes()
+    data_lib.from_episodes(fields, np.ones((TASKS, LEVELS, EPISODES, STEPS)), True)
+    assert fields["terminal"].sum() == 0
+
+
+def test_rl_batch_returns_rows_of_the_asked_tasks_only(dataset):
+    ids = jnp.array([2, 0, 2])
+    batch = data_lib.rl_batch(dataset, ids, 200, jax.random.key(0))
+    task, _, _ = parts(batch)
+    np.testing.assert_array_equal(task, np.repeat([[2], [0], [2]], 200, 1))
+    # every field comes from the same row
+    np.testing.assert_array_equal(batch.obs[..., 1], batch.reward)
+    np.testing.assert_array_equal(batch.context_reward, batch.reward + 0.5)
+    np.testing.assert_array_equal(batch.next_obs[..., 0], batch.obs[..., 0] + 1)
+
+
+def test_rl_batch_draws_every_row_about_equally_often(dataset):
+    draws = 12_000
+    batch = data_lib.rl_batch(dataset, jnp.array([1]), draws, jax.random.key(1))
+    row = np.asarray(batch.reward * 10 + batch.obs[..., 0]).ravel()  # unique per row
+    rows = int(dataset.episode_start[1, -1])
+    values, counts = np.unique(row, return_counts=True)
+    assert len(values) == rows
+    # binomial: mean draws / rows, five standard deviations
+    mean = draws / rows
+    assert np.abs(counts - mean).max() < 5 * np.sqrt(mean)
+
+
+def test_two_occurrences_of_a_task_get_different_rows(dataset):
+    batch = data_lib.rl_batch(dataset, jnp.array([1, 1]), 50, jax.random.key(0))
+    assert not np.array_equal(batch.obs[0], batch.obs[1])
+
+
+def test_uniform_context_is_over_the_whole_history(dataset):
+    batch = data_lib.context_batch(dataset, jnp.arange(3), 400, jax.random.key(0), "uniform")
+    task, level, episode = parts(batch)
+    assert (task == np.arange(3)[:, None]).all()
+    assert set(level.ravel()) == set(range(LEVELS))
+    assert set(episode.ravel()) == set(range(EPISODES))
+
+
+def test_level_context_comes_from_one_level_drawn_per_task(dataset):
+    ids, seen = jnp.array([0, 1, 2, 0, 1, 2]), set()
+    for seed in range(4):
+        batch = data_lib.context_batch(dataset, ids, 60, jax.random.key(seed), "level")
+        task, level, episode = parts(batch)
+        assert (task == np.asarray(ids)[:, None]).all()
+        assert (level == level[:, :1]).all()  # one level within a context
+        assert len(set(episode.ravel())) == EPISODES  # but all of its episodes
+        seen |= {tuple(level[:, 0])}
+    assert len(seen) > 1  # levels vary with the key and between tasks
+    assert any(len(set(levels)) > 1 for levels in seen)
+
+
+def test_episode_context_is_whole_episodes_of_one_level():
+    dataset = jax.tree.map(jnp.asarray, build())
+    ids, size = jnp.array([0, 1, 2]), 2 * STEPS + 3
+    for seed in range(4):
+        batch = data_lib.context_batch(dataset, ids, size, jax.random.key(seed), "episodes")
+        task, level, episode = parts(batch)
+        assert (task == np.asarray(ids)[:, None]).all()
+        assert (level == level[:, :1]).all()
+        # the steps of an episode in order, from its start; the last episode is cut
+        expected = np.tile(np.r_[np.arange(STEPS), np.arange(STEPS), np.arange(3)], (3, 1))
+        np.testing.assert_array_equal(batch.obs[..., 0], expected)
+        for part in (slice(0, STEPS), slice(STEPS, 2 * STEPS), slice(2 * STEPS, None)):
+            assert (episode[:, part] == episode[:, part][:, :1]).all()
+
+
+def test_episode_context_of_ragged_episodes_stays_inside_them():
+    dataset = jax.tree.map(jnp.asarray, build(LENGTHS))
+    for seed in range(4):
+        batch = data_lib.context_batch(
+            dataset, jnp.arange(3), 20, jax.random.key(seed), "episodes"
+        )
+        task, level, episode = parts(batch)
+        assert (task == np.arange(3)[:, None]).all()
+        assert (level == level[:, :1]).all()
+        assert (np.asarray(batch.obs[..., 0]) < LENGTHS[task, level, episode]).all()
+
+
+def test_float_rounding_never_draws_past_the_last_row(dataset, monkeypatch):
+    # uniform draws are below 1, but u * n may round to n: the largest draw must be n - 1
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.ones(shape))
+    for draw in ("uniform", "level"):
+        batch = data_lib.context_batch(dataset, jnp.arange(3), 2, jax.random.key(0), draw)
+        task, level, episode = parts(batch)
+        assert (task == np.arange(3)[:, None]).all()
+        assert (episode == EPISODES - 1).all()  # the last episode of the history or of the level
+        assert (np.asarray(batch.terminal) == 1).all()
+
+
+def test_take_tasks_keeps_order(dataset):
+    taken = data_lib.take_tasks(dataset, np.array([2, 0]))
+    assert [int(x) // 10000 for x in taken.rows.reward[:, 0]] == [2, 0]
+    np.testing.assert_array_equal(taken.episode_start, dataset.episode_start[np.array([2, 0])])
+    assert (taken.num_levels, taken.level_episodes) == (LEVELS, EPISODES)
+
+
+def test_statistics_ignore_padding_and_normalize_z_scores_both_observations():
+    made = build(LENGTHS)
+    ends = made.episode_start[:, -1]
+    rows = np.concatenate([made.rows.obs[t, : ends[t]] for t in range(TASKS)])
+    mean, std = data_lib.statistics(made)
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std, rows.std(0), rtol=1e-5)
+    scaled = data_lib.normalize(made, mean, std)
+    again = data_lib.statistics(scaled)
+    np.testing.assert_allclose(again[0], 0.0, atol=1e-5)
+    np.testing.assert_allclose(again[1], 1.0, rtol=1e-4)
+    np.testing.assert_allclose(scaled.rows.next_obs * std + mean, made.rows.next_obs, atol=2e-3)
+    np.testing.assert_array_equal(scaled.rows.reward, made.rows.reward)  # raw
+
+
+def test_statistics_of_a_constant_coordinate_do_not_divide_by_zero():
+    made = build()
+    constant = made.replace(rows=made.rows._replace(obs=np.ones_like(made.rows.obs)))
+    assert np.isfinite(data_lib.normalize(constant, *data_lib.statistics(constant)).rows.obs).all()
+
+
+def test_task_sampler_draws_distinct_tasks_where_it_can():
+    draw = data_lib.task_sampler(3, 5, "distinct")
+    drawn = np.stack([draw(jax.random.key(k)) for k in range(30)])
+    assert all(len(set(row)) == 3 for row in drawn)
+    assert set(drawn.ravel()) == set(range(5))
+    assert sorted(np.asarray(data_lib.task_sampler(5, 5, "distinct")(jax.random.key(0)))) == [
+        0, 1, 2, 3, 4,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size,total,how", [(4, 2, "distinct"), (3, 3, "replace")])
+def test_task_sampler_repeats_tasks_when_asked_or_when_it_must(size, total, how):
+    draw = data_lib.task_sampler(size, total, how)
+    drawn = np.stack([draw(jax.random.key(k)) for k in range(30)])
+    assert drawn.min() == 0 and drawn.max() == total - 1
+    assert any(len(set(row)) < size for row in drawn)
+
+
+def test_size_counts_every_array(dataset):
+    rows = dataset.rows.reward.size
+    # obs, action, next_obs have two columns, three more fields have one; all 4 bytes
+    assert data_lib.size_bytes(dataset) == 4 * (rows * 9 + dataset.episode_start.size)
