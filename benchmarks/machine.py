@@ -100,12 +100,12 @@ def products(jaxpr, known):
     """Returns ({(batch, m, k, n): count} of a jaxpr's matrix products, [known results]).
 
     Args: known, one value per input: a number, or None where it is not known. Every scalar that
-    follows from known numbers is computed, so a `cond` on the step's index counts the branch taken,
-    and only that one; a `cond` on data counts its largest branch, a `scan` its length times its body, a
-    `while` (no known length) its body once. This is what the program asks for: XLA may merge equal
-    products or drop unused ones, so the work done may be less, never more.
+    follows from known numbers is computed, so a `cond` on the step's index counts the branch
+    taken, and only that one; a `cond` on data counts its largest branch, a `scan` its length times
+    its body, a `while` (no known length) its body once. This is what the program asks for: XLA may
+    merge equal products or drop unused ones, so the work done may be less, never more.
     """
-    counts, values = {}, dict(zip(jaxpr.invars, known))
+    counts, values = {}, dict(zip(jaxpr.invars, known, strict=True))
 
     def read(atom):
         return atom.val if isinstance(atom, Literal) else values.get(atom)
@@ -136,12 +136,11 @@ def products(jaxpr, known):
             for body in inner:
                 whole = len(body.invars) == len(inputs)  # a plain call: values pass through
                 results = add(body, inputs if whole else unknown(body))
-        elif all(v is not None and np.ndim(v) == 0 for v in inputs) and inputs:
-            if all(v.aval.shape == () for v in eqn.outvars):
-                out = eqn.primitive.bind(*inputs, **eqn.params)
-                results = out if eqn.primitive.multiple_results else [out]
-        for var, value in zip(eqn.outvars, results):
-            if isinstance(var, Var):
+        elif inputs and all(v is not None and np.ndim(v) == 0 for v in inputs):
+            out = eqn.primitive.bind(*inputs, **eqn.params)
+            results = out if eqn.primitive.multiple_results else [out]
+        for var, value in zip(eqn.outvars, results, strict=False):  # none where unknown
+            if isinstance(var, Var) and np.ndim(value) == 0:
                 values[var] = value
     return counts, [read(v) for v in jaxpr.outvars]
 

@@ -1,9 +1,9 @@
-"""GENTLE's gradient step in eager PyTorch, written from gentle_suite.md sec. 2 and 3: the yardstick.
+"""GENTLE's gradient step in eager PyTorch, from gentle_suite.md sec. 2 and 3: the yardstick.
 
 The mathematics, shapes and order of operations are those of `gentle_jax`. Work whose result
-nobody reads is left out, as XLA leaves it out: the encoder runs once per step, the policy only on
-actor steps, and the actor's gradient skips the critics. The released code does all three, so this step
-is the faster of the two and the comparison the stricter one. PyTorch is never required.
+nobody reads is left out: the policy runs only on actor steps, and the actor's gradient skips the
+critics. The release does that work (sec. 2, step 4), so this step is the faster of the two and the
+comparison the stricter one. PyTorch is never required.
 """
 
 import time
@@ -18,7 +18,7 @@ except ImportError:
 
 
 def _layers(tree, depth):
-    """Flax MLP parameters as [(weight [out, in], bias)]; several heads are joined into one layer."""
+    """Flax MLP parameters as [(weight [out, in], bias)]; several heads become one layer."""
     pairs = [(np.array(tree[n]["kernel"]).T, np.array(tree[n]["bias"])) for n in sorted(tree)]
     heads = pairs[depth:]
     joined = (np.concatenate([w for w, _ in heads]), np.concatenate([b for _, b in heads]))
@@ -73,8 +73,8 @@ class TorchGentle:
     def step(self, batch, context, noise, index):
         """One gradient step. Returns the losses, as tensors: reconstruction, critic, BC.
 
-        Args: batch, dict with obs, action, reward, next_obs, terminal [T, B, ...]; context, dict with
-        obs, action, reward [T, C, ...]; noise, (target noise, actor noise) [T * B, A]; index, an int.
+        Args: batch, dict with obs, action, reward, next_obs, terminal [T, B, ...]; context, dict
+        with obs, action, reward [T, C, ...]; noise, (target's, actor's) [T * B, A]; index, an int.
         """
         rows = torch.cat((context["obs"], context["action"], context["reward"][..., None]), -1)
         z = torch.tanh(_mlp(self.encoder, rows)).mean(1)  # [T, Z]
@@ -91,7 +91,7 @@ class TorchGentle:
     @staticmethod
     def _descend(adam, loss):
         params = adam.param_groups[0]["params"]
-        for param, grad in zip(params, torch.autograd.grad(loss, params)):
+        for param, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
             param.grad = grad
         adam.step()
 
@@ -115,7 +115,7 @@ class TorchGentle:
 
     def _critic_step(self, batch, z, target):
         total = 0.0
-        for critic, adam in zip(self.critics, self.critic_adams):
+        for critic, adam in zip(self.critics, self.critic_adams, strict=True):
             loss = F.mse_loss(_mlp(critic, batch["obs"], batch["action"], z)[..., 0], target)
             self._descend(adam, loss)
             total = total + loss.detach()
@@ -129,10 +129,10 @@ class TorchGentle:
         cloning = F.mse_loss(action, batch["action"])
         self._descend(self.policy_adam, -scale * value.mean() + cloning)
         tau = float(self.hp["tau"])
-        pairs = [(self.target_policy, self.policy), *zip(self.target_critics, self.critics)]
+        targets = [self.target_policy, *self.target_critics]
         with torch.no_grad():
-            for target, source in pairs:
-                for old, new in zip(_flat(target), _flat(source)):
+            for target, source in zip(targets, [self.policy, *self.critics], strict=True):
+                for old, new in zip(_flat(target), _flat(source), strict=True):
                     old.lerp_(new, tau)
         return cloning.detach()
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.train_step --grid=point_robot,ant_dir --algos=gentle,ctmrl --seeds=1,8
 
-Data are random arrays of the papers' shapes; programs are built and chunked as experiments do. A row is
-one (algorithm, shapes, seeds) in its main stage. Times are medians over rounds of torch, jax, torch,
-jax, ...; the matrix-product rate of the machine is taken right before and after the rounds.
+Data are random arrays of the papers' shapes; programs are built and chunked as experiments do. A
+row is one (algorithm, shapes, seeds) in its main stage. Times are medians over rounds of torch,
+jax, torch, jax, ...; the machine's matrix-product rate is taken right before and after the rounds.
 FLOPs are those of the matrix products that the step's program asks for (`machine.products`): the
 actor counts at its share of steps, periodic work at none, and XLA may do fewer.
 """
@@ -25,7 +25,7 @@ from benchmarks import machine, torch_step
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import errors, registry, rng, sweep
-from gentle_jax.types import AgentState, Spec
+from gentle_jax.types import Spec
 
 PIECES = 5  # short chunks that one long chunk is compared with
 PERIOD = 2 * PIECES  # steps are a multiple: every piece holds whole policy delays
@@ -100,6 +100,8 @@ def make_flags():
 
 
 def _check(args):
+    if not (args.grid and args.algos and args.seeds):
+        raise errors.UserError("--grid, --algos and --seeds each need a value: drop an empty flag")
     for name in args.grid:
         if name not in GRID:
             raise errors.unknown("shapes in --grid", name, GRID)
@@ -115,6 +117,8 @@ def _check(args):
         raise errors.UserError(
             f"--steps is {args.steps}, --rounds is {args.rounds}: expected 1 or more of each"
         )
+    if Path(args.out).is_dir():
+        raise errors.UserError(f"--out={args.out} is a folder: expected the name of a JSON file")
     try:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -237,7 +241,7 @@ def _relabel_row(problem, jax_loop, key, rounds):
 
 
 def measure(name, algorithm, num_seeds, steps, rounds, small):
-    """Returns the rows of one (shapes, algorithm, seeds): a `step` row, and GENTLE's `relabel` row."""
+    """Returns the rows of one (shapes, algorithm, seeds): `step`, and `relabel` for GENTLE."""
     problem = make_problem(name, algorithm, small)
     jax_loop = JaxLoop(problem, num_seeds)
     torch_loop = _torch_loop(problem, jax_loop)
@@ -251,7 +255,7 @@ def measure(name, algorithm, num_seeds, steps, rounds, small):
     peak, layer = (before + after) / 2, max(machine.product_rate(*shape) for shape in layers)
     step = statistics.median(times["long"]) / steps
     rate = num_seeds * machine.flops(counts) / step / 1e9
-    overhead = [b / a - 1.0 for a, b in zip(times["long"], times["pieces"])]
+    overhead = [b / a - 1.0 for a, b in zip(times["long"], times["pieces"], strict=True)]
     torch_seconds = statistics.median(times["torch"]) / steps if torch_loop else None
     memory = jax_loop.program.call.memory_analysis()
     key = {"algorithm": algorithm, "shapes": name, "seeds": num_seeds}
@@ -312,8 +316,8 @@ def table(rows):
     """Returns aligned text: the step rows, then one line per relabelling."""
     steps = [row for row in rows if row["kind"] == "step"]
     lines = [list(COLUMNS)] + [[_cell(row, heading) for heading in COLUMNS] for row in steps]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
-    text = ["  ".join(c.rjust(w) for c, w in zip(line, widths)) for line in lines]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    text = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
     for row in rows:
         if row["kind"] == "relabel":
             text.append(

@@ -85,7 +85,7 @@ def _collect(config, env, folder, wanted):
         if level < first:
             continue
         state, _ = advance.call(carry["state"], keys, jnp.int32(done), jnp.int32(at - done))
-        fields, sampled, scored = jax.device_get(episodes.call(state, keys, jnp.int32(level)))
+        fields, sampled, scored = jax.device_get(episodes.call(state, keys, jnp.int32(at)))
         storage.write_level(arrays, level, fields)
         carry["state"], done = state, at
         carry["sampled"][level], carry["scored"][level] = sampled, scored

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from experiments import tables
 from gentle_jax import statistics
@@ -32,7 +33,7 @@ STYLE = {
     "svg.hashsalt": "gentle_jax",  # equal inputs give equal files
 }
 DPI = 150
-MAX_POINTS = 600  # of t-SNE, some ten seconds on two CPU cores
+MAX_POINTS = 800  # of t-SNE, a few seconds on one CPU core
 MAX_LABELLED = 400  # cells of an image that still get their number written in
 CAPTION_WIDTH = 13  # characters per inch at the caption's size
 
@@ -63,10 +64,17 @@ def written(folder, name):
 
 def steps_axis(axis, steps):
     """Labels an x axis of training steps in thousands where they are that large."""
-    large = max(steps, default=0) >= 10_000
-    if large:
+    if len(steps) == 1:
+        axis.set_xticks(steps)
+    if max(steps, default=0) >= 10_000:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axis.set_xlabel("training steps (gradient updates)")
+
+
+def num_diverged(scores):
+    """Returns how many seeds of scores [point, seed] are NaN at a point that others reached."""
+    reached = np.isfinite(scores).any(1)
+    return int((~np.isfinite(scores[reached])).any(0).sum())
 
 
 def interval_band(axis, steps, scores, color, label):
@@ -97,13 +105,15 @@ def learning_curves(folder, arrays, metric="final", groups=None, title="", refer
     task_sets = list(dict.fromkeys(task_set for _, task_set, _ in blocks))
     steps = np.asarray(arrays["eval_steps"])
     shape = (max(len(task_sets), 1), max(len(protocols), 1))
-    size = (max(3.6 * shape[1], 6.5) + 0.6, 2.9 * shape[0] + 1.6)
+    size = (max(3.4 * shape[1], 5.5) + 2.0, 2.7 * shape[0] + 1.3)
+    diverged = 0
     share = {"sharex": True, "sharey": True}
     with canvas(folder, "learning_curves", size, title, shape, **share) as (figure, axes, caption):
         for name, task_set, protocol in blocks:
             i, j = task_sets.index(task_set), protocols.index(protocol)
             axis, ids = axes[i, j], np.asarray(arrays[f"{task_set}_ids"])
             scores = base.METRICS[metric](np.asarray(arrays[name], np.float64)).mean(-1)
+            diverged = max(diverged, num_diverged(scores))
             for k, (label, part) in enumerate(groups or [("mean over seeds", slice(None))]):
                 interval_band(axis, steps, scores[:, part], PALETTE[k % len(PALETTE)], label)
             lines = [("reference_return", "--", reference), ("random_return", ":", "random policy")]
@@ -119,12 +129,14 @@ def learning_curves(folder, arrays, metric="final", groups=None, title="", refer
         for axis in axes[:, 0]:
             axis.set_ylabel("return per episode")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5) or 1)
+        figure.legend(handles, labels, loc="outside right upper")
         seeds = np.asarray(arrays[blocks[0][0]]).shape[1] if blocks else 0
         caption(
             f"{tables.EPISODES.get(metric, metric).capitalize()}, averaged over tasks; band: 95% "
             f"bootstrap interval over {'seeds' if groups else f'{seeds} seed(s)'}."
         )
+        if diverged:
+            caption(f"Without {diverged} run(s) that diverged.")
     return written(folder, "learning_curves")
 
 
@@ -137,7 +149,9 @@ def flatten_to_plane(z):
     if width == 2 or n < 4 or np.ptp(z, axis=0).max() == 0:
         return z[:, :2], "z itself" if width == 2 else "the first two numbers of z"
     perplexity = float(min(30, max(1, (n - 1) / 3)))
-    points = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(z)
+    # its threads spin against each other: one is several times faster at these sizes
+    with threadpool_limits(1):
+        points = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(z)
     return points, f"t-SNE of {n} contexts (perplexity {perplexity:.0f}, PCA start)"
 
 
@@ -190,19 +204,21 @@ def embeddings(folder, z, ids, parameters, names, title=""):
         for axis, (values, label, map_name) in zip(axes[0], colours, strict=True):
             limits = (-180, 180) if map_name == "twilight" else (values.min(), values.max())
             shared = {"cmap": map_name, "norm": Normalize(*limits)}
-            marks = {False: ("o", 18, "none", "train task"), True: ("D", 42, "black", "test task")}
+            marks = {False: ("o", 20, GREY, "train task"), True: ("D", 42, "black", "test task")}
             for test, (marker, area, edge, name) in marks.items():
                 part = is_test == test
                 if part.any():
                     axis.scatter(
                         *points[part].T, c=values[whose[part]], marker=marker, s=area,
-                        edgecolors=edge, linewidths=0.9, alpha=0.9, label=name, **shared,
+                        edgecolors=edge, linewidths=0.9 if test else 0.3, label=name, **shared,
                     )  # fmt: skip
             axis.set(xticks=[], yticks=[], xlabel="dimension 1", ylabel="dimension 2")
             scale = matplotlib.cm.ScalarMappable(**shared)
             figure.colorbar(scale, ax=axis, label=label, shrink=0.85)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        entries = axes[0, 0].get_legend_handles_labels()
+        legend = axes[0, 0].legend(*entries, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        for handle in legend.legend_handles:
+            handle.set(facecolor="white", array=None)
         caption(f"Latent z of offline contexts of seed {seed}: {made}. One mark per context.")
     return written(folder, "embeddings")
 
@@ -244,12 +260,12 @@ def draw_codes(figure, axis, image, num_codes, steps):
                 dark = np.dot(cmap(int(code))[:3], (0.299, 0.587, 0.114)) < 0.55
                 ink = "white" if dark else "black"
                 axis.text(j, i, int(code), ha="center", va="center", color=ink, fontsize=7.5)
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 6)).round().astype(int))
+    shown = range(0, len(steps), -(-len(steps) // 6))
     large = max(steps) >= 10_000
     axis.set_xticks(shown, [f"{steps[i] / 1000:g}k" if large else f"{steps[i]:g}" for i in shown])
     axis.yaxis.get_major_locator().set_params(integer=True)
-    ticks = np.unique(np.linspace(0, num_codes - 1, min(num_codes, 9)).round().astype(int))
-    figure.colorbar(drawn, ax=axis, label="code", ticks=ticks)
+    ticks = range(0, num_codes, -(-num_codes // 8))
+    figure.colorbar(drawn, ax=axis, label="code", ticks=ticks).minorticks_off()
 
 
 def code_assignment(folder, codes, eval_steps, num_codes=None, order_name="task id", title=""):
@@ -279,6 +295,8 @@ def code_assignment(folder, codes, eval_steps, num_codes=None, order_name="task 
         axis.set(title="codes in use", ylabel="number of codes", ylim=(0, num_codes * 1.12))
         axis.yaxis.get_major_locator().set_params(integer=True)
         steps_axis(axis, eval_steps)
+        # keeps points not reached yet on the axis, as in the image
+        axis.plot(eval_steps, np.zeros(len(eval_steps)), alpha=0)
         axis.legend(loc="lower right")
         axis.grid(alpha=0.25)
         caption(
@@ -299,6 +317,18 @@ def draw_rollouts(axis, paths, goal, color, label):
         axis.scatter(*goal, marker="*", s=190, color=color, edgecolors="black", lw=0.8, zorder=5)
 
 
+def plane_ratio(paths, landmarks):
+    """Returns height over width of what is drawn, within what a figure can have."""
+    points = paths.reshape(-1, 2)
+    if landmarks is not None:
+        points = np.concatenate([points, np.reshape(landmarks, (-1, 2))])
+    points = points[np.isfinite(points).all(1)]
+    if not len(points):
+        return 0.5
+    width, height = np.ptp(points, axis=0)
+    return float(np.clip(height / max(width, 1e-6), 0.5, 1.0))
+
+
 def rollouts(folder, paths, mask, landmarks, returns=None, ids=None, title=""):
     """Draws the last scored episode of every test task in the plane, a colour per task.
 
@@ -312,8 +342,9 @@ def rollouts(folder, paths, mask, landmarks, returns=None, ids=None, title=""):
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, num_tasks))
     if num_tasks <= len(PALETTE) - 1:
         colours = PALETTE[:num_tasks]
-    columns = 1 if num_tasks <= 20 else 2
-    with canvas(folder, "rollouts", (7.2 + 1.4 * columns, 6.4), title) as (figure, axes, caption):
+    columns = 1 if num_tasks <= 15 else 2
+    size = (7.0 + 1.5 * columns, 1.6 + 5.8 * plane_ratio(paths, landmarks))
+    with canvas(folder, "rollouts", size, title) as (figure, axes, caption):
         axis = axes[0, 0]
         for k, task in enumerate(ids):
             mean = f": {np.mean(returns[:, k]):.1f}" if returns is not None else ""

@@ -2,7 +2,8 @@
 
 Source: ctmrl_suite.md sec. 14, gentle_suite.md sec. 9. Every `level` is a checkpoint along training whose
 sampled episodes are stored. Deviations: levels are taken at exact environment steps, not at the
-next episode's end; tasks have different keys (the releases seed all alike).
+next episode's end; tasks have different keys (the releases seed all alike); a level within the
+random seed phase (none at published sizes) stores episodes of random actions.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ class Collector(NamedTuple):
 
     init: callable  # (keys [T]) -> CollectState
     advance: callable  # (CollectState, keys [T], start, length) -> (CollectState, metrics [T])
-    episodes: callable  # (CollectState, keys [T], level) -> (fields [T, E, H, ...], returns [T] x 2)
+    episodes: callable  # (CollectState, keys [T], step) -> (fields [T, E, H, ...], returns [T] x 2)
 
 
 def levels(behaviour):
@@ -113,10 +114,17 @@ def make(env, behaviour):
         state, total = jax.lax.fori_loop(0, length, body, (state, jnp.zeros(keys.shape[0])))
         return state, total / length
 
-    def episodes_task(task, state, key, level):
-        k_sampled, k_scored = jax.random.split(stream(key, "episodes", level))
+    def episodes_task(task, state, key, at):
+        k_sampled, k_scored = jax.random.split(stream(key, "episodes", at))
         run = lambda policy, k: evaluation.rollout(env, task, policy, k)
-        sampled = evaluation.stochastic(rl, state.agent, no_z)
+
+        def sampled(obs, k, index):
+            """What the agent does at this point of its training: random during the seed phase."""
+            k_act, k_random = jax.random.split(k)
+            uniform = jax.random.uniform(k_random, (env.action_dim,), minval=-1.0, maxval=1.0)
+            drawn = rl.act(state.agent, obs, no_z, k_act)
+            return jnp.where(at <= behaviour.seed_steps, uniform, drawn)
+
         scored = evaluation.deterministic(rl, state.agent, no_z)
         keys = jax.random.split(k_sampled, behaviour.episodes_per_level)
         rows, mask = jax.vmap(lambda k: run(sampled, k))(keys)

@@ -1,8 +1,8 @@
 """Pieces that tests share: strict numerics, toy data, tiny experiments.
 
-`tiny` builds what an experiment builds, through `config.resolve` and the registry, only smaller: few
-tasks, a short horizon, narrow networks. Compilation dominates the time of this suite, so tests jit few
-functions, share them through module fixtures, and evaluate losses eagerly.
+`tiny` builds what an experiment builds, through `config.resolve` and the registry, only smaller:
+few tasks, a short horizon, narrow networks. Compilation dominates the time of this suite, so tests
+jit few functions, share them through module fixtures, and evaluate losses eagerly.
 """
 
 from typing import NamedTuple
@@ -16,6 +16,9 @@ from gentle_jax import data as data_lib
 from gentle_jax import evaluation, registry, suites
 from gentle_jax.envs import base
 from gentle_jax.types import Spec
+
+# compiling is nearly all that this suite does: tiny programs need no optimised code
+jax.config.update("jax_disable_most_optimizations", True)
 
 HORIZON, NUM_TRAIN, NUM_TEST = 5, 4, 2
 FIELDS = ("obs", "action", "reward", "context_reward", "next_obs", "terminal")
@@ -65,11 +68,12 @@ class Tiny(NamedTuple):
         """Initial states of some runs, leaves [num_runs, ...]."""
         keys = jax.random.split(jax.random.key(0), num_runs)
         hp = jax.tree.map(lambda x: x[:num_runs], self.hp)
-        return jax.vmap(self.algorithm.init)(hp, keys)
+        return jax.jit(jax.vmap(self.algorithm.init))(hp, keys)
 
     def state(self):
         """The initial state of one run."""
-        return self.algorithm.init(jax.tree.map(lambda x: x[0], self.hp), jax.random.key(0))
+        hp = jax.tree.map(lambda x: x[0], self.hp)
+        return jax.jit(self.algorithm.init)(hp, jax.random.key(0))
 
 
 def make_toy_dataset(env, levels=2, episodes=3, timeout_is_terminal=True):

@@ -13,7 +13,7 @@ def focal(z, task_id):
     pos, neg, n_pos, n_neg = 0.0, 0.0, 0, 0
     for i in range(len(z)):
         for j in range(i + 1, len(z)):
-            delta = sum((a - b) ** 2 for a, b in zip(z[i], z[j])) / len(z[i])
+            delta = sum((a - b) ** 2 for a, b in zip(z[i], z[j], strict=True)) / len(z[i])
             if task_id[i] == task_id[j]:
                 pos, n_pos = pos + math.sqrt(delta + 1e-3), n_pos + 1
             else:
@@ -37,14 +37,14 @@ def club_bound(z, mean, variance):
 def club_likelihood(z, mean, variance):
     """Gaussian negative log-likelihood without its constant."""
     total = 0.0
-    for x, m, v in zip(z.ravel(), mean.ravel(), variance.ravel()):
+    for x, m, v in zip(z.ravel(), mean.ravel(), variance.ravel(), strict=True):
         total += (x - m) ** 2 / (2 * v) + 0.5 * math.log(v)
     return total / z.size
 
 
 def cos(a, b):
     """Cosine of two vectors; the floor of 1e-8 sits under both roots."""
-    dot = sum(x * y for x, y in zip(a, b))
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
     norm_a = math.sqrt(sum(x * x for x in a) + 1e-8)
     return dot / (norm_a * math.sqrt(sum(y * y for y in b) + 1e-8))
 
@@ -56,7 +56,7 @@ def _cross_entropy(logits, label):
 def code_contrast(z, codes, matched, temperature):
     """Eq. 3, mean over the batch."""
     total = 0.0
-    for row, n in zip(z, matched):
+    for row, n in zip(z, matched, strict=True):
         total += _cross_entropy([cos(row, c) / temperature for c in codes], n)
     return total / len(z)
 
@@ -97,7 +97,10 @@ def softplus(x):
 def dual_kl(c_policy, c_data):
     """Sec. 2.2, per row."""
     return np.array(
-        [1.0 + math.log(softplus(p) + 1e-8) - softplus(d) for p, d in zip(c_policy, c_data)]
+        [
+            1.0 + math.log(softplus(p) + 1e-8) - softplus(d)
+            for p, d in zip(c_policy, c_data, strict=True)
+        ]
     )
 
 

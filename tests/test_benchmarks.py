@@ -55,6 +55,7 @@ def test_small_run_writes_the_report(tmp_path, capsys):
         ("--grid=point_robto", "did you mean 'point_robot'"),
         ("--algos=gentel", "did you mean 'gentle'"),
         ("--seeds=0", "--seeds=1,8"),
+        ("--seeds=", "empty flag"),
         ("--steps=0", "1 or more"),
         ("--steps=many", "many"),
         ("--nonsense=1", "nonsense"),
@@ -81,8 +82,8 @@ def test_products_count_loops_and_the_branch_taken():
     assert machine.flops(unknown) == 5 * 2 * 4**3
 
 
-def test_step_products_of_gentle_follow_the_layer_sizes():
-    """Critics: 2 targets, 2 x (forward, 2 backward); the actor and its critics every second step."""
+def test_step_products_follow_the_schedule():
+    """The actor counts on its steps only, relabelling where it is due."""
     problem = train_step.make_problem("point_robot", "gentle", True)
     hp = config_lib.hyper_params(problem.config)
     state = sweep.init_runs(problem.algorithm, hp, rng.run_keys(1))

@@ -24,7 +24,9 @@ def test_match_is_the_largest_cosine_whatever_the_norms():
     codes = jnp.array([[10.0, 10.0], [0.01, 0.0]])
     np.testing.assert_array_equal(codebook.match(codes, jnp.array([[1.0, 0.1]])), [1])
     codes, z = normal(5, 4), normal(20, 4, seed=1)
-    np.testing.assert_array_equal(codebook.match(jnp.array(codes), jnp.array(z)), ref.match(codes, z))
+    np.testing.assert_array_equal(
+        codebook.match(jnp.array(codes), jnp.array(z)), ref.match(codes, z)
+    )
 
 
 def test_match_of_zero_vectors_is_defined():
@@ -125,7 +127,7 @@ def test_kmeans_ignores_invalid_rows(kmeans, clusters):
         key = jax.random.key(seed)
         first = kmeans(jnp.array(points), jnp.array(valid), 3, key, False)
         second = kmeans(jnp.array(other), jnp.array(valid), 3, key, False)
-        for a, b in zip(first, second):
+        for a, b in zip(first, second, strict=True):
             np.testing.assert_array_equal(a, b)
         assert float(first[1].sum()) == 40
 

@@ -1,4 +1,4 @@
-"""Datasets and samplers. Every row is tagged task * 1e4 + level * 1e2 + episode, its step in obs."""
+"""Datasets and samplers. Rows are tagged task * 1e4 + level * 1e2 + episode; obs holds the step."""
 
 import jax
 import jax.numpy as jnp
@@ -151,9 +151,7 @@ def test_episode_context_is_whole_episodes_of_one_level():
 def test_episode_context_of_ragged_episodes_stays_inside_them():
     dataset = jax.tree.map(jnp.asarray, build(LENGTHS))
     for seed in range(4):
-        batch = data_lib.context_batch(
-            dataset, jnp.arange(3), 20, jax.random.key(seed), "episodes"
-        )
+        batch = data_lib.context_batch(dataset, jnp.arange(3), 20, jax.random.key(seed), "episodes")
         task, level, episode = parts(batch)
         assert (task == np.arange(3)[:, None]).all()
         assert (level == level[:, :1]).all()
@@ -165,7 +163,7 @@ def test_float_rounding_never_draws_past_the_last_row(dataset, monkeypatch):
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.ones(shape))
     for draw in ("uniform", "level"):
         batch = data_lib.context_batch(dataset, jnp.arange(3), 2, jax.random.key(0), draw)
-        task, level, episode = parts(batch)
+        task, _, episode = parts(batch)
         assert (task == np.arange(3)[:, None]).all()
         assert (episode == EPISODES - 1).all()  # the last episode of the history or of the level
         assert (np.asarray(batch.terminal) == 1).all()

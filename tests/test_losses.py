@@ -180,9 +180,7 @@ def test_group_contrast_matches_loops():
 def test_bilinear_contrast_matches_loops_and_sums_over_codes():
     a, p, w = normal(6, 3), normal(6, 3, seed=1), np.abs(normal(3, 3, seed=2))
     group = np.array([0, 2, 0, 2, 2, 1])
-    expected = ref.bilinear_group_contrast(
-        a.astype(float), p.astype(float), group, w.astype(float)
-    )
+    expected = ref.bilinear_group_contrast(a.astype(float), p.astype(float), group, w.astype(float))
     args = (jnp.array(p), jnp.array(group), 4, jnp.array(w))
     close(losses.bilinear_group_contrast(jnp.array(a), *args), expected, rtol=1e-4)
     assert np.isfinite(jax.grad(losses.bilinear_group_contrast)(jnp.array(a), *args)).all()

@@ -1,0 +1,132 @@
+"""Tables: the papers' cells, which numbers enter, how the text looks."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import paper_tables, tables
+from gentle_jax import suites
+
+pytestmark = pytest.mark.filterwarnings("error")
+META = {"suite": "ctmrl", "env": "point_robot", "algorithm": "ctmrl", "metric": "final"}
+
+
+def make_arrays(num_points=3, num_seeds=4):
+    """Returns what `returns.npz` holds; the final episode's return is point - task id."""
+    ids = {"train": np.array([0, 2]), "test": np.array([1])}
+    arrays = {
+        "eval_steps": 100 * np.arange(1, num_points + 1),
+        "random_return": np.array([-10.0, -11.0, -12.0]),
+        "reference_return": np.array([10.0, 9.0, 8.0]),
+    }
+    for task_set, own in ids.items():
+        arrays[f"{task_set}_ids"] = own
+        for protocol in ("random_then_policy", "online"):
+            final = np.arange(num_points)[:, None, None] - own.astype(float)
+            returns = np.stack([np.full_like(final, -50.0), final], -1)
+            shape = (num_points, num_seeds, len(own), 2)
+            arrays[f"{task_set}/{protocol}"] = np.broadcast_to(returns, shape).copy()
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (("ctmrl", "cheetah_vel", "ctmrl", "random_then_policy", "test"), (-108.30, 13.54, "ci95")),
+        (("ctmrl_b", "point_robot", "ctmrl", "random_then_policy", "test"), (-4.81, 0.12, "ci95")),
+        (("ctmrl", "ant_goal", "ctmrl_no_kmeans", "random_then_policy", "test"),
+         (-385.98, 2.76, "ci95")),
+        (("ctmrl", "hopper_params", "ctmrl_codes_4", "random_then_policy", "test"),
+         (338.21, 10.12, "ci95")),
+        (("gentle", "point_robot", "gentle", "given_context", "test"), (-9.71, 1.31, "std")),
+        (("gentle", "ant_dir", "focal", "one_shot", "train"), (188.25, 54.58, "std")),
+        (("gentle", "point_robot", "gentle_no_relabel", "one_shot", "test"), (-15.51, 1.36, "std")),
+    ],
+)  # fmt: skip
+def test_lookup_returns_the_papers_cell(cell, expected):
+    assert paper_tables.lookup(*cell) == dict(
+        zip(("mean", "spread", "kind"), expected, strict=True)
+    )
+
+
+def test_lookup_is_none_where_the_paper_has_no_number():
+    assert paper_tables.lookup("ctmrl", "point_robot", "ctmrl", "online", "test") is None
+    assert paper_tables.lookup("other", "point_robot", "ctmrl", "online", "test") is None
+    cell = ("ctmrl", "point_robot", "ctmrl", "random_then_policy", "test")
+    assert paper_tables.lookup(*cell, "all") is None
+    assert paper_tables.lookup(*cell, "final") is not None
+
+
+def test_suites_agree_with_the_paper_tables():
+    assert set(paper_tables.PAPER_OF_SUITE) == set(suites.SUITES)
+    for suite in suites.SUITES.values():
+        assert list(paper_tables.FOLDER.glob(suite.algorithm_figures + "*.csv"))
+
+
+def test_results_hold_the_last_point_native_metric_first():
+    entries = tables.results(make_arrays(), META)
+    assert len(entries) == 2 * 2 * 3  # task sets x protocols x metrics
+    first = entries[0]
+    assert (first["task_set"], first["protocol"]) == ("test", "random_then_policy")
+    assert [entry["metric"] for entry in entries[:3]] == ["final", "all", "first"]
+    assert first["mean"] == 1.0  # point 2 - task 1
+    assert first["normalized"] == pytest.approx(12 / 20)  # (1 + 11) / (9 + 11)
+    assert first["step"] == 300
+    assert first["paper"] == {"mean": -4.81, "spread": 0.12, "kind": "ci95"}
+    assert entries[1]["paper"] is None  # the paper reports final episodes only
+    assert json.loads(json.dumps(entries)) == entries
+
+
+def test_points_not_reached_do_not_enter():
+    arrays = make_arrays()
+    for name, *_ in tables.blocks(arrays):
+        arrays[name][2:] = np.nan
+    assert tables.results(arrays, META)[0]["step"] == 200
+    for name, *_ in tables.blocks(arrays):
+        arrays[name][:] = np.nan
+    entries = tables.results(arrays, META)
+    assert entries == []
+    assert "no results yet" in tables.render(entries)
+    assert "No results yet" in tables.markdown(entries)
+
+
+def test_a_diverged_seed_shows():
+    arrays = make_arrays()
+    arrays["test/online"][1:, 0] = np.nan
+    entries = [e for e in tables.results(arrays, META) if e["protocol"] == "online"]
+    assert np.isnan(entries[0]["mean"])
+    assert entries[0]["step"] == 300
+
+
+def test_render_aligns_native_rows():
+    text = tables.render(tables.results(make_arrays(), META))
+    lines = text.splitlines()
+    assert len(lines) == 2 + 4 + 1  # header, rule, test and train x two protocols, note
+    assert lines[0].split()[:2] == ["task", "set"]
+    assert "-4.81 +- 0.12 (ci95)" in lines[2]
+    assert lines[3].endswith("-")
+    assert len({len(line) for line in lines[:6]}) == 1
+    assert "4 seed(s), after 300 steps" in lines[-1]
+
+
+def test_one_seed_renders_no_interval():
+    row = tables.row(tables.results(make_arrays(num_seeds=1), META)[0])
+    assert row[3:5] == ["-", "-"]
+
+
+def test_groups_make_a_block_per_grid_point():
+    groups = [("lr=1", slice(0, 1)), ("lr=2", slice(1, 4))]
+    entries = tables.results(make_arrays(), META, groups)
+    assert [len(e["per_seed"]) for e in (entries[0], entries[-1])] == [1, 3]
+    assert [entries[0]["sweep"], entries[-1]["sweep"]] == ["lr=1", "lr=2"]
+    assert len(tables.native(entries)) == 2 * 4
+    assert tables.render(entries).startswith("sweep")
+    assert "| lr=2 | train | online |" in tables.markdown(entries)
+
+
+def test_markdown_has_one_row_per_native_entry():
+    text = tables.markdown(tables.results(make_arrays(), META))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 4
+    assert {row.count("|") for row in rows} == {len(tables.COLUMNS) + 1}
