@@ -35,12 +35,11 @@ def make_task(config, points, fields):
     dataset = data_lib.take_tasks(dataset, order)
     algorithm, protocols = make_algorithm(config, env, dataset)
     native = protocols[config.run.protocols[0]]
-    contexts = (config.train.context_size, config.train.context_draw, CONTEXTS_PER_TASK)
     seeds = rng.run_keys(config.run.num_seeds, config.run.seed_offset)
     task = training.Task(
         algorithm=algorithm,
         evaluate=evaluation.make_evaluate(algorithm, env, protocols, config.eval.num_repeats),
-        embed=evaluation.make_embed(algorithm, *contexts),
+        embed=evaluation.make_embed(algorithm, config.train, CONTEXTS_PER_TASK),
         trace=evaluation.make_trace(algorithm, env, native),
         data=jax.tree.map(jnp.asarray, dataset),
         tasks=jax.tree.map(lambda leaf: jnp.asarray(leaf[order]), env.tasks),
@@ -70,7 +69,14 @@ def task_sets(env):
 def make_algorithm(config, env, dataset):
     """Returns (Algorithm, {name: Protocol}). Args: dataset, all tasks, training tasks first."""
     ends = np.asarray(dataset.episode_start)[: len(env.train_ids), -1]
-    spec = Spec(env.obs_dim, env.action_dim, len(env.train_ids), int(ends.min()), env.horizon)
+    spec = Spec(
+        env.obs_dim,
+        env.action_dim,
+        len(env.train_ids),
+        int(ends.min()),
+        env.horizon,
+        config.train.init,
+    )
     backbone = registry.load("backbone", config.run.backbone)
     rl = backbone.make(config.backbone, config.train.latent_dim, spec)
     algorithm = registry.load("algorithm", config.run.algorithm)

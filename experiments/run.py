@@ -15,7 +15,9 @@ from experiments import build, collect, console, flags, machine, outputs
 from gentle_jax import checkpoint, errors, registry, storage, sweep, training
 from gentle_jax import config as config_lib
 
-SUMMARY = "Trains and evaluates one algorithm on one task family: a whole seed sweep in one program."
+SUMMARY = (
+    "Trains and evaluates one algorithm on one task family: a whole seed sweep in one program."
+)
 
 
 def identity(request):
@@ -35,10 +37,15 @@ def describe(request, folder):
     run, train = request.config.run, request.config.train
     device = jax.devices()[0]
     points = len(request.points)
-    print(f"run: {run.algorithm} ({run.fidelity} fidelity) with {run.backbone} on {run.env}, ", end="")
+    print(
+        f"run: {run.algorithm} ({run.fidelity} fidelity) with {run.backbone} on {run.env}, ", end=""
+    )
     print(f"suite {run.suite}, preset {run.preset}")
     grid = f" x {points} grid points" if points > 1 else ""
-    print(f"run: {run.num_seeds} seeds{grid}, {train.num_steps} steps of {train.meta_batch} tasks x ", end="")
+    print(
+        f"run: {run.num_seeds} seeds{grid}, {train.num_steps} steps of {train.meta_batch} tasks x ",
+        end="",
+    )
     print(f"({train.batch_size} RL + {train.context_size} context) rows on {device.device_kind}")
     print(f"run: protocols {' '.join(run.protocols)}; folder {folder}", flush=True)
 

@@ -25,9 +25,7 @@ class Checkpoints:
         """Saves in the background; the arrays may be donated as soon as this returns."""
         leaves = jax.tree.leaves(tree)
         copies = {f"{i:05d}": np.array(leaf, copy=True) for i, leaf in enumerate(leaves)}
-        items = ocp.args.Composite(
-            tree=ocp.args.StandardSave(copies), meta=ocp.args.JsonSave(meta)
-        )
+        items = ocp.args.Composite(tree=ocp.args.StandardSave(copies), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=items, force=True)
 
     def restore(self, like):

@@ -18,6 +18,7 @@ SECTIONS = ("run", "train", "behaviour", "eval", "algo", "backbone")
 FIDELITIES = ("paper", "release")
 CONTEXT_DRAWS = ("uniform", "level", "episodes")
 TASK_DRAWS = ("distinct", "replace")
+INITS = ("rlkit", "he")
 METRICS = ("final", "all", "first")
 
 
@@ -51,9 +52,12 @@ class TrainConfig:
     task_draw: str = "distinct"  # or "replace"; "distinct" falls back when T > training tasks
     batch_size: int = 256  # B, RL transitions per task
     context_size: int = 1024  # C, context transitions per task
-    context_draw: str = "uniform"  # over the whole history; "level": rows of one behaviour level;
-    #                                "episodes": whole episodes of one behaviour level
+    context_draw: str = "uniform"  # over the whole history; "level": rows of a few behaviour levels;
+    #                                "episodes": whole episodes of a few behaviour levels
+    context_levels: int = 1  # how many levels those are
     latent_dim: int = 20  # Z
+    final_lr: float = 1.0  # share of every `lr` that is left at the end; linear decay
+    init: str = "rlkit"  # both releases' hidden layers; or "he"
     timeout_is_terminal: bool = True  # both releases do not bootstrap over the time limit
     num_evals: int = 10  # evaluations along training, the last one included
 
@@ -110,7 +114,9 @@ def _apply(sections, layer, names, source):
         elif section in registry.ALGORITHMS or section in registry.BACKBONES:
             continue
         if section not in sections or section == "run":
-            raise errors.unknown(f"section in {source}", section, [s for s in sections if s != "run"])
+            raise errors.unknown(
+                f"section in {source}", section, [s for s in sections if s != "run"]
+            )
         known = {f.name for f in dataclasses.fields(sections[section])}
         if field not in known:
             raise errors.unknown(f"key in {source}", key, [f"{section}.{f}" for f in sorted(known)])
@@ -175,6 +181,7 @@ def validate(config):
         "train.meta_batch": config.train.meta_batch,
         "train.batch_size": config.train.batch_size,
         "train.context_size": config.train.context_size,
+        "train.context_levels": config.train.context_levels,
         "train.latent_dim": config.train.latent_dim,
         "train.num_evals": config.train.num_evals,
         "behaviour.num_levels": config.behaviour.num_levels,
@@ -191,6 +198,12 @@ def validate(config):
         raise errors.unknown("train.context_draw", config.train.context_draw, CONTEXT_DRAWS)
     if config.train.task_draw not in TASK_DRAWS:
         raise errors.unknown("train.task_draw", config.train.task_draw, TASK_DRAWS)
+    if config.train.init not in INITS:
+        raise errors.unknown("train.init", config.train.init, INITS)
+    if not 0.0 <= config.train.final_lr <= 1.0:
+        raise errors.UserError(
+            f"train.final_lr is {config.train.final_lr}: expected 0 to 1, the share left at the end"
+        )
     if config.eval.metric not in METRICS:
         raise errors.unknown("eval.metric", config.eval.metric, METRICS)
     behaviour = config.behaviour

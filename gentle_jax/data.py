@@ -103,29 +103,42 @@ def rl_batch(dataset, task_id, size, key):
     return gather(dataset, task_id, _uniform_rows(0, end, (task_id.shape[0], size), key))
 
 
-def context_batch(dataset, task_id, size, key, draw):
+def context_batch(dataset, task_id, size, key, draw, num_levels=1):
     """Returns a context, a Transition with leaves [T, size, ...].
 
-    `draw`: "uniform" over all rows of a task (both releases); "level", uniform over the rows of one
-    behaviour level, drawn per task; "episodes", whole episodes of one such level, the last one cut.
-    The papers never say; at test time a context comes from one or two policies, not from a history.
+    `draw`: "uniform" over all rows of a task (both releases); "level", rows of `num_levels` behaviour
+    levels, drawn per task; "episodes", whole episodes of such levels, the last one cut. The papers
+    never say; at test time a context comes from one or two policies, not from a history.
     """
     if draw == "uniform":
         return rl_batch(dataset, task_id, size, key)
-    k_level, k_row = jax.random.split(key)
+    k_level, k_mix, k_row = jax.random.split(key, 3)
     num_tasks = task_id.shape[0]
     starts = dataset.episode_start[task_id]  # [T, episode + 1]
-    level = jax.random.randint(k_level, (num_tasks, 1), 0, dataset.num_levels)
-    first = level * dataset.level_episodes  # [T, 1]
+    per_level = dataset.level_episodes
+    levels = jax.random.randint(k_level, (num_tasks, num_levels), 0, dataset.num_levels)
+
+    def first_episodes(count):
+        """The first episode [T, count] of one of the task's levels, picked per column."""
+        pick = jax.random.randint(k_mix, (num_tasks, count), 0, num_levels)
+        return jnp.take_along_axis(levels, pick, 1) * per_level
+
     at = lambda index: jnp.take_along_axis(starts, index, 1)
     if draw == "level":
-        low, high = at(first), at(first + dataset.level_episodes)
+        first = first_episodes(size)
+        low, high = at(first), at(first + per_level)
         return gather(dataset, task_id, _uniform_rows(low, high, (num_tasks, size), k_row))
-    horizon = dataset.rows.reward.shape[1] // (starts.shape[1] - 1)  # mean length, rounded down
-    count = -(-size // max(horizon, 1))
-    episode = first + jax.random.randint(k_row, (num_tasks, count), 0, dataset.level_episodes)
+    length = max(dataset.rows.reward.shape[1] // (starts.shape[1] - 1), 1)  # mean, rounded down
+    count = -(-size // length)
+    episode = first_episodes(count) + jax.random.randint(k_row, (num_tasks, count), 0, per_level)
     slot = jnp.arange(size)
-    which = jnp.broadcast_to(slot // max(horizon, 1), (num_tasks, size))
-    low, high = at(jnp.take_along_axis(episode, which, 1)), 0
-    high = at(jnp.take_along_axis(episode, which, 1) + 1)
-    return gather(dataset, task_id, low + (slot % max(horizon, 1)) % jnp.maximum(high - low, 1))
+    chosen = episode[:, slot // length]
+    low, high = at(chosen), at(chosen + 1)
+    return gather(dataset, task_id, low + (slot % length) % jnp.maximum(high - low, 1))
+
+
+def context_of(dataset, task_id, train, key):
+    """Returns `context_batch` with the size and draw of a TrainConfig."""
+    return context_batch(
+        dataset, task_id, train.context_size, key, train.context_draw, train.context_levels
+    )

@@ -145,4 +145,3 @@ def make(spec, width, members, batch_size, max_epochs, patience, predict_next_ob
 def _like(flags, array):
     """Reshapes flags [N] or [N, K] to broadcast against array [N, K, ...]."""
     return flags.reshape(flags.shape + (1,) * (array.ndim - flags.ndim))
-

@@ -35,7 +35,7 @@ def mean_encoder(spec, width, depth, latent_dim, use_next_obs):
     it is permutation invariant, and rows with mask 0 change nothing.
     """
     network = networks.mlp(
-        row_size(spec, use_next_obs), width, depth, latent_dim, "rlkit", squash=True
+        row_size(spec, use_next_obs), width, depth, latent_dim, "rlkit", True, spec.init
     )
 
     def prior():

@@ -122,7 +122,7 @@ def make_trace(algorithm, env, protocol):
     return trace
 
 
-def make_embed(algorithm, context_size, context_draw, contexts_per_task):
+def make_embed(algorithm, train, contexts_per_task):
     """Returns embed(state, run_key, offline, at): what figures show of every task's contexts.
 
     Result: {"z": [task, contexts_per_task, Z], and each name of `rep.describe`: [task, ...]}.
@@ -132,7 +132,7 @@ def make_embed(algorithm, context_size, context_draw, contexts_per_task):
         num_tasks = offline.episode_start.shape[0]
         ids = jnp.tile(jnp.arange(num_tasks), contexts_per_task)
         k_context, k_z = jax.random.split(stream(run_key, "embed", at))
-        context = data_lib.context_batch(offline, ids, context_size, k_context, context_draw)
+        context = data_lib.context_of(offline, ids, train, k_context)
         z = learner.encode_tasks(algorithm.rep, state.rep, context, k_z)
         described = jax.vmap(lambda one: algorithm.rep.describe(state.rep, one))(z)
         reorder = lambda x: jnp.moveaxis(

@@ -44,8 +44,20 @@ def encode_tasks(rep, state, context, key):
     return jax.vmap(rep.sample)(extend(context, everything), jax.random.split(key, num_tasks))
 
 
-def joint_step(rep, rl, train, num_train_tasks):
+def decayed(hp, train, at):
+    """Returns `hp` with every `lr` scaled linearly from 1 to `train.final_lr` over training."""
+    progress = jnp.minimum(at / train.num_steps, 1.0)
+    scale = 1.0 - (1.0 - train.final_lr) * progress
+    return {
+        section: {name: value * scale if name == "lr" else value for name, value in leaves.items()}
+        for section, leaves in hp.items()
+    }
+
+
+def joint_step(rep, rl, train, num_train_tasks, offset=0):
     """Returns step(state, data, key, index): one RL and one representation update on a batch.
+
+    `offset` is the training step at which the stage begins.
 
     Both see z of the representation before its update; the RL side sees it without gradient
     (ctmrl_suite.md sec. 2.3, gentle_suite.md sec. 2). `dz` is dead code unless `rep.update` reads it.
@@ -54,6 +66,7 @@ def joint_step(rep, rl, train, num_train_tasks):
 
     def step(state, data, key, index):
         k_task, k_context, k_z, k_batch, k_rl, k_rep = jax.random.split(key, 6)
+        hp = state.hp if train.final_lr == 1.0 else decayed(state.hp, train, index + offset)
         task_id = draw(k_task)
         context = rep.context(state.rep, data, task_id, k_context)
         z = jax.lax.stop_gradient(encode_tasks(rep, state.rep, context, k_z))  # [T, Z]
@@ -61,14 +74,10 @@ def joint_step(rep, rl, train, num_train_tasks):
         batches = jax.vmap(lambda k: data_lib.rl_batch(data, task_id, train.batch_size, k))(keys)
         flat = jax.tree.map(lambda x: x.reshape((x.shape[0], -1) + x.shape[3:]), batches)
         z_rows = repeat_rows(z, train.batch_size)
-        new_rl, dz, rl_metrics = rl.update(
-            state.rl, state.hp["backbone"], flat, z_rows, k_rl, index
-        )
+        new_rl, dz, rl_metrics = rl.update(state.rl, hp["backbone"], flat, z_rows, k_rl, index)
         dz = dz.reshape(task_id.shape[0], train.batch_size, -1).sum(1)
         batch = MetaBatch(jax.tree.map(lambda x: x[0], batches), context, task_id)
-        new_rep, rep_metrics = rep.update(
-            state.rep, state.hp["algo"], batch, dz, data, k_rep, index
-        )
+        new_rep, rep_metrics = rep.update(state.rep, hp["algo"], batch, dz, data, k_rep, index)
         return state.replace(rep=new_rep, rl=new_rl), rl_metrics | rep_metrics
 
     return step

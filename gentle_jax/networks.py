@@ -44,10 +44,13 @@ class _MLP(nn.Module):
         for width in self.widths:
             bias = nn.initializers.constant(self.hidden_bias)
             x = self.activation(nn.Dense(width, kernel_init=self.hidden_init, bias_init=bias)(x))
-        dense = [nn.Dense(n, kernel_init=self.last_init, bias_init=self.last_bias) for n in self.heads]
+        dense = [
+            nn.Dense(n, kernel_init=self.last_init, bias_init=self.last_bias) for n in self.heads
+        ]
         return jnp.concatenate([layer(x) for layer in dense], axis=-1)
 
 
+_HIDDEN = {"rlkit": (_fan_out, 0.1), "he": (nn.initializers.he_uniform(), 0.0)}
 _STYLES = {
     # activation, hidden kernel, hidden bias, last kernel, last bias
     "rlkit": (nn.relu, _fan_out, 0.1, _uniform(3e-3), _uniform(3e-3)),
@@ -58,15 +61,19 @@ _STYLES = {
 }  # fmt: skip
 
 
-def mlp(in_dim, width, depth, out_dims, style="rlkit", squash=False):
+def mlp(in_dim, width, depth, out_dims, style="rlkit", squash=False, hidden_init="rlkit"):
     """Returns a Network that concatenates its inputs along the last axis.
 
     Args: in_dim, sum of the inputs' sizes; width and depth of the hidden layers; out_dims, an int or
     a tuple (one head each); style, the initialisation: `rlkit` and `policy` (ctmrl_suite.md
-    sec. 2.1), `orthogonal` (sec. 14), `swish` (gentle_suite.md sec. 3.2); squash, tanh on the output.
+    sec. 2.1), `orthogonal` (sec. 14), `swish` (gentle_suite.md sec. 3.2); squash, tanh on
+    the output; hidden_init, "he" replaces the hidden layers' initialisation of the first two styles,
+    which shrinks signals of small inputs by some 0.4 a layer.
     """
     heads = out_dims if isinstance(out_dims, tuple) else (out_dims,)
     activation, hidden, bias, last, last_bias = _STYLES[style]
+    if style in ("rlkit", "policy"):
+        hidden, bias = _HIDDEN[hidden_init]
     module = _MLP((width,) * depth, heads, activation, hidden, bias, last, last_bias)
 
     def init(key):

@@ -129,9 +129,7 @@ def fused(algorithm, evaluate, data, tasks, hp, num_evals):
                 start, length, done, due = chunk
                 state, metrics = advance(state, run_keys, data, start, length)
                 score = lambda: over_runs(evaluate, 2)(state, run_keys, tasks, data, done)
-                empty = jax.tree.map(
-                    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score)
-                )
+                empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score))
                 return state, (jax.lax.cond(due, score, lambda: empty), metrics)
 
             columns = [jnp.array(x) for x in zip(*[c[1:] for c in mine], strict=True)]

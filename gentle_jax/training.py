@@ -120,7 +120,11 @@ def chunked(task, programs, carry, done, hooks=Hooks()):  # noqa: B008 an immuta
             continue
         begin = time.perf_counter()
         state, metrics = programs.stages[chunk.stage].call(
-            carry["state"], task.run_keys, task.data, jnp.int32(chunk.start), jnp.int32(chunk.length)
+            carry["state"],
+            task.run_keys,
+            task.data,
+            jnp.int32(chunk.start),
+            jnp.int32(chunk.length),
         )
         metrics = jax.device_get(metrics)
         carry = {**carry, "state": state}

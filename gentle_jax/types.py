@@ -41,6 +41,7 @@ class Spec(NamedTuple):
     num_train_tasks: int
     rows_per_task: int  # rows of the smallest training task's dataset
     horizon: int
+    init: str = "rlkit"  # initialisation of hidden layers, see `networks.mlp`
 
 
 class Representation(NamedTuple):

@@ -138,7 +138,7 @@ def make(config, train, spec, rl):
 
     def context(state, data, task_id, key):
         del state
-        return data_lib.context_batch(data, task_id, train.context_size, key, train.context_draw)
+        return data_lib.context_of(data, task_id, train, key)
 
     def task_vectors(params, data, key):
         """z [training task, Z] of one fresh context of every training task."""
@@ -184,13 +184,17 @@ def make(config, train, spec, rl):
         return AgentState(init_rep(hp["algo"], k_rep), rl.init(hp["backbone"], k_rl), hp)
 
     warmup_steps = min(schedule[0] * per_iteration, train.num_steps)
-    joint = {on: learner.joint_step(rep(on), rl, train, spec.num_train_tasks) for on in (0, 1)}
-    periodic = _make_periodic(
-        config, schedule, per_iteration, task_vectors, spec.num_train_tasks
-    )
+    begins = {False: 0, True: warmup_steps}
+    joint = {
+        on: learner.joint_step(rep(on), rl, train, spec.num_train_tasks, begin)
+        for on, begin in begins.items()
+    }
+    periodic = _make_periodic(config, schedule, per_iteration, task_vectors, spec.num_train_tasks)
     stages = (
-        Stage("warmup", warmup_steps, _staged(joint[0], periodic, 0)),
-        Stage("train", train.num_steps - warmup_steps, _staged(joint[1], periodic, warmup_steps)),
+        Stage("warmup", warmup_steps, _staged(joint[False], periodic, 0)),
+        Stage(
+            "train", train.num_steps - warmup_steps, _staged(joint[True], periodic, warmup_steps)
+        ),
     )
     return Algorithm(init, stages, rep(True), rl)
 
@@ -225,14 +229,17 @@ def _networks(config, latent_dim, spec):
         prior,
         extend,
         sample,
-        reward=networks.mlp(seen, config.width, config.depth, 1),
-        transition=networks.mlp(seen, config.width, config.depth, spec.obs_dim),
+        reward=networks.mlp(seen, config.width, config.depth, 1, hidden_init=spec.init),
+        transition=networks.mlp(
+            seen, config.width, config.depth, spec.obs_dim, hidden_init=spec.init
+        ),
         club=networks.mlp(
             spec.obs_dim + spec.action_dim,
             config.encoder_width,
             config.encoder_depth,
             2 * latent_dim,
             squash=True,
+            hidden_init=spec.init,
         ),
         use_next_obs=config.use_next_obs,
     )

@@ -124,7 +124,10 @@ def make(config, train, spec, rl):
     def init_rep(hp, key):
         del hp
         keys = jax.random.split(key, 3)
-        params = {"encoder": nets["encoder"].init(keys[0]), "decoder": nets["decoder"].init(keys[1])}
+        params = {
+            "encoder": nets["encoder"].init(keys[0]),
+            "decoder": nets["decoder"].init(keys[1]),
+        }
         return GentleState(
             params=params,
             moments=learner.adam_init(params),
@@ -134,9 +137,7 @@ def make(config, train, spec, rl):
 
     def context(state, data, task_id, key):
         if not config.relabel:
-            return data_lib.context_batch(
-                data, task_id, train.context_size, key, train.context_draw
-            )
+            return data_lib.context_of(data, task_id, train, key)
         return _mixed_context(config, train, slots, state.buffer, data, task_id, key)
 
     def update(state, hp, batch, dz, data, key, index):
@@ -203,7 +204,11 @@ def _networks(config, latent_dim, spec):
     )
     out = 1 + (spec.obs_dim if config.use_next_obs else 0)
     decoder = networks.mlp(
-        spec.obs_dim + spec.action_dim + latent_dim, config.width, config.depth, out
+        spec.obs_dim + spec.action_dim + latent_dim,
+        config.width,
+        config.depth,
+        out,
+        hidden_init=spec.init,
     )
     return {
         "encoder": encoder, "decoder": decoder, "prior": prior, "extend": extend, "sample": sample,
@@ -297,7 +302,9 @@ def _make_relabel(config, spec, models, rep, rl):
         reward, next_obs = jax.lax.map(per_slot, (ids, targets))  # one source at a time: memory
         pair, count = blocks_of_targets(targets, num_tasks)
         empty = state.rep.buffer.next_obs
-        return Relabelled(real.obs, action, reward, empty if next_obs is None else next_obs, pair, count)
+        return Relabelled(
+            real.obs, action, reward, empty if next_obs is None else next_obs, pair, count
+        )
 
     return relabel
 
@@ -306,7 +313,7 @@ def _mixed_context(config, train, slots, buffer, data, task_id, key):
     """Returns contexts [T, C, ...]: relabelled rows, then real ones (95 : 5 in the release)."""
     k_block, k_row, k_real, k_kind = jax.random.split(key, 4)
     size, num_tasks = train.context_size, task_id.shape[0]
-    real = data_lib.context_batch(data, task_id, size, k_real, train.context_draw)
+    real = data_lib.context_of(data, task_id, train, k_real)
     count = buffer.count[task_id][:, None]
     # own blocks may be thinned (Fig. 3): a block weighs `own_share`, the others 1
     draw = jax.random.uniform(k_block, (num_tasks, size)) * (count - 1.0 + config.own_share)

@@ -5,6 +5,7 @@ policy with the updated Q, dual weight. The dual estimate uses the updated dual 
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +58,10 @@ class BracState:
 def make(config, latent_dim, spec):
     """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
     seen, width, depth = spec.obs_dim + latent_dim, config.width, config.depth
-    pi = networks.mlp(seen, width, depth, (spec.action_dim,) * 2, "policy")
-    critic = networks.mlp(seen + spec.action_dim, width, depth, 1)
-    q, v = networks.ensemble(critic, 2), networks.mlp(seen, width, depth, 1)
+    net = functools.partial(networks.mlp, width=width, depth=depth, hidden_init=spec.init)
+    pi = net(seen, out_dims=(spec.action_dim,) * 2, style="policy")
+    critic = net(seen + spec.action_dim, out_dims=1)
+    q, v = networks.ensemble(critic, 2), net(seen, out_dims=1)
     heads = lambda params, obs, z: distributions.split_heads(pi.apply(params, obs, z), -20.0, 0.0)
     value_of = lambda params, *inputs: critic.apply(params, *inputs)[..., 0]
 
@@ -121,7 +123,9 @@ def make(config, latent_dim, spec):
             gap = jnp.zeros(())
             if config.use_brac:
                 c_policy = value_of(state.dual, batch.obs, action, z)
-                gap = losses.dual_kl(c_policy, value_of(state.dual, batch.obs, batch.action, z)).mean()
+                gap = losses.dual_kl(
+                    c_policy, value_of(state.dual, batch.obs, batch.action, z)
+                ).mean()
                 loss += jnp.clip(state.alpha, 0.0, hp["alpha_max"]) * gap
             loss += hp["mean_penalty"] * (mean**2).mean() + hp["std_penalty"] * (log_std**2).mean()
             return loss, (value - log_p, gap, log_p)

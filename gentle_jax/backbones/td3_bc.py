@@ -46,8 +46,13 @@ class TD3BCState:
 def make(config, latent_dim, spec):
     """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
     seen = spec.obs_dim + latent_dim
-    pi = networks.mlp(seen, config.width, config.depth, (spec.action_dim,) * 2, "policy")
-    q = networks.ensemble(networks.mlp(seen + spec.action_dim, config.width, config.depth, 1), 2)
+    pi = networks.mlp(
+        seen, config.width, config.depth, (spec.action_dim,) * 2, "policy", hidden_init=spec.init
+    )
+    critic = networks.mlp(
+        seen + spec.action_dim, config.width, config.depth, 1, hidden_init=spec.init
+    )
+    q = networks.ensemble(critic, 2)
     heads = lambda params, obs, z: distributions.split_heads(pi.apply(params, obs, z), -20.0, 0.0)
 
     def init(hp, key):

@@ -16,7 +16,9 @@ def half_circle(num_tasks):
     return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
 
 
-def make(name, suite, goals, winds, split, horizon, random_start=False, sparse_radius=0.0, colour=None):
+def make(
+    name, suite, goals, winds, split, horizon, random_start=False, sparse_radius=0.0, colour=None
+):
     """Returns an Env: s' = s + 0.1 a + wind, r = -|s' - goal|, a in [-1, 1]^2.
 
     Args: goals, winds, numpy [num_tasks, 2]; split, (train ids, test ids); random_start, U(-1, 1)^2
