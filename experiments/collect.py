@@ -1,6 +1,7 @@
 """Makes behaviour data: `python -m experiments.collect --env=point_robot --suite=ctmrl`.
 
-Online SAC for all tasks in one compiled program; the same command resumes after the last stored level.
+Online SAC for all tasks in one compiled program; the same command resumes after the last stored
+level.
 """
 
 import shutil

@@ -18,9 +18,12 @@ GROUPS = {
         ("algo", str, "ctmrl", "algorithm: " + " ".join(registry.ALGORITHMS)),
         ("suite", str, "ctmrl", "task definitions and protocol: " + " ".join(suites.SUITES)),
         ("env", str, "point_robot", "environment: " + " ".join(registry.ENVIRONMENTS)),
-        ("backbone", str, "", "RL learner: " + " ".join(registry.BACKBONES) + "; default: the suite's"),
-        ("fidelity", str, "", "paper (equations) or release (the authors' code); default: per algorithm"),
-        ("preset", str, "auto", "sizes: paper quick smoke; auto = quick on CPU, paper on accelerators"),
+        ("backbone", str, "",
+         "RL learner: " + " ".join(registry.BACKBONES) + "; default: the suite's"),
+        ("fidelity", str, "",
+         "paper (equations) or release (the authors' code); default: per algorithm"),
+        ("preset", str, "auto",
+         "sizes: paper quick smoke; auto = quick on CPU, paper on accelerators"),
         ("physics", str, "exact", "exact: point robots have no physics engine to choose"),
     ),
     "how often": (
@@ -94,7 +97,7 @@ def _known(values, argv, extra):
     except absl_flags.Error as error:
         raise errors.UserError(str(error).replace("\n", " ")) from None
     for argument in rest:
-        if argument.startswith("--config.") or argument.startswith("-config."):
+        if argument.startswith(("--config.", "-config.")):
             continue
         if argument.startswith("-"):
             raise errors.unknown("flag", argument.lstrip("-").partition("=")[0], names)
@@ -152,7 +155,7 @@ def parse_sweep(config, entries):
                 f"--sweep={entry}: expected numbers separated by commas, for example "
                 f"--sweep={key}={fields[names[0]]:g},{2 * fields[names[0]]:g}"
             ) from None
-        axes.append([{name: number for name in names} for number in numbers])
+        axes.append([dict.fromkeys(names, number) for number in numbers])
     return tuple(
         {k: v for part in combo for k, v in part.items()} for combo in itertools.product(*axes)
     )
@@ -185,7 +188,7 @@ def parse(argv, command, summary, on_accelerator, extra=()):
         seed_offset=values.seed_offset,
         protocols=tuple(dict.fromkeys(values.protocol)),
     )
-    layers = presets.layers(preset, run.algorithm, run.suite)
+    layers = presets.layers(preset, config_lib.fill_names(run))
     steps = {} if values.num_steps is None else {"train.num_steps": values.num_steps}
     base = config_lib.resolve(run, [*layers, steps])
     config = config_lib.resolve(run, [*layers, steps], _overrides(base, arguments))

@@ -107,8 +107,8 @@ def prepare_folder(path, needed_bytes, flag):
         ) from None
     if free < needed_bytes:
         raise errors.UserError(
-            f"{path} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed: make room, "
-            f"or pass another {flag}"
+            f"{path} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed: "
+            f"make room, or pass another {flag}"
         )
 
 

@@ -91,7 +91,10 @@ def arrays_of(task, env, meta, carry):
 
 
 def draw(folder, request, env, returns, embeddings, trace):
-    """Draws every figure of a run. Args: trace, (paths [S, task, H + 1, obs], mask [S, task, H])."""
+    """Draws every figure of a run.
+
+    Args: trace, (paths [S, task, H + 1, obs], mask [S, task, H]).
+    """
     run, title = request.config.run, f"{request.config.run.algorithm} on {request.config.run.env}"
     seeds = run.num_seeds  # figures show the first grid point of a sweep
     sets, target = build.task_sets(env), folder / "figures"

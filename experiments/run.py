@@ -132,8 +132,8 @@ def check_memory(task, programs):
     print("" if free is None else f"; {console.megabytes(free)} free", flush=True)
     if free is not None and needed > free:
         raise errors.UserError(
-            f"about {console.megabytes(needed)} are needed and {console.megabytes(free)} are free: lower "
-            f"--num_seeds, --config.train.batch_size or --config.train.context_size"
+            f"about {console.megabytes(needed)} are needed and {console.megabytes(free)} are free: "
+            f"lower --num_seeds, --config.train.batch_size or --config.train.context_size"
         )
 
 
@@ -191,8 +191,8 @@ def execute(request):
     except Exception as error:
         if machine.full_disk(error):
             raise errors.UserError(
-                f"no space left in {folder}: make room and give the same command again, it resumes from "
-                f"the last checkpoint"
+                f"no space left in {folder}: make room and give the same command again, it "
+                f"resumes from the last checkpoint"
             ) from error
         raise
     outputs.print_table(summary, folder)

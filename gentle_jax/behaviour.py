@@ -1,8 +1,8 @@
 """Behaviour data: one online SAC agent per task, all tasks in one compiled program.
 
-Source: ctmrl_suite.md sec. 14, gentle_suite.md sec. 9. Every `level` is a checkpoint along training whose
-sampled episodes are stored. Deviations: levels are taken at exact environment steps, not at the
-next episode's end; tasks have different keys (the releases seed all alike); a level within the
+Source: ctmrl_suite.md sec. 14, gentle_suite.md sec. 9. Every `level` is a checkpoint along training
+whose sampled episodes are stored. Deviations: levels are taken at exact environment steps, not at
+the next episode's end; tasks have different keys (the releases seed all alike); a level within the
 random seed phase (none at published sizes) stores episodes of random actions.
 """
 

@@ -38,7 +38,8 @@ class Checkpoints:
                 return self._read(step, like)
             except (OSError, ValueError, KeyError) as error:
                 reason = str(error).splitlines()[0][:120]
-                warnings.warn(f"checkpoint {step} is damaged, trying the one before ({reason})")
+                message = f"checkpoint {step} is damaged, trying the one before ({reason})"
+                warnings.warn(message, stacklevel=2)
         return None
 
     def _read(self, step, like):

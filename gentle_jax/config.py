@@ -45,14 +45,14 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Meta-training, shared by every algorithm (ctmrl_suite.md sec. 1, gentle_suite.md sec. 3.4)."""
+    """Meta-training of every algorithm (ctmrl_suite.md sec. 1, gentle_suite.md sec. 3.4)."""
 
     num_steps: int = 65_000  # gradient steps of the main stage
     meta_batch: int = 16  # T, tasks per step
     task_draw: str = "distinct"  # or "replace"; "distinct" falls back when T > training tasks
     batch_size: int = 256  # B, RL transitions per task
     context_size: int = 1024  # C, context transitions per task
-    context_draw: str = "uniform"  # over the whole history; "level": rows of a few behaviour levels;
+    context_draw: str = "uniform"  # over the whole history; "level": rows of a few levels;
     #                                "episodes": whole episodes of a few behaviour levels
     context_levels: int = 1  # how many levels those are
     latent_dim: int = 20  # Z
@@ -130,8 +130,8 @@ def fill_names(run):
     settings = registry.load("environment", run.env).SETTINGS
     if run.suite not in settings:
         raise errors.UserError(
-            f"environment {run.env!r} is not in suite {run.suite!r}: it is in {', '.join(settings)}; "
-            f"choose --suite or --env accordingly"
+            f"environment {run.env!r} is not in suite {run.suite!r}: it is in "
+            f"{', '.join(settings)}; choose --suite or --env accordingly"
         )
     backbone = run.backbone or suite.backbone
     registry.load("backbone", backbone)
@@ -210,8 +210,8 @@ def validate(config):
     last = behaviour.first_level + (behaviour.num_levels - 1) * behaviour.level_every
     if last > behaviour.num_steps or behaviour.first_level < 1 or behaviour.level_every < 1:
         raise errors.UserError(
-            f"behaviour levels end at step {last}, training at {behaviour.num_steps}: expected levels "
-            f"within 1..num_steps; lower behaviour.num_levels or raise behaviour.num_steps"
+            f"behaviour levels end at step {last}, training at {behaviour.num_steps}: expected "
+            f"levels within 1..num_steps; lower behaviour.num_levels or raise behaviour.num_steps"
         )
 
 

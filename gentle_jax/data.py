@@ -61,7 +61,7 @@ def take_tasks(dataset, ids):
 def statistics(dataset):
     """Returns (mean, std) [obs_dim] of current observations (gentle_suite.md sec. 1)."""
     ends = np.asarray(dataset.episode_start)[:, -1]
-    rows = np.concatenate([np.asarray(o)[:n] for o, n in zip(dataset.rows.obs, ends)])
+    rows = np.concatenate([np.asarray(o)[:n] for o, n in zip(dataset.rows.obs, ends, strict=True)])
     return rows.mean(0), np.sqrt(rows.var(0) + 1e-8)
 
 
@@ -93,7 +93,7 @@ def _uniform_rows(low, high, shape, key):
 
 
 def gather(dataset, task_id, index):
-    """Returns rows `index` [T, B] of tasks `task_id` [T] as a Transition with leaves [T, B, ...]."""
+    """Returns rows `index` [T, B] of tasks `task_id` [T]: a Transition, leaves [T, B, ...]."""
     return jax.tree.map(lambda x: x[task_id[:, None], index], dataset.rows)
 
 
@@ -106,9 +106,9 @@ def rl_batch(dataset, task_id, size, key):
 def context_batch(dataset, task_id, size, key, draw, num_levels=1):
     """Returns a context, a Transition with leaves [T, size, ...].
 
-    `draw`: "uniform" over all rows of a task (both releases); "level", rows of `num_levels` behaviour
-    levels, drawn per task; "episodes", whole episodes of such levels, the last one cut. The papers
-    never say; at test time a context comes from one or two policies, not from a history.
+    `draw`: "uniform" over all rows of a task (both releases); "level", rows of `num_levels`
+    behaviour levels, drawn per task; "episodes", whole episodes of such levels, the last one cut.
+    The papers never say; at test time a context comes from one or two policies, not from a history.
     """
     if draw == "uniform":
         return rl_batch(dataset, task_id, size, key)

@@ -1,9 +1,9 @@
 """Per-task ensembles of dynamics models, all tasks and members at once (gentle_suite.md sec. 3.2).
 
 Training runs in epochs over bootstrapped rows; a member whose holdout error improves by over 1 % is
-kept; a task whose members have not improved for `patience` epochs in a row stops changing. The release has no
-last epoch: a compiled program needs one, so `max_epochs` bounds it, and tasks that stopped earlier
-are masked.
+kept; a task whose members have not improved for `patience` epochs in a row stops changing. The
+release has no last epoch: a compiled program needs one, so `max_epochs` bounds it, and tasks that
+stopped earlier are masked.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from gentle_jax import errors as errors_lib
 from gentle_jax import learner, networks
 
 HOLDOUT_SHARE, HOLDOUT_MAX = 0.2, 1000
@@ -41,8 +42,13 @@ class Ensemble(NamedTuple):
 
 
 def sizes(rows_per_task, batch_size):
-    """Returns (holdout rows, training rows, steps per epoch)."""
+    """Returns (holdout rows, training rows, steps per epoch); raises UserError for too few rows."""
     holdout = min(int(HOLDOUT_SHARE * rows_per_task), HOLDOUT_MAX)
+    if holdout < 1:
+        raise errors_lib.UserError(
+            f"a training task has {rows_per_task} rows: expected at least 5 to fit a model: "
+            f"collect more episodes, or pass --config.algo.relabel=False"
+        )
     train = rows_per_task - holdout
     return holdout, train, -(-train // batch_size)
 
@@ -84,7 +90,7 @@ def make(spec, width, members, batch_size, max_epochs, patience, predict_next_ob
 
     def decayed(params):
         layers = [params[name]["kernel"] for name in sorted(params)]
-        return sum(0.5 * d * (w**2).sum() for d, w in zip(decay, layers))
+        return sum(0.5 * d * (w**2).sum() for d, w in zip(decay, layers, strict=True))
 
     def gradient_step(state, data, index, lr):
         slots = (index % steps_per_epoch) * batch_size + jnp.arange(batch_size)

@@ -12,8 +12,8 @@ from gentle_jax.types import Transition
 def rollout(env, task, policy, key, steps=None):
     """Runs `policy(obs, key, step) -> action`: one episode, or exactly `steps` steps.
 
-    Returns (Transition leaves [steps, ...], mask [steps]). Without `steps`: one horizon, mask 0 after
-    an early end. With it: a new episode begins whenever one ends, and every row counts.
+    Returns (Transition leaves [steps, ...], mask [steps]). Without `steps`: one horizon, mask 0
+    after an early end. With it: a new episode begins whenever one ends, and every row counts.
     """
     restarts = steps is not None
     steps = steps or env.horizon
@@ -76,9 +76,9 @@ def random_returns(env, num_episodes, key):
 def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
     """Returns evaluate(state, run_key, tasks, offline, at) -> {protocol: returns [task, E]}.
 
-    Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the Dataset
-    of the same tasks (given_context reads it); at, the training step, which only picks random keys.
-    Returns are means over `num_repeats` independent repeats, per episode index.
+    Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the
+    Dataset of the same tasks (given_context reads it); at, the training step, which only picks
+    random keys. Returns are means over `num_repeats` independent repeats, per episode index.
     """
 
     def evaluate(state, run_key, tasks, offline, at):

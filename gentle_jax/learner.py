@@ -60,7 +60,8 @@ def joint_step(rep, rl, train, num_train_tasks, offset=0):
     `offset` is the training step at which the stage begins.
 
     Both see z of the representation before its update; the RL side sees it without gradient
-    (ctmrl_suite.md sec. 2.3, gentle_suite.md sec. 2). `dz` is dead code unless `rep.update` reads it.
+    (ctmrl_suite.md sec. 2.3, gentle_suite.md sec. 2). `dz` is dead code unless `rep.update`
+    reads it.
     """
     draw = data_lib.task_sampler(train.meta_batch, num_train_tasks, train.task_draw)
 

@@ -27,8 +27,8 @@ def focal(z, task_id):
 def club_bound(z, mean, variance):
     """CLUB upper bound of I(z; (s, a)) for codes, means and variances [T, C, Z], in O(C).
 
-    mean_{i,j} (z_j - mu_i)^2 / var_i - mean_t (z_t - mu_t)^2 / var_t, pairs within a task, mean over
-    Z and tasks (ctmrl_suite.md sec. 6). The pair term uses
+    mean_{i,j} (z_j - mu_i)^2 / var_i - mean_t (z_t - mu_t)^2 / var_t, pairs within a task, mean
+    over Z and tasks (ctmrl_suite.md sec. 6). The pair term uses
     mean_j (z_j - mu_i)^2 = mean_j z_j^2 - 2 mu_i mean_j z_j + mu_i^2.
     """
     chex.assert_equal_shape([z, mean, variance])
@@ -47,7 +47,7 @@ def club_bound_pairs(z, mean, variance):
 
 
 def club_likelihood(z, mean, variance):
-    """Negative log-likelihood (up to a constant) that trains CLUB's network; mean over every axis."""
+    """Negative log-likelihood, up to a constant, of CLUB's network; mean over every axis."""
     return ((z - mean) ** 2 / (2 * variance) + 0.5 * jnp.log(variance)).mean()
 
 

@@ -1,6 +1,7 @@
 """Networks as `(init, apply)` pairs. Learners never see the library behind them (flax linen)."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -64,10 +65,10 @@ _STYLES = {
 def mlp(in_dim, width, depth, out_dims, style="rlkit", squash=False, hidden_init="rlkit"):
     """Returns a Network that concatenates its inputs along the last axis.
 
-    Args: in_dim, sum of the inputs' sizes; width and depth of the hidden layers; out_dims, an int or
-    a tuple (one head each); style, the initialisation: `rlkit` and `policy` (ctmrl_suite.md
-    sec. 2.1), `orthogonal` (sec. 14), `swish` (gentle_suite.md sec. 3.2); squash, tanh on
-    the output; hidden_init, "he" replaces the hidden layers' initialisation of the first two styles,
+    Args: in_dim, sum of the inputs' sizes; width and depth of the hidden layers; out_dims, an int
+    or a tuple (one head each); style, the initialisation: `rlkit` and `policy` (ctmrl_suite.md
+    sec. 2.1), `orthogonal` (sec. 14), `swish` (gentle_suite.md sec. 3.2); squash, tanh on the
+    output; hidden_init, "he" replaces the hidden layers' initialisation of the first two styles,
     which shrinks signals of small inputs by some 0.4 a layer.
     """
     heads = out_dims if isinstance(out_dims, tuple) else (out_dims,)

@@ -1,8 +1,8 @@
 """Datasets on disk: one folder with `meta.json` and one memory-mapped `.npy` per field.
 
-Arrays are [task, level, episode, step, ...] float32 with `mask` for short episodes. `meta.json` is written last
-and names the configuration and the sha256 of every file: a folder without it is unfinished, and
-a file that does not match it is an error, never a silent reuse.
+Arrays are [task, level, episode, step, ...] float32 with `mask` for short episodes. `meta.json` is
+written last and names the configuration and the sha256 of every file: a folder without it is
+unfinished, and a file that does not match it is an error, never a silent reuse.
 """
 
 import hashlib
@@ -97,7 +97,8 @@ def read_meta(folder):
         ) from None
     except (ValueError, KeyError, TypeError):
         raise errors.UserError(
-            f"{path} is not a dataset description of schema {SCHEMA}: delete the folder to make it anew"
+            f"{path} is not a dataset description of schema {SCHEMA}: delete the folder to make it "
+            f"anew"
         ) from None
 
 
@@ -114,8 +115,8 @@ def check_identity(meta, config, folder):
         if pairs:
             name, had, want = pairs[0]
             raise errors.UserError(
-                f"the dataset in {folder} was made with {name}={had}, this run asks for {want}: change "
-                f"the setting, or pass --data without this folder"
+                f"the dataset in {folder} was made with {name}={had}, this run asks for {want}: "
+                f"change the setting, or pass --data without this folder"
             )
 
 

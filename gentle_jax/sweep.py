@@ -74,7 +74,7 @@ def make_chunk(stage):
 
 
 def over_runs(function, num_mapped):
-    """Maps a one-run function over runs [S] in its first `num_mapped` arguments, shares the rest."""
+    """Maps a one-run function over runs [S] in its first `num_mapped` arguments; others shared."""
 
     def mapped(*args):
         shared = len(args) - num_mapped
@@ -110,10 +110,10 @@ def init_runs(algorithm, hp, run_keys):
 def fused(algorithm, evaluate, data, tasks, hp, num_evals):
     """Returns run(run_keys [S]) -> {"state", "returns", "metrics"}: a whole sweep as one program.
 
-    Args: evaluate, from `evaluation.make_evaluate`; data, the Dataset of all tasks, training tasks first;
-    tasks, task leaves in that order; hp, leaves [S]; num_evals, evaluations along training. Results:
-    returns {protocol: [point, S, task, E]}; metrics {stage: {name: [chunk, S]}}. Bit-equal to
-    the chunked driver's. `run.jitted` is the compiled function itself, for those who count.
+    Args: evaluate, from `evaluation.make_evaluate`; data, the Dataset of all tasks, training tasks
+    first; tasks, task leaves in that order; hp, leaves [S]; num_evals, evaluations along training.
+    Results: returns {protocol: [point, S, task, E]}; metrics {stage: {name: [chunk, S]}}. Bit-equal
+    to the chunked driver's. `run.jitted` is the compiled function itself, for those who count.
     """
     chunks = plan(algorithm.stages, num_evals)
 

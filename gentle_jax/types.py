@@ -1,11 +1,12 @@
 """The contracts: bundles of pure functions, and the pytrees that they pass to each other.
 
-Axes: S runs, T tasks, B transitions, C context transitions, H horizon, E episodes, Z latent, K batches.
-An algorithm is Representation x Backbone; a protocol calls both; a Stage is a stretch of training.
-Functions here are unbatched over runs: `gentle_jax.sweep` maps them.
+Axes: S runs, T tasks, B transitions, C context transitions, H horizon, E episodes, Z latent, K
+batches. An algorithm is Representation x Backbone; a protocol calls both; a Stage is a stretch of
+training. Functions here are unbatched over runs: `gentle_jax.sweep` maps them.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from flax import struct
@@ -101,7 +102,7 @@ class AgentState:
 
 
 class Env(NamedTuple):
-    """A task family. A task is an explicit pytree argument: leaves of `tasks` have a [task] axis."""
+    """A task family. A task is an explicit pytree argument; leaves of `tasks` begin with [task]."""
 
     name: str
     suite: str

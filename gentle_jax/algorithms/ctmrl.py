@@ -1,26 +1,28 @@
 """CTMRL: task contexts related to each other through a codebook (AAAI'26; ctmrl_suite.md sec. 3).
 
-Two stages: `warmup` (no codes; the last iterations' task vectors are collected) and `train` (codes on).
-An iteration is num_steps / num_iterations gradient steps. Vectors of all training tasks are
+Two stages: `warmup` (no codes; the last iterations' task vectors are collected) and `train` (codes
+on). An iteration is num_steps / num_iterations gradient steps. Vectors of all training tasks are
 collected at the end of iterations; K-means on them starts and refreshes the codebook.
 
-Loss = focal_weight * FOCAL + club_weight * CLUB + L_pre^spe + codes on * (L_C + L_pre^cro + L_contra)
+Loss = focal_weight * FOCAL + club_weight * CLUB + L_pre^spe
+       + codes on * (L_C + L_pre^cro + L_contra)
 
 | part | fidelity=paper | fidelity=release |
 |---|---|---|
 | code move | Eq. 2 once per step, rate `eta` | moving average, decay 0.9, 4 calls per step |
-| L_C | Eq. 3, InfoNCE of z against codes, mean over tasks | 0.25 MSE(code, z) + code-code contrast |
+| L_C | Eq. 3, InfoNCE of z against codes, task mean | 0.25 MSE(code, z) + code-code contrast |
 | L_pre^spe | Eq. 4-6, trains encoder and decoders | decoders only (z detached) |
 | L_pre^cro | Eq. 7-9, trains codes and decoders | latent cycle through the encoder |
 | L_contra | Eq. 10, cosine, singletons get `num_fillers` others | bilinear frozen W, singletons 0 |
 | K-means | Euclidean | dot product, unit centres |
 | FOCAL, CLUB | off (the paper does not name them) | on |
 
-Deviations, with reasons: prediction losses are mean squared errors (the paper's sum of norms grows with
-the context); they are taken on the RL batch, whose reward is dense also where contexts are
-sparse; collected vectors are z, since the released collection returns undefined names; codes start from
-K-means, or from N(0, 1) without it, since zero codes have no cosine. The released Adam step on codes is
-erased by the next moving average, so it is left out. `algo.use_codebook=False` is "no codebook at all".
+Deviations, with reasons: prediction losses are mean squared errors (the paper's sum of norms grows
+with the context); they are taken on the RL batch, whose reward is dense also where contexts are
+sparse; collected vectors are z, since the released collection returns undefined names; codes start
+from K-means, or from N(0, 1) without it, since zero codes have no cosine. The released Adam step on
+codes is erased by the next moving average, so it is left out. `algo.use_codebook=False`
+is "no codebook at all".
 """
 
 import dataclasses
@@ -109,8 +111,8 @@ class CTMRLState:
 def _check(config, spec):
     if config.use_codebook and not 2 <= config.num_codes <= spec.num_train_tasks:
         raise errors.UserError(
-            f"algo.num_codes is {config.num_codes}: expected 2 to {spec.num_train_tasks}, the number of "
-            f"training tasks; pass --config.algo.num_codes=N"
+            f"algo.num_codes is {config.num_codes}: expected 2 to {spec.num_train_tasks}, the "
+            f"number of training tasks; pass --config.algo.num_codes=N"
         )
     for name, allowed in (
         ("code_loss", ("infonce", "commit")),
@@ -152,7 +154,7 @@ def make(config, train, spec, rl):
 
         def step(state, hp, batch, dz, data, key, index):
             del dz  # allow_backward_z is False in every config of the suite
-            k_loss, k_contrast = jax.random.split(key)
+            _, k_contrast = jax.random.split(key)
             state, club_metrics = _club_step(config, nets, state, hp, batch)
             trained = {"params": state.params, "codes": state.book.codes}
             grads, (metrics, z, z_all) = jax.grad(loss_fn, has_aux=True)(
@@ -183,18 +185,21 @@ def make(config, train, spec, rl):
         k_rep, k_rl = jax.random.split(key)
         return AgentState(init_rep(hp["algo"], k_rep), rl.init(hp["backbone"], k_rl), hp)
 
+    periodic = None
+    if config.use_codebook and config.use_kmeans:
+        periodic = codebook.make_periodic(
+            schedule, per_iteration, spec.num_train_tasks, config.unit_norm_kmeans, config.ema_codes
+        )
+
+    def stage(name, codes_on, begin, end):
+        joint = learner.joint_step(rep(codes_on), rl, train, spec.num_train_tasks, begin)
+        step = _staged(config, joint, periodic, codes_on, task_vectors, begin)
+        return Stage(name, end - begin, step)
+
     warmup_steps = min(schedule[0] * per_iteration, train.num_steps)
-    begins = {False: 0, True: warmup_steps}
-    joint = {
-        on: learner.joint_step(rep(on), rl, train, spec.num_train_tasks, begin)
-        for on, begin in begins.items()
-    }
-    periodic = _make_periodic(config, schedule, per_iteration, task_vectors, spec.num_train_tasks)
     stages = (
-        Stage("warmup", warmup_steps, _staged(joint[False], periodic, 0)),
-        Stage(
-            "train", train.num_steps - warmup_steps, _staged(joint[True], periodic, warmup_steps)
-        ),
+        stage("warmup", False, 0, warmup_steps),
+        stage("train", True, warmup_steps, train.num_steps),
     )
     return Algorithm(init, stages, rep(True), rl)
 
@@ -367,6 +372,8 @@ def _make_loss(config, nets, task_vectors, codes_on):
                 parts["cross_loss"] = hp["cross_weight"] * value
             if config.use_contrast:
                 value, z_all = contrast(trained, state, hp, data, key, index)
+                if config.contrast == "bilinear":  # the release skips it if one code was matched
+                    value = jnp.where(jnp.all(matched == matched[0]), 0.0, value)
                 parts["contrast_loss"] = hp["contrast_weight"] * value
             used = jax.ops.segment_sum(jnp.ones_like(matched), matched, config.num_codes) > 0
         total = sum(parts.values())
@@ -390,85 +397,49 @@ def _code_loss(config, state, hp, z, code, matched):
 
 def _move_codes(config, state, hp, code_grads, z, z_all):
     """Moves codes after a step: Eq. 2, or the release's four moving-average calls."""
-    book = state.book
-    if config.ema_codes:
-        calls = [z] * 3 + ([z_all] if config.use_contrast and config.contrast_every == 1 else [])
-        for vectors in calls:  # the main forward, two extra dual-critic forwards, the contrast
-            matched = codebook.match(book.codes, vectors)
-            book = codebook.move_ema(book, vectors, matched, hp["decay"])
-        return state.replace(book=book)
+    book, move, all_rows = state.book, _move(config, hp), jnp.ones(z.shape[0])
     matched = codebook.match(book.codes, z)
+    if config.ema_codes:
+        several = jnp.any(matched != matched[0])
+        for _ in range(3):  # the main forward and two extra dual-critic forwards
+            book = move(book, z, codebook.match(book.codes, z), all_rows)
+        if config.use_contrast and config.contrast_every == 1:  # the contrast's, if it ran
+            rows = jnp.ones(z_all.shape[0])
+            moved = move(book, z_all, codebook.match(book.codes, z_all), rows)
+            book = jax.tree.map(lambda a, b: jnp.where(several, a, b), moved, book)
+        return state.replace(book=book)
     moments = state.code_moments
     if config.use_cross_prediction and config.code_gradient and config.cross_loss == "regress":
         codes, moments = learner.adam_step(book.codes, code_grads, moments, hp["lr"])
         book = book.replace(codes=codes)
-    book = codebook.move(book, z, matched, hp["eta"])
-    return state.replace(book=book, code_moments=moments)
+    return state.replace(book=move(book, z, matched, all_rows), code_moments=moments)
 
 
-def _make_periodic(config, schedule, per_iteration, task_vectors, num_tasks):
-    """Returns periodic(state, data, key, step): collection and K-means around a gradient step."""
-    first, warmup, period = schedule
-
-    def collect(rep, data, key, slot):
-        vectors = task_vectors(rep.params, data, key)
-        start = slot * vectors.shape[0]
-        return rep.replace(bag=jax.lax.dynamic_update_slice_in_dim(rep.bag, vectors, start, 0))
-
-    def start_codes(rep, key):
-        rows = (warmup[1] - warmup[0]) * num_tasks
-        valid = (jnp.arange(rep.bag.shape[0]) < rows).astype(jnp.float32)
-        centres, counts = codebook.kmeans(
-            rep.bag, valid, config.num_codes, key, config.unit_norm_kmeans
+def _move(config, hp):
+    """Returns the code move of this fidelity: (book, vectors, matched, weight) -> book."""
+    if config.ema_codes:
+        return lambda book, z, matched, weight: codebook.move_ema(
+            book, z, matched, hp["decay"], weight
         )
-        return rep.replace(book=codebook.Codebook(centres, jnp.copy(centres), counts))
-
-    def refresh_codes(rep, hp, key):
-        rows = (period - 1) * num_tasks
-        valid = (jnp.arange(rep.bag.shape[0]) < rows).astype(jnp.float32)
-        centres, counts = codebook.kmeans(
-            rep.bag, valid, config.num_codes, key, config.unit_norm_kmeans
-        )
-        matched = codebook.match(rep.book.codes, centres)
-        weight = (counts > 0).astype(jnp.float32)
-        if config.ema_codes:
-            book = codebook.move_ema(rep.book, centres, matched, hp["decay"], weight)
-        else:
-            book = codebook.move(rep.book, centres, matched, hp["eta"], weight)
-        return rep.replace(book=book)
-
-    def before(rep, key, step):
-        """K-means starts the codes at the first step of iteration `first`."""
-        due = step == first * per_iteration
-        return jax.lax.cond(due, lambda r: start_codes(r, key), lambda r: r, rep)
-
-    def after(rep, hp, data, key, step):
-        """Collection or a K-means refresh at the end of an iteration."""
-        iteration, end = step // per_iteration, (step + 1) % per_iteration == 0
-        since = iteration - first
-        early = end & (iteration >= warmup[0]) & (iteration < warmup[1])
-        refresh = end & (since > 0) & (since % period == 0)
-        late = end & (since > 0) & ~refresh
-        slot = jnp.where(early, iteration - warmup[0], since % period - 1)
-        rep = jax.lax.cond(early | late, lambda r: collect(r, data, key, slot), lambda r: r, rep)
-        again = lambda r: refresh_codes(r, hp, key)
-        return jax.lax.cond(refresh, again, lambda r: r, rep)
-
-    return (before, after) if config.use_codebook and config.use_kmeans else None
+    return lambda book, z, matched, weight: codebook.move(book, z, matched, hp["eta"], weight)
 
 
-def _staged(joint, periodic, offset):
-    """Wraps the joint step with the periodic work; `offset` is the stage's first training step."""
+def _staged(config, joint, periodic, codes_on, task_vectors, offset):
+    """Wraps the joint step with collection and K-means; `offset` is the stage's first step."""
     if periodic is None:
         return joint
-    before, after = periodic
 
     def step(state, data, key, index):
-        k_before, k_after, k_step = jax.random.split(key, 3)
-        at = index + offset
-        state = state.replace(rep=before(state.rep, k_before, at))
+        k_start, k_vectors, k_step = jax.random.split(key, 3)
+        at, hp = index + offset, state.hp["algo"]
+        book, bag = state.rep.book, state.rep.bag
+        if codes_on:
+            book = periodic.start(book, bag, k_start, at)
+        state = state.replace(rep=state.rep.replace(book=book))
         state, metrics = joint(state, data, k_step, index)
-        rep = after(state.rep, state.hp["algo"], data, k_after, at)
-        return state.replace(rep=rep), metrics
+        vectors = lambda: task_vectors(state.rep.params, data, k_vectors)
+        after = periodic.after_train if codes_on else periodic.after_warmup
+        book, bag = after(state.rep.book, bag, vectors, k_start, at, _move(config, hp))
+        return state.replace(rep=state.rep.replace(book=book, bag=bag)), metrics
 
     return step

@@ -1,7 +1,8 @@
 """GENTLE: a task auto-encoder trained on contexts relabelled by task dynamics models (AAAI'24).
 
-Source: gentle_suite.md sec. 3. Two stages: `dynamics` trains one ensemble per training task, `train` is
-the joint step; every `relabel_every` steps, before the update, the relabel buffers are made anew.
+Source: gentle_suite.md sec. 3. Two stages: `dynamics` trains one ensemble per training task,
+`train` is the joint step; every `relabel_every` steps, before the update, the relabel buffers are
+made anew.
 
 | point (sheet sec. 3.7) | fidelity=release (default: what was run) | fidelity=paper |
 |---|---|---|
@@ -9,13 +10,13 @@ the joint step; every `relabel_every` steps, before the update, the relabel buff
 | 2 relabelling policy | mean of the target policy | sample of the policy |
 | 4 cross rows per task | sources at random, 3 on average | exactly 3 sources (cyclic shifts) |
 | 5 context | 95 % relabelled, 5 % real | drawn from the union in proportion to its sizes |
-| 8, 9 reconstruction, encoder | r only where only the reward varies | r and s', and the encoder sees s' |
+| 8, 9 reconstruction, encoder | r only where only the reward varies | r and s'; encoder sees s' |
 
-Deviations, with reasons: the real rows of a context come from the whole dataset, not from the release's
-slowly refreshed sub-sample; rows are not sorted by ensemble spread, which has no effect; epochs of
-the dynamics stage are bounded (see `gentle_jax.dynamics`). Only the reconstruction loss reaches the
-encoder. Table 2 of the paper: `objective=contrastive`, `relabel=False`, `policy_relabel=False`;
-Figure 3: `num_cross_tasks` and `own_share`.
+Deviations, with reasons: the real rows of a context come from the whole dataset, not from the
+release's slowly refreshed sub-sample; rows are not sorted by ensemble spread, which has no effect;
+epochs of the dynamics stage are bounded (see `gentle_jax.dynamics`). Only the reconstruction loss
+reaches the encoder. Table 2 of the paper: `objective=contrastive`, `relabel=False`,
+`policy_relabel=False`; Figure 3: `num_cross_tasks` and `own_share`.
 """
 
 import dataclasses
@@ -106,8 +107,8 @@ def _check(config, spec):
     most = spec.num_train_tasks - 1
     if config.relabel and not 0 <= config.num_cross_tasks <= most:
         raise errors.UserError(
-            f"algo.num_cross_tasks is {config.num_cross_tasks}: expected 0 to {most}, the other training "
-            f"tasks; pass --config.algo.num_cross_tasks=N"
+            f"algo.num_cross_tasks is {config.num_cross_tasks}: expected 0 to {most}, the other "
+            f"training tasks; pass --config.algo.num_cross_tasks=N"
         )
 
 
@@ -244,8 +245,9 @@ def _empty(config, spec, num_tasks, slots):
 def targets_of_sources(num_tasks, num_cross, balanced, key):
     """Returns [source, 1 + num_cross]: the tasks whose models label a source's rows, itself first.
 
-    balanced=False: distinct others at random per source, so a target has Binomial(N - 1, c / (N - 1))
-    cross sources (the release). True: cyclic shifts of one random order, exactly c for every target.
+    balanced=False: distinct others at random per source, so a target has
+    Binomial(N - 1, c / (N - 1)) cross sources (the release). True: cyclic shifts of one random
+    order, exactly c for every target.
     """
     own = jnp.arange(num_tasks)
     if balanced:
@@ -258,9 +260,10 @@ def targets_of_sources(num_tasks, num_cross, balanced, key):
 
 
 def blocks_of_targets(targets, num_tasks):
-    """Inverts `targets_of_sources`: (pair [target, N], count [target]), pair = source * slots + slot.
+    """Inverts `targets_of_sources`: returns (pair [target, N], count [target]).
 
-    Entries of a row past its count belong to other targets and are never drawn.
+    pair = source * slots + slot. Entries of a row past its count belong to other targets and are
+    never drawn.
     """
     hit = targets.reshape(-1)[None] == jnp.arange(num_tasks)[:, None]  # [target, pair]
     order = jnp.argsort(~hit, axis=1, stable=True)[:, :num_tasks]

@@ -1,7 +1,8 @@
-"""SAC with a V-function and BRAC's dual KL penalty (ctmrl_suite.md sec. 2; gentle_suite.md sec. 8.1).
+"""SAC with a V-function and BRAC's dual KL penalty.
 
-Order of one update, pinned by a test: dual critic (num_batches steps), Q, V with the updated Q, target V,
-policy with the updated Q, dual weight. The dual estimate uses the updated dual critic.
+ctmrl_suite.md sec. 2, gentle_suite.md sec. 8.1.
+Order of one update, pinned by a test: dual critic (num_batches steps), Q, V with the updated Q,
+target V, policy with the updated Q, dual weight. The dual estimate uses the updated dual critic.
 """
 
 import dataclasses
@@ -67,7 +68,8 @@ def make(config, latent_dim, spec):
 
     def init(hp, key):
         keys = jax.random.split(key, 4)
-        policy, critics, value, dual = (n.init(k) for n, k in zip((pi, q, v, critic), keys))
+        nets = (pi, q, v, critic)
+        policy, critics, value, dual = (n.init(k) for n, k in zip(nets, keys, strict=True))
         return BracState(
             policy=policy,
             critics=critics,

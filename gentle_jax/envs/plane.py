@@ -11,7 +11,7 @@ MAX_SPEED = 0.1  # distance per step and coordinate
 
 
 def half_circle(num_tasks):
-    """Returns goals [num_tasks, 2] evenly on the upper unit half circle (ctmrl_suite.md sec. 13)."""
+    """Returns goals [num_tasks, 2], even on the upper unit half circle (ctmrl_suite.md sec. 13)."""
     angle = np.linspace(0.0, np.pi, num_tasks)
     return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
 

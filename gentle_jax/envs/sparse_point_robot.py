@@ -1,4 +1,4 @@
-"""Sparse-Point-Robot: Point-Robot whose contexts and reported returns see reward near the goal only.
+"""Sparse-Point-Robot: contexts and reported returns see reward near the goal only.
 
 The backbone learns from the dense reward (ctmrl_suite.md sec. 1 and 13). Suites `ctmrl` (40 tasks,
 30/10) and `ctmrl_b` (100, 80/20).

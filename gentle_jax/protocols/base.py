@@ -30,21 +30,25 @@ def scored_episode(algorithm, state, env, task, z, key):
     return Outcome(evaluation.episode_return(rows, mask), rows, mask)
 
 
-def growing_context(algorithm, state, env, task, draw, episodes, key):
+def growing_context(algorithm, state, env, task, draw, episodes, key, repeat=True):
     """Scored episodes before each of which `draw(key) -> (Transition [C], mask [C])` adds context.
 
     GENTLE's scored rollouts and CTMRL's "offline" protocol: z is the mean over all rows so far.
-    Scored episodes never enter the context. Returns an Outcome with a leading axis [episodes].
+    Scored episodes never enter the context; repeat=False draws before the first one only.
+    Returns an Outcome with a leading axis [episodes].
     """
 
-    def body(belief, k):
+    def body(belief, inputs):
+        k, index = inputs
         k_draw, k_z, k_episode = jax.random.split(k, 3)
-        belief = algorithm.rep.extend(state.rep, belief, *draw(k_draw))
+        longer = algorithm.rep.extend(state.rep, belief, *draw(k_draw))
+        belief = longer if repeat else choose(index == 0, longer, belief)
         z = algorithm.rep.sample(belief, k_z)
         return belief, scored_episode(algorithm, state, env, task, z, k_episode)
 
     prior = algorithm.rep.prior(state.rep)
-    return jax.lax.scan(body, prior, jax.random.split(key, episodes))[1]
+    inputs = (jax.random.split(key, episodes), jnp.arange(episodes))
+    return jax.lax.scan(body, prior, inputs)[1]
 
 
 def prior_z(algorithm, state, key):

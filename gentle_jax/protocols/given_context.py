@@ -1,6 +1,7 @@
-"""The context is given: rows of the task's own offline data (gentle_suite.md sec. 4; CTMRL "offline").
+"""The context is given: rows of the task's own offline data.
 
-Before every scored episode one horizon of rows is drawn with replacement and added to the context.
+gentle_suite.md sec. 4; CTMRL "offline". Before every scored episode one horizon of rows is drawn
+with replacement and added to the context.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""GENTLE's one-shot protocol: one exploration with the sampled policy at the prior z is the context.
+"""GENTLE's one-shot protocol: one exploration, sampled policy at the prior z, is the context.
 
 Exactly `exploration_steps` transitions (default one horizon), not scored; episodes that end early
 are followed by new ones. Before every scored episode one horizon of them is drawn with replacement
@@ -29,7 +29,10 @@ def make(config, env):
             index = jax.random.randint(k, (env.horizon,), 0, explored)
             return jax.tree.map(lambda x: x[index], rows), jnp.ones(env.horizon)
 
-        draw = resample if config.context_resample else lambda k: (rows, mask)
-        return base.growing_context(algorithm, state, env, task, draw, episodes, k_score)
+        again = config.context_resample
+        draw = resample if again else lambda k: (rows, mask)
+        return base.growing_context(
+            algorithm, state, env, task, draw, episodes, k_score, repeat=again
+        )
 
     return Protocol(run, base.metrics(config.metric), episodes)

@@ -1,0 +1,129 @@
+"""Runs every cell of a comparison and writes its table: `python -m experiments.reproduce`.
+
+A cell is a command line of `experiments.run`; finished cells are reused, so the command resumes.
+"""
+
+import json
+import pathlib
+import sys
+
+from experiments import flags, machine, run
+from gentle_jax import errors, storage
+
+SUMMARY = (
+    "Runs every row of a table on every environment of the suite, and writes Markdown and JSON."
+)
+NO_CODES = ("--config.algo.use_codebook=False",)
+TABLES = {
+    # row -> flags: what each part of CTMRL buys; Table 2 of its paper and more
+    "components": {
+        "paper equations": ("--algo=ctmrl", "--fidelity=paper"),
+        "release": ("--algo=ctmrl", "--fidelity=release"),
+        "no codebook at all": ("--algo=ctmrl", *NO_CODES),
+        "contexts from the whole history": ("--algo=ctmrl", "--config.train.context_draw=uniform"),
+        "without L_contra": ("--algo=ctmrl", "--config.algo.use_contrast=False"),
+        "without L_C": ("--algo=ctmrl", "--config.algo.use_code_loss=False"),
+        "without L_pre^cro": ("--algo=ctmrl", "--config.algo.use_cross_prediction=False"),
+        "without K-means": ("--algo=ctmrl", "--config.algo.use_kmeans=False"),
+        "with FOCAL": ("--algo=ctmrl", "--config.algo.use_focal=True"),
+    },
+    "gentle": {
+        "release": ("--algo=gentle", "--suite=gentle"),
+        "paper": ("--algo=gentle", "--suite=gentle", "--fidelity=paper"),
+        "without relabelling": ("--algo=gentle", "--suite=gentle", "--config.algo.relabel=False"),
+    },
+}
+ENVIRONMENTS = {
+    "components": ("point_robot", "point_robot_wind", "sparse_point_robot"),
+    "gentle": ("point_robot",),
+}
+EXTRA = (
+    ("table", str, "components", "which table: " + " ".join(TABLES)),
+    ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
+    ("envs", list, [], "only these environments; repeatable"),
+    ("to", str, "experiments/results", "folder of the table's files"),
+)
+OWN = tuple(name for name, *_ in EXTRA)
+
+
+def cells(table, argv):
+    """Yields (row, env, Request) of a table; flags of the command line reach every cell."""
+    shared = [a for a in argv[1:] if a.lstrip("-").partition("=")[0] not in OWN]
+    for row, fixed in TABLES[table].items():
+        for env in ENVIRONMENTS[table]:
+            line = [argv[0], *shared, *fixed, f"--env={env}"]
+            yield row, env, flags.parse(line, "run", "", machine.on_accelerator)
+
+
+def native(summary, protocol, task_set="test"):
+    """Returns a summary's entry for a protocol: the native metric's, which comes first."""
+    found = [
+        r for r in summary["results"] if r["protocol"] == protocol and r["task_set"] == task_set
+    ]
+    return found[0] if found else None
+
+
+def text(entry):
+    """Returns a table cell: normalized return, and the mean with half its interval."""
+    if entry is None:
+        return "-"
+    low, high = entry["ci95"]
+    return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {(high - low) / 2:.2f})"
+
+
+def write(table, found, folder):
+    """Writes `table`.json and `table`.md from {(row, env): summary}; returns the Markdown."""
+    names = [(env, protocol) for env in ENVIRONMENTS[table] for protocol in PROTOCOLS[table]]
+    lines = ["| " + " | ".join(["row", *(f"{e}, {p}" for e, p in names)]) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    for row in TABLES[table]:
+        entries = [
+            native(found[row, env], protocol) if (row, env) in found else None
+            for env, protocol in names
+        ]
+        lines.append("| " + " | ".join([row, *map(text, entries)]) + " |")
+    sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in found.values()})
+    kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
+    lines += ["", "Test tasks, last checkpoint: normalized return (mean return ± half of the 95% "]
+    lines[-1] += f"bootstrap interval over seeds). {kept}. `-`: not run."
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
+    stored = [{"row": row, "env": env, **summary} for (row, env), summary in found.items()]
+    whole = {"table": table, "environment": machine.environment(), "cells": stored}
+    storage.write_json(folder / f"{table}.json", whole)
+    return "\n".join(lines)
+
+
+PROTOCOLS = {
+    "components": ("random_then_policy", "given_context"),
+    "gentle": ("given_context", "one_shot"),
+}
+
+
+def main(argv):
+    """The command."""
+    machine.enable_compile_cache()
+    request = flags.parse(argv, "reproduce", SUMMARY, machine.on_accelerator, EXTRA)
+    table = request.extra["table"]
+    if table not in TABLES:
+        raise errors.unknown("table", table, TABLES)
+    for name, allowed in (("rows", TABLES[table]), ("envs", ENVIRONMENTS[table])):
+        for value in request.extra[name]:
+            if value not in allowed:
+                raise errors.unknown(name, value, allowed)
+    found = {}
+    for row, env, cell in cells(table, argv):
+        chosen = row in (request.extra["rows"] or [row]) and env in (request.extra["envs"] or [env])
+        path = run.folder_of(cell) / "summary.json"
+        if chosen:
+            print(f"\n=== {table}: {row} on {env}", flush=True)
+            found[row, env] = run.execute(cell)
+        elif path.exists():
+            found[row, env] = json.loads(path.read_text())
+        markdown = write(table, found, request.extra["to"])
+    print("\n" + markdown)
+
+
+if __name__ == "__main__":
+    sys.exit(flags.main(main))

@@ -1,0 +1,294 @@
+"""The command line: bad input is one clear line, nothing is written, help is short."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import build, collect, flags, presets, run
+from gentle_jax import config as config_lib
+from gentle_jax import errors, registry, storage
+
+SMOKE = ("--preset=smoke", "--num_seeds=1")
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch, tmp_path):
+    """The user's compile cache stays as it is, and commands run in an empty folder."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+def parse(*arguments):
+    """Returns the Request of a command line."""
+    return flags.parse(["run", *arguments], "run", "", lambda: False)
+
+
+def refused(capsys, *arguments):
+    """Runs the command; returns its one line on stderr."""
+    code = flags.main(run.run, ["run", *arguments])
+    shown = capsys.readouterr().err
+    assert code == 2, shown
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and shown.endswith("\n")
+    assert "Traceback" not in shown
+    return shown
+
+
+def written(tmp_path):
+    return [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def toy_root(tmp_path_factory):
+    """A root with a dataset of random numbers in the place of the smoke preset's."""
+    root = tmp_path_factory.mktemp("data")
+    request = parse(*SMOKE)
+    env = registry.load("environment", "point_robot").make("ctmrl")
+    count = jax.tree.leaves(env.tasks)[0].shape[0]
+    folder = storage.folder_of(root, request.config)
+    arrays = storage.open_arrays(folder, storage.shapes(count, request.config.behaviour, env))
+    rng = np.random.default_rng(0)
+    for name, array in arrays.items():
+        array[:] = 1.0 if name == "mask" else rng.uniform(size=array.shape)
+        array.flush()
+    meta = {"random_return": [0.0] * count, "reference_return": [1.0] * count}
+    storage.commit(folder, {"identity": config_lib.data_identity(request.config), **meta})
+    return root
+
+
+BAD = {
+    # names: what was given, the nearest match
+    "--algo=ctrml": ("'ctrml'", "did you mean 'ctmrl'"),
+    "--env=point_robt": ("'point_robt'", "did you mean 'point_robot'"),
+    "--suite=gentel": ("'gentel'", "did you mean 'gentle'"),
+    "--preset=smok": ("'smok'", "did you mean 'smoke'"),
+    "--protocol=oneshot": ("'oneshot'", "did you mean 'one_shot'"),
+    "--backbone=td3bc": ("'td3bc'", "did you mean 'td3_bc'"),
+    "--fidelity=papr": ("'papr'", "did you mean 'paper'"),
+    "--physics=fast": ("'fast'", "exact"),
+    "--num_sed=2": ("'num_sed'", "did you mean 'num_seeds'"),
+    "-x": ("'x'", "expected one of"),
+    "--config.algo.lrr=1": ("'algo.lrr'", "did you mean 'algo.lr'"),
+    "--config.alg.lr=1": ("'alg.lr'", "did you mean 'algo.lr'"),
+    "--config.train=3": ("'train'", "expected one of"),
+    "--config.run.num_seeds=3": ("'run.num_seeds'", "expected one of"),
+    "--config=file.py": ("'config'", "expected one of"),
+    "--config.train.task_draw=distnct": ("'distnct'", "did you mean 'distinct'"),
+    "--config.train.context_draw=all": ("'all'", "uniform"),
+    "--config.train.init=xavier": ("'xavier'", "rlkit"),
+    "--config.eval.metric=best": ("'best'", "final"),
+    "stray": ("'stray'", "--flag=value"),
+    # values of another type
+    "--num_seeds=two": ("--num_seeds=two",),
+    "--num_seeds=1e3": ("--num_seeds=1e3",),
+    "--num_seeds": ("num_seeds",),
+    "--config.algo.lr=abc": ("--config.algo.lr=abc", "float"),
+    "--config.algo.num_codes=2.5": ("--config.algo.num_codes=2.5",),
+    "--config.algo.use_kmeans=maybe": ("--config.algo.use_kmeans=maybe",),
+    "--config.algo.lr": ("--config.algo.lr has no value",),
+    # impossible values
+    "--num_seeds=0": ("--num_seeds is 0", "at least 1"),
+    "--num_seeds=-3": ("--num_seeds is -3",),
+    "--num_steps=0": ("--num_steps", "is 0", "at least 1"),
+    "--seed_offset=-1": ("--seed_offset is -1",),
+    "--config.train.num_evals=0": ("train.num_evals is 0",),
+    "--config.train.meta_batch=0": ("train.meta_batch is 0",),
+    "--config.train.final_lr=2.0": ("train.final_lr is 2.0",),
+    "--config.behaviour.num_levels=90": ("behaviour.num_levels",),
+    # sweeps
+    "--sweep=lr=abc": ("--sweep=lr=abc", "numbers"),
+    "--sweep=lr=": ("--sweep=lr=", "numbers"),
+    "--sweep=lr": ("--sweep=lr has no values",),
+    "--sweep=nokey=1": ("'nokey'", "expected one of"),
+    "--sweep=algo.et=1": ("'algo.et'", "did you mean 'algo.eta'"),
+    "--sweep=num_codes=2,3": ("'num_codes'", "expected one of"),
+    # names that exist and do not go together
+    "--suite=gentle --env=point_robot_wind": ("'point_robot_wind'", "'gentle'", "ctmrl"),
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments):
+    line = refused(capsys, *SMOKE, *arguments.split())
+    for part in BAD[arguments]:
+        assert part in line
+    assert not written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "argument,part",
+    [
+        ("--config.algo.num_codes=31", "algo.num_codes is 31: expected 2 to 30"),
+        ("--config.algo.num_codes=1", "algo.num_codes is 1"),
+        ("--config.algo.code_loss=infonse", "did you mean 'infonce'"),
+    ],
+)
+def test_settings_that_no_data_could_train_are_refused_before_it_is_made(
+    tmp_path, capsys, monkeypatch, argument, part
+):
+    monkeypatch.setattr(collect, "_collect", lambda *_: pytest.fail("collected data first"))
+    assert part in refused(capsys, *SMOKE, argument)
+    assert not written(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["below a file", "/proc/nope"])
+def test_an_output_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch, toy_root, place):
+    (tmp_path / "file").write_text("x")
+    out = tmp_path / "file" / "runs" if place == "below a file" else place
+    monkeypatch.setattr(collect, "_collect", lambda *_: pytest.fail("collected data first"))
+    for data in (toy_root, tmp_path / "data"):
+        line = refused(capsys, *SMOKE, f"--out={out}", f"--data={data}")
+        assert "cannot write to" in line and "pass another --out" in line
+    assert written(tmp_path) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("place", ["below a file", "/proc/nope"])
+def test_a_data_folder_that_cannot_be_written(tmp_path, capsys, place):
+    (tmp_path / "file").write_text("x")
+    data = tmp_path / "file" / "data" if place == "below a file" else place
+    line = refused(capsys, *SMOKE, f"--data={data}")
+    assert "cannot write to" in line and "pass another --data" in line
+    assert written(tmp_path) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("flag", ["--data", "--out"])
+def test_a_full_disk_is_noticed_before_any_work(tmp_path, capsys, monkeypatch, toy_root, flag):
+    usage = run.machine.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(run.machine.shutil, "disk_usage", lambda _: usage)
+    data = [f"--data={toy_root}"] if flag == "--out" else []
+    line = refused(capsys, *SMOKE, *data)
+    assert "MB free" in line and f"pass another {flag}" in line
+
+
+def test_a_dataset_of_another_configuration(tmp_path, capsys, toy_root):
+    folder = storage.folder_of(toy_root, parse(*SMOKE).config)
+    line = refused(capsys, *SMOKE, f"--data={folder}", "--config.behaviour.seed=3")
+    assert "behaviour.seed=0" in line and "asks for 3" in line
+    line = refused(capsys, *SMOKE, f"--data={folder}", "--env=sparse_point_robot")
+    assert "env=point_robot" in line and "asks for sparse_point_robot" in line
+    assert not [path for path in written(tmp_path) if path.name != ".write_test"]
+
+
+def test_overrides_come_from_the_given_arguments_only(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["other", "--config.algo.eta=0.7"])
+    config = parse(*SMOKE, "--config.algo.lr=0.5", "--config.train.meta_batch=3").config
+    assert config.algo.lr == 0.5 and config.train.meta_batch == 3
+    assert config.algo.eta != 0.7
+
+
+def test_overrides_keep_the_type_of_the_default():
+    config = parse(
+        *SMOKE,
+        "--config.algo.lr=1",
+        "--config.algo.use_kmeans=false",
+        "--config.algo.use_codebook=True",
+        "--config.train.context_draw=level",
+        "--config.backbone.width=7",
+    ).config
+    assert config.algo.lr == 1.0 and isinstance(config.algo.lr, float)
+    assert config.algo.use_kmeans is False and config.algo.use_codebook is True
+    assert config.train.context_draw == "level" and config.backbone.width == 7
+
+
+def test_precedence_is_defaults_preset_flag_override():
+    assert parse().config.train.num_steps == presets.QUICK["train.num_steps"]
+    assert parse("--preset=paper").config.train.num_steps == config_lib.TrainConfig().num_steps
+    assert parse("--num_steps=5").config.train.num_steps == 5
+    both = parse("--num_steps=5", "--config.train.num_steps=6")
+    assert both.config.train.num_steps == 6
+
+
+def test_auto_is_quick_on_a_cpu_and_paper_on_an_accelerator():
+    for accelerator, name in ((False, "quick"), (True, "paper")):
+        request = flags.parse(["run"], "run", "", lambda a=accelerator: a)
+        assert request.config.run.preset == name
+
+
+def test_sweeps_cross():
+    points = parse(*SMOKE, "--sweep=algo.lr=1e-3,2e-3", "--sweep=tau=0.1,0.2").points
+    assert len(points) == 4
+    assert {(p["algo.lr"], p["backbone.tau"]) for p in points} == set(
+        itertools.product((1e-3, 2e-3), (0.1, 0.2))
+    )
+    both = parse(*SMOKE, "--sweep=lr=1e-3").points[0]
+    assert both == {"algo.lr": 1e-3, "backbone.lr": 1e-3}
+    assert parse(*SMOKE).points == ({},)
+
+
+def test_repeated_protocols_are_kept_once_and_in_order():
+    config = parse(*SMOKE, "--protocol=online", "--protocol=one_shot", "--protocol=online").config
+    assert config.run.protocols == ("online", "one_shot")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_fits_two_screens_and_lists_every_flag(capsys, flag, tmp_path):
+    with pytest.raises(SystemExit) as exit_:
+        flags.main(run.run, ["run", "--algo=nonsense", flag])
+    assert exit_.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 80 and max(map(len, lines)) <= 100
+    for group, entries in flags.GROUPS.items():
+        assert f"{group}:" in lines
+        for name, _, _, _ in entries:
+            assert any(line.startswith(f"  --{name} ") for line in lines), name
+    text = " ".join(lines)
+    for name in (*registry.ALGORITHMS, *registry.BACKBONES, *registry.ENVIRONMENTS):
+        assert name in text
+    for name in (*registry.PROTOCOLS, *presets.PRESETS, "--config.SECTION.KEY=VALUE"):
+        assert name in text
+    assert not written(tmp_path)
+
+
+COMBINATIONS = [
+    (preset, algorithm, suite, env)
+    for preset in ("paper", "quick", "smoke")
+    for algorithm in registry.ALGORITHMS
+    for env in registry.ENVIRONMENTS
+    for suite in registry.load("environment", env).SETTINGS
+]
+
+
+@pytest.mark.parametrize("preset,algorithm,suite,env", COMBINATIONS)
+def test_every_preset_resolves_for_every_combination(preset, algorithm, suite, env):
+    for backbone in registry.BACKBONES:
+        for fidelity in config_lib.FIDELITIES:
+            names = {"algo": algorithm, "suite": suite, "env": env, "backbone": backbone}
+            names |= {"preset": preset, "fidelity": fidelity}
+            config = parse(*(f"--{name}={value}" for name, value in names.items())).config
+            assert config.run.fidelity == fidelity and config.run.backbone == backbone
+            # and a program could be built from it
+            assert config_lib.hyper_params(config)["algo"].keys()
+            assert config_lib.fingerprint(config_lib.to_dict(config))
+
+
+@pytest.mark.parametrize(
+    "key", ["train.stepz", "ctmrl.nothing", "brac_sac.widht", "nowhere.lr", "run.num_seeds", "lr"]
+)
+def test_a_preset_key_that_does_not_exist_raises(monkeypatch, key):
+    monkeypatch.setitem(presets.SMOKE, key, 1)
+    with pytest.raises(errors.UserError, match="unknown"):
+        parse(*SMOKE, "--backbone=brac_sac")
+
+
+def test_special_layers_name_what_exists():
+    known = {*registry.ALGORITHMS, *registry.BACKBONES}
+    for table in (presets.QUICK_OF, presets.SMOKE_OF):
+        for name, layer in table.items():
+            first, _, second = name.partition(":")
+            if first == "suite":
+                assert second in flags.suites.SUITES
+            else:
+                assert first in known and second in ("", *config_lib.FIDELITIES)
+            sections = {key.split(".")[0] for key in layer}
+            assert sections <= {*known, "train", "behaviour", "eval", "algo", "backbone"}
+
+
+def test_the_fake_dataset_builds_a_task(toy_root):
+    """What the tests above rely on: with good settings the same data is accepted."""
+    config = parse(*SMOKE).config
+    fields, _, seconds = collect.ensure(config, toy_root)
+    task, env, _ = build.make_task(config, ({},), fields)
+    assert seconds == 0 and task.data.obs.shape[0] == len(build.task_order(env))

@@ -1,0 +1,286 @@
+"""Behaviour data: deterministic, resumable, and honest about what it holds."""
+
+import itertools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import collect
+from gentle_jax import behaviour as behaviour_lib
+from gentle_jax import config as config_lib
+from gentle_jax import errors, registry, storage
+
+# levels: two in the random phase, one learned
+SIZES = {
+    "behaviour.num_steps": 24,
+    "behaviour.seed_steps": 16,
+    "behaviour.first_level": 8,
+    "behaviour.level_every": 8,
+    "behaviour.num_levels": 3,
+    "behaviour.episodes_per_level": 3,
+    "behaviour.batch_size": 4,
+    "behaviour.width": 8,
+    "eval.random_episodes": 2,
+}
+HORIZON, TASKS = 6, 4
+
+
+def small_env():
+    """Point-Robot with four tasks and short episodes."""
+    env = registry.load("environment", "point_robot").make("ctmrl")
+    ids = np.concatenate([env.train_ids[:3], env.test_ids[:1]])
+    return env._replace(
+        horizon=HORIZON,
+        tasks=jax.tree.map(lambda x: x[ids], env.tasks),
+        parameters=env.parameters[ids],
+        train_ids=np.arange(3),
+        test_ids=np.arange(3, 4),
+        optimal_return=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Makes every dataset of this module one of four tasks, whose programs compile once.
+
+    Returns (config, ensure): ensure(root) is `collect.ensure` of that config.
+    """
+    config = config_lib.resolve(config_lib.RunConfig(), (SIZES,))
+    env = small_env()
+    compiled, calls = {}, itertools.count()
+
+    def compile_once(function, args, donate=()):
+        # `_collect` makes new closures of the same three programs each time, in this order
+        number = next(calls) % 3
+        if number not in compiled:
+            compiled[number] = real(function, args, donate)
+        return compiled[number]
+
+    patch = pytest.MonkeyPatch()
+    real = collect.sweep.compile_program
+    random = np.linspace(-3.0, -2.0, TASKS)
+    patch.setattr(collect.sweep, "compile_program", compile_once)
+    patch.setattr(collect.evaluation, "random_returns", lambda *_: random)
+    load = registry.load
+    module = SimpleNamespace(
+        SETTINGS=load("environment", "point_robot").SETTINGS, make=lambda suite: env
+    )
+    patch.setattr(
+        collect.registry,
+        "load",
+        lambda kind, name: module if kind == "environment" else load(kind, name),
+    )
+    yield config, lambda root: collect.ensure(config, root)
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def dataset(small, tmp_path_factory):
+    """An uninterrupted collection: (root, fields, meta)."""
+    _, ensure = small
+    root = tmp_path_factory.mktemp("data")
+    fields, meta, seconds = ensure(root)
+    assert seconds > 0
+    return root, fields, meta
+
+
+def check_same(a, b):
+    assert set(a) == set(b) == set(storage.FIELDS)
+    for name in a:
+        assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
+
+
+def without_environment(meta):
+    return {name: value for name, value in meta.items() if name != "environment"}
+
+
+class WaitingForSaves:
+    """Lets the background save of an interrupted collection end, as a process's exit does."""
+
+    def __init__(self, patch):
+        self.opened = []
+        make = collect.checkpoint.Checkpoints
+
+        def opening(*args, **kwargs):
+            self.opened.append(make(*args, **kwargs))
+            return self.opened[-1]
+
+        patch.setattr(collect.checkpoint, "Checkpoints", opening)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for saves in self.opened:
+            saves.close()
+
+
+def test_shapes_and_ranges(small, dataset):
+    config, _ = small
+    _, fields, _ = dataset
+    assert {n: v.shape for n, v in fields.items()} == storage.shapes(
+        TASKS, config.behaviour, small_env()
+    )
+    assert fields["reward"].shape == (TASKS, 3, 3, HORIZON)
+    for name, values in fields.items():
+        assert np.isfinite(values).all(), name
+    assert np.abs(fields["action"]).max() <= 1.0
+    assert (fields["mask"] == 1).all() and (fields["terminal"] == 0).all()
+    # episodes are contiguous: each step starts where the one before ended
+    np.testing.assert_array_equal(fields["obs"][..., 1:, :], fields["next_obs"][..., :-1, :])
+
+
+def test_tasks_and_levels_differ(dataset):
+    _, fields, _ = dataset
+    actions = np.asarray(fields["action"]).reshape(TASKS * 3 * 3, -1)
+    assert len(np.unique(actions, axis=0)) == len(actions)
+
+
+def test_meta_tells_what_the_data_is(small, dataset):
+    config, _ = small
+    _, fields, meta = dataset
+    assert meta["identity"] == config_lib.data_identity(config)
+    assert meta["levels"] == behaviour_lib.levels(config.behaviour) == [8, 16, 24]
+    assert np.shape(meta["behaviour_return"]) == np.shape(meta["expert_return"]) == (3, TASKS)
+    assert np.shape(meta["random_return"]) == np.shape(meta["reference_return"]) == (TASKS,)
+    returns = (fields["context_reward"] * fields["mask"]).sum(-1).mean(-1).T
+    np.testing.assert_allclose(meta["behaviour_return"], returns, rtol=1e-5)
+    # no known optimum: the reference is the last level's deterministic return
+    np.testing.assert_array_equal(meta["reference_return"], meta["expert_return"][-1])
+    assert np.isfinite(meta["expert_return"]).all()
+    assert meta["train_ids"] == [0, 1, 2] and meta["test_ids"] == [3]
+    assert {len(leaf) for leaf in meta["tasks"].values()} == {TASKS}
+
+
+def test_a_known_optimum_is_the_reference(small, tmp_path, monkeypatch):
+    config, _ = small
+    written = {}
+    monkeypatch.setattr(collect.storage, "commit", lambda folder, meta: written.update(meta))
+    env = small_env()._replace(optimal_return=lambda samples: np.arange(TASKS) - 9.5)
+    carry = {"scored": np.zeros((3, TASKS), np.float32), "sampled": np.zeros((3, TASKS))}
+    collect._finish(config, env, tmp_path, carry)
+    assert written["reference_return"] == [-9.5, -8.5, -7.5, -6.5]
+
+
+def test_levels_of_the_random_phase_hold_uniform_actions(small, monkeypatch):
+    """At a fixed agent, the stored episodes are uniform up to seed_steps and the agent's after."""
+    many = config_lib.resolve(
+        config_lib.RunConfig(), (SIZES, {"behaviour.episodes_per_level": 100})
+    )
+    collector = behaviour_lib.make(small_env(), many.behaviour)
+    keys = behaviour_lib.task_keys(many.behaviour, TASKS)
+    state = jax.jit(collector.init)(keys)
+    # a policy that is far from uniform: tanh(2) with little noise
+    policy = jax.tree.map(jnp.zeros_like, state.agent.policy)
+    width = policy["Dense_2"]["bias"].shape[-1] // 2
+    bias = jnp.tile(jnp.repeat(jnp.array([2.0, -3.0]), width), (TASKS, 1))
+    policy["Dense_2"] = {**policy["Dense_2"], "bias": bias}
+    state = state.replace(agent=state.agent.replace(policy=policy))
+    episodes = jax.jit(collector.episodes)
+    for step in (8, 16):  # the seed phase, its end included
+        actions = np.asarray(episodes(state, keys, step)[0]["action"]).ravel()
+        # a Kolmogorov-Smirnov distance of 4,800 draws: 1.95 / sqrt(n) at p = 0.001
+        ordered = np.sort(actions)
+        distance = np.abs((ordered + 1) / 2 - np.linspace(0, 1, ordered.size)).max()
+        assert distance < 1.95 / np.sqrt(ordered.size)
+    learned = np.asarray(episodes(state, keys, 24)[0]["action"])
+    assert learned.min() > 0.5
+
+
+def test_the_same_command_gives_the_same_bits(small, dataset, tmp_path):
+    _, ensure = small
+    _, fields, meta = dataset
+    again, again_meta, _ = ensure(tmp_path)
+    check_same(again, fields)
+    assert without_environment(again_meta) == without_environment(meta)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_resume_after_an_interruption_gives_the_same_bits(
+    small, dataset, tmp_path, monkeypatch, capsys, level, where
+):
+    """Interrupted before a level is written, or after and before its checkpoint."""
+    _, ensure = small
+    _, fields, meta = dataset
+    write = storage.write_level
+    written = []
+
+    def interrupted(arrays, number, values):
+        if number == level:
+            if where == "after":
+                write(arrays, number, values)
+            raise KeyboardInterrupt
+        write(arrays, number, values)
+
+    def watched(arrays, number, values):
+        written.append(number)
+        write(arrays, number, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect.storage, "write_level", interrupted)
+        with WaitingForSaves(patch), pytest.raises(KeyboardInterrupt):
+            ensure(tmp_path)
+    folder = storage.folder_of(tmp_path, small[0])
+    assert not storage.is_complete(folder)
+    capsys.readouterr()
+    monkeypatch.setattr(collect.storage, "write_level", watched)
+    again, again_meta, _ = ensure(tmp_path)
+    assert written == list(range(level, 3))
+    assert ("resuming" in capsys.readouterr().out) == (level > 0)
+    check_same(again, fields)
+    assert without_environment(again_meta) == without_environment(meta)
+    assert not (folder / "progress").exists()
+
+
+@pytest.mark.parametrize("damage", ["deleted", "short"])
+def test_an_array_lost_between_two_invocations_is_never_zeros(
+    small, dataset, tmp_path, monkeypatch, damage
+):
+    """The checkpoint says that level 0 is stored: a file without it must not be filled up."""
+    _, ensure = small
+    _, fields, _ = dataset
+    write = storage.write_level
+
+    def interrupted(arrays, number, values):
+        if number == 1:
+            raise KeyboardInterrupt
+        write(arrays, number, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect.storage, "write_level", interrupted)
+        with WaitingForSaves(patch), pytest.raises(KeyboardInterrupt):
+            ensure(tmp_path)
+    path = storage.folder_of(tmp_path, small[0]) / "reward.npy"
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:200])
+    again, _, _ = ensure(tmp_path)
+    check_same(again, fields)
+
+
+def test_a_finished_dataset_is_reused(small, dataset, capsys):
+    config, _ = small
+    root, fields, meta = dataset
+    capsys.readouterr()
+    folder = storage.folder_of(root, config)
+    for given in (root, folder, str(folder)):
+        again, again_meta, seconds = collect.ensure(config, given)
+        shown = capsys.readouterr().out
+        assert "reusing" in shown and "making" not in shown and seconds == 0
+        check_same(again, fields)
+        assert again_meta == meta
+
+
+def test_one_dataset_folder_of_another_configuration_is_refused(small, dataset):
+    config, _ = small
+    root, _, _ = dataset
+    other = config_lib.resolve(config_lib.RunConfig(), (SIZES, {"behaviour.seed": 5}))
+    folder = storage.folder_of(root, config)
+    with pytest.raises(errors.UserError, match=r"behaviour.seed=0.*asks for 5"):
+        collect.ensure(other, folder)
+    assert evaluation.random_returns is collect.evaluation.random_returns
