@@ -7,6 +7,7 @@ import optax
 from gentle_jax import data as data_lib
 from gentle_jax.types import MetaBatch
 
+DECAYED = ("lr", "policy_lr")
 _ADAM = optax.scale_by_adam()  # betas .9, .999, eps 1e-8: torch's defaults, as every sheet says
 
 
@@ -45,11 +46,11 @@ def encode_tasks(rep, state, context, key):
 
 
 def decayed(hp, train, at):
-    """Returns `hp` with every `lr` scaled linearly from 1 to `train.final_lr` over training."""
+    """Returns `hp` with every rate of DECAYED scaled linearly from 1 to `train.final_lr`."""
     progress = jnp.minimum(at / train.num_steps, 1.0)
     scale = 1.0 - (1.0 - train.final_lr) * progress
     return {
-        section: {name: value * scale if name == "lr" else value for name, value in leaves.items()}
+        section: {name: value * scale if name in DECAYED else value for name, value in leaves.items()}
         for section, leaves in hp.items()
     }
 

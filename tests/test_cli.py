@@ -156,8 +156,12 @@ def test_a_data_folder_that_cannot_be_written(tmp_path, capsys, place):
 
 @pytest.mark.parametrize("flag", ["--data", "--out"])
 def test_a_full_disk_is_noticed_before_any_work(tmp_path, capsys, monkeypatch, toy_root, flag):
-    usage = run.machine.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(run.machine.shutil, "disk_usage", lambda _: usage)
+    usage = run.machine.shutil.disk_usage(tmp_path)
+    full = {"--data": "data", "--out": "runs"}[flag]
+    free = lambda path: 1000 if path.parts[0] == full else 10**12
+    monkeypatch.setattr(
+        run.machine.shutil, "disk_usage", lambda path: usage._replace(free=free(path))
+    )
     data = [f"--data={toy_root}"] if flag == "--out" else []
     line = refused(capsys, *SMOKE, *data)
     assert "MB free" in line and f"pass another {flag}" in line
@@ -291,4 +295,4 @@ def test_the_fake_dataset_builds_a_task(toy_root):
     config = parse(*SMOKE).config
     fields, _, seconds = collect.ensure(config, toy_root)
     task, env, _ = build.make_task(config, ({},), fields)
-    assert seconds == 0 and task.data.obs.shape[0] == len(build.task_order(env))
+    assert seconds == 0 and task.data.episode_start.shape[0] == len(build.task_order(env))

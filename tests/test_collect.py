@@ -283,4 +283,3 @@ def test_one_dataset_folder_of_another_configuration_is_refused(small, dataset):
     folder = storage.folder_of(root, config)
     with pytest.raises(errors.UserError, match=r"behaviour.seed=0.*asks for 5"):
         collect.ensure(other, folder)
-    assert evaluation.random_returns is collect.evaluation.random_returns

@@ -26,7 +26,8 @@ class Config:
     dual_steps: int = 3
     true_gradient_penalty: bool = False  # False: the released penalty on the critic's value
     clip_stored_alpha: bool = False  # False: the stored dual weight winds up, as released
-    lr: float = 3e-4
+    lr: float = 3e-4  # critics and value
+    policy_lr: float = 3e-4
     dual_lr: float = 1e-4
     alpha_lr: float = 1.0
     alpha_init: float = 500.0
@@ -143,7 +144,7 @@ def make(config, latent_dim, spec):
             state.value, value_grads, state.value_moments, hp["lr"]
         )
         policy, policy_moments = learner.adam_step(
-            state.policy, policy_grads, state.policy_moments, hp["lr"]
+            state.policy, policy_grads, state.policy_moments, hp["policy_lr"]
         )
         state = state.replace(
             value=value,
