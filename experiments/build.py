@@ -53,6 +53,13 @@ def make_task(config, points, fields):
     return task, env, (mean, std)
 
 
+def check(config):
+    """Raises UserError for settings that no data could be trained with, before any is made."""
+    env = registry.load("environment", config.run.env).make(config.run.suite)
+    rows = config.behaviour.num_levels * config.behaviour.episodes_per_level * env.horizon
+    _make_algorithm(config, env, rows)
+
+
 def task_order(env):
     """Returns task ids, training tasks first; tasks of both sets (Cheetah-Dir) appear once."""
     extra = [i for i in env.test_ids if i not in set(env.train_ids.tolist())]
@@ -69,11 +76,15 @@ def task_sets(env):
 def make_algorithm(config, env, dataset):
     """Returns (Algorithm, {name: Protocol}). Args: dataset, all tasks, training tasks first."""
     ends = np.asarray(dataset.episode_start)[: len(env.train_ids), -1]
+    return _make_algorithm(config, env, int(ends.min()))
+
+
+def _make_algorithm(config, env, rows_per_task):
     spec = Spec(
         env.obs_dim,
         env.action_dim,
         len(env.train_ids),
-        int(ends.min()),
+        rows_per_task,
         env.horizon,
         config.train.init,
     )

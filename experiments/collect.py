@@ -67,6 +67,8 @@ def _collect(config, env, folder, wanted):
     print(
         f"data: compiled in {advance.compile_seconds + episodes.compile_seconds:.1f} s", flush=True
     )
+    if not storage.fits(folder, wanted):  # the levels that the checkpoint counts are not all there
+        shutil.rmtree(folder / "progress", ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
     saves = checkpoint.Checkpoints(folder / "progress", keep=1)
     count = num_tasks(env)

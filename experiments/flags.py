@@ -119,7 +119,9 @@ def _overrides(config, arguments):
         if not equals:
             raise errors.UserError(f"--config.{key} has no value: write --config.{key}=VALUE")
     values = absl_flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict("config", ConfigDict(tree), flag_values=values)
+    holder = config_flags.DEFINE_config_dict(
+        "config", ConfigDict(tree), flag_values=values, sys_argv=["experiments", *arguments]
+    )
     try:
         values(["experiments", *arguments])
         changed = holder.value

@@ -139,6 +139,8 @@ def check_memory(task, programs):
 
 def train(request, folder, hits):
     """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
+    build.check(request.config)
+    machine.prepare_folder(folder, 20e6, "--out")
     fields, meta, collected = collect.ensure(request.config, request.data)
     task, env, scale = build.make_task(request.config, request.points, fields)
     size = training.state_bytes(training.state_shapes(task))

@@ -40,6 +40,7 @@ class Checkpoints:
                 reason = str(error).splitlines()[0][:120]
                 message = f"checkpoint {step} is damaged, trying the one before ({reason})"
                 warnings.warn(message, stacklevel=2)
+                self._manager.delete(step)  # its step is saved again, and it must not be kept
         return None
 
     def _read(self, step, like):
@@ -53,6 +54,11 @@ class Checkpoints:
         )
         found = self._manager.restore(step, args=items)
         ordered = [np.asarray(found.tree[name]) for name in sorted(found.tree)]
+        for value, leaf in zip(ordered, leaves, strict=True):
+            if value.shape != leaf.shape or value.dtype != leaf.dtype:
+                raise ValueError(
+                    f"saved {value.shape} {value.dtype}, not {leaf.shape} {leaf.dtype}"
+                )
         return jax.tree.unflatten(structure, ordered), found.meta
 
     def wait(self):

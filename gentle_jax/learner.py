@@ -50,7 +50,9 @@ def decayed(hp, train, at):
     progress = jnp.minimum(at / train.num_steps, 1.0)
     scale = 1.0 - (1.0 - train.final_lr) * progress
     return {
-        section: {name: value * scale if name in DECAYED else value for name, value in leaves.items()}
+        section: {
+            name: value * scale if name in DECAYED else value for name, value in leaves.items()
+        }
         for section, leaves in hp.items()
     }
 

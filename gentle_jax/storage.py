@@ -32,6 +32,15 @@ def shapes(num_tasks, behaviour, env):
     return {name: lead + ((vectors[name],) if name in vectors else ()) for name in FIELDS}
 
 
+def fits(folder, wanted):
+    """Whether every array of a dataset is there, whole and of the wanted shape."""
+    open_one = lambda name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
+    try:
+        return all(open_one(name).shape == shape for name, shape in wanted.items())
+    except (ValueError, OSError):
+        return False
+
+
 def open_arrays(folder, wanted):
     """Opens writable arrays in `folder`, keeping those that have the wanted shape already."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,6 +49,7 @@ def open_arrays(folder, wanted):
         path = folder / f"{name}.npy"
         if path.exists():
             try:
+                np.lib.format.open_memmap(path, mode="r")  # "r+" would fill up a short file
                 arrays[name] = np.lib.format.open_memmap(path, mode="r+")
             except (ValueError, OSError):  # cut short by a kill: made anew below
                 arrays.pop(name, None)
