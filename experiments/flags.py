@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import sys
 import textwrap
 
@@ -157,6 +158,10 @@ def parse_sweep(config, entries):
                 f"--sweep={entry}: expected numbers separated by commas, for example "
                 f"--sweep={key}={fields[names[0]]:g},{2 * fields[names[0]]:g}"
             ) from None
+        if not all(map(math.isfinite, numbers)):
+            raise errors.UserError(f"--sweep={entry}: expected finite numbers")
+        if any(name in point for axis in axes for point in axis for name in names):
+            raise errors.UserError(f"--sweep={entry}: {key} is swept twice; list its values once")
         axes.append([dict.fromkeys(names, number) for number in numbers])
     return tuple(
         {k: v for part in combo for k, v in part.items()} for combo in itertools.product(*axes)

@@ -8,6 +8,7 @@ and `backbone` are leaves of `hp`, unless marked static: they can be swept in on
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ FIDELITIES = ("paper", "release")
 CONTEXT_DRAWS = ("uniform", "level", "episodes")
 TASK_DRAWS = ("distinct", "replace")
 INITS = ("rlkit", "he")
+POSITIVE = ("width", "depth", "encoder_width", "encoder_depth", "scored_steps", "two_phase_steps")
 METRICS = ("final", "all", "first")
 
 
@@ -192,6 +194,12 @@ def validate(config):
     for name, value in at_least_one.items():
         if value < 1:
             raise errors.UserError(f"{name} is {value}: expected at least 1; pass a larger number")
+    for section in ("train", "behaviour", "eval", "algo", "backbone"):
+        for name, value in dataclasses.asdict(getattr(config, section)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise errors.UserError(f"{section}.{name} is {value}: expected a finite number")
+            if name in POSITIVE and value < 1:
+                raise errors.UserError(f"{section}.{name} is {value}: expected at least 1")
     if config.run.seed_offset < 0:
         raise errors.UserError(f"--seed_offset is {config.run.seed_offset}: expected 0 or more")
     if config.train.context_draw not in CONTEXT_DRAWS:
