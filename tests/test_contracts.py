@@ -1,5 +1,7 @@
 """What every entry of the registry must keep, and what every method must be able to learn."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ COMBINATIONS = [
     for fidelity in config_lib.FIDELITIES
 ]
 # each algorithm on its own suite; BRAC on, though point robots switch it off
-SUITE = {"ctmrl": "ctmrl", "gentle": "gentle"}
+SUITE = collections.defaultdict(lambda: "ctmrl", gentle="gentle")  # a new algorithm needs no line
 BRAC = {"brac_sac.use_brac": True}
 
 
