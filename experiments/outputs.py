@@ -109,7 +109,9 @@ def draw(folder, request, env, returns, embeddings, trace):
     if "train/code" in embeddings:
         codes = embeddings["train/code"][:, :seeds]
         number = getattr(request.config.algo, "num_codes", None)
-        figures.code_assignment(target, codes, embeddings["eval_steps"], number, title=title)
+        figures.code_assignment(
+            target, codes, embeddings["eval_steps"], number, "position in the split", title
+        )
     if env.landmarks is not None:
         test = sets["test"]
         paths, mask = trace[0][:seeds, test, :, :2], trace[1][:seeds, test]
