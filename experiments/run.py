@@ -162,6 +162,7 @@ def train(request, folder, hits):
         session.resume(saved)
         print(f"run: resuming after step {done} of {session.total}", flush=True)
     session.seconds["collect"] += collected
+    session.before += collected
     session.seconds["compile"] += seconds
     session.start(done)
     hooks = training.Hooks(

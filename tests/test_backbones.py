@@ -30,7 +30,8 @@ class Learner:
         self.jitted = jax.jit(self.rl.update)
         self.jitted_init = jax.jit(self.rl.init)
         values = dataclasses.asdict(config)
-        self.hp = {k: v for k, v in values.items() if isinstance(v, float)} | {"lr": LR}
+        self.hp = {k: v for k, v in values.items() if isinstance(v, float)}
+        self.hp |= {"lr": LR, "policy_lr": LR}
 
     def init(self, **hp):
         return self.jitted_init(self.hp | hp, jax.random.key(3))
@@ -467,8 +468,14 @@ def test_initial_policy_has_a_spread_of_about_one(learners, name):
 PROBES = {
     # weights under which the learner's own regulariser does not hide the optimum; at a rate of 1e-2
     # SAC's first large steps may saturate its tanh
-    "brac_sac": {"reward_scale": 50.0, "alpha_init": 0.0, "alpha_max": 0.0, "lr": 3e-3},
-    "plain": {"reward_scale": 50.0, "lr": 3e-3},
+    "brac_sac": {
+        "reward_scale": 50.0,
+        "alpha_init": 0.0,
+        "alpha_max": 0.0,
+        "lr": 3e-3,
+        "policy_lr": 3e-3,
+    },
+    "plain": {"reward_scale": 50.0, "lr": 3e-3, "policy_lr": 3e-3},
     "td3_bc": {"reward_scale": 5.0, "bc_weight": 25.0},
     "sac": {"reward_scale": 20.0},
 }
