@@ -76,7 +76,8 @@ def write(table, found, folder):
     names = [(env, protocol) for env in ENVIRONMENTS[table] for protocol in PROTOCOLS[table]]
     lines = ["| " + " | ".join(["row", *(f"{e}, {p}" for e, p in names)]) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
-    for row in TABLES[table]:
+    done = {row for row, _ in found}
+    for row in (row for row in TABLES[table] if row in done):
         entries = [
             native(found[row, env], protocol) if (row, env) in found else None
             for env, protocol in names
