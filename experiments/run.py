@@ -12,8 +12,9 @@ import time
 import jax
 
 from experiments import build, collect, console, flags, machine, outputs
-from gentle_jax import checkpoint, errors, registry, storage, sweep, training
+from gentle_jax import checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
+from gentle_jax.protocols import base
 
 SUMMARY = (
     "Trains and evaluates one algorithm on one task family: a whole seed sweep in one program."
@@ -53,7 +54,7 @@ def describe(request, folder):
 class Session:
     """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
 
-    def __init__(self, request, folder, task, saves):
+    def __init__(self, request, folder, task, saves, test):
         self.request, self.folder, self.task, self.saves = request, folder, task, saves
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
         self.begin = time.perf_counter()
@@ -61,7 +62,7 @@ class Session:
         self.runs = task.run_keys.shape[0]
         self.progress = self.log = None
         self.before = 0.0  # total seconds of earlier invocations
-        self.score = ""
+        self.score, self.test = "", test  # positions of the test tasks
 
     def start(self, done):
         """Opens logs, forgetting what was logged after the checkpoint at step `done`."""
@@ -85,14 +86,8 @@ class Session:
     def on_evaluate(self, chunk, returns, seconds):
         self.seconds["evaluate"] += seconds
         name = self.request.config.run.protocols[0]
-        protocol = registry.load("protocol", name)
-        env = registry.load("environment", self.request.config.run.env).make(
-            self.request.config.run.suite
-        )
-        metric = self.request.config.eval.metric
-        score = protocol.make(self.request.config.eval, env).metrics[metric](returns[name])
-        test = build.task_sets(env)["test"]
-        self.score = f"  test {name} {float(score[:, test].mean()):.2f}"
+        score = base.METRICS[self.request.config.eval.metric](returns[name])
+        self.score = f"  test {name} {float(score[:, self.test].mean()):.2f}"
 
     def on_save(self, done, carry):
         self.seconds["total"] = self.before + time.perf_counter() - self.begin
@@ -148,7 +143,7 @@ def train(request, folder, hits):
     storage.write_json(folder / "config.json", identity(request))
     storage.write_json(folder / "environment.json", machine.environment())
     saves = checkpoint.Checkpoints(folder / "checkpoints")
-    session = Session(request, folder, task, saves)
+    session = Session(request, folder, task, saves, build.task_sets(env)["test"])
     programs, seconds = compile_programs(task, hits)
     check_memory(task, programs)
     like = training.empty_carry(task, training.state_shapes(task))

@@ -50,7 +50,7 @@ class Hooks(NamedTuple):
     on_compile: Any = None  # (name, Program)
     on_chunk: Any = None  # (Chunk, metrics {name: [S]}, seconds)
     on_evaluate: Any = None  # (Chunk, returns {protocol: [S, task, E]}, seconds)
-    on_save: Any = None  # (step, carry, seconds): called after every chunk
+    on_save: Any = None  # (step, carry): called after every chunk
 
 
 def compile_all(task, hooks=Hooks()):  # noqa: B008 an immutable default
