@@ -8,7 +8,7 @@ import numpy as np
 
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import evaluation, registry, rng, suites, training
+from gentle_jax import evaluation, registry, rng, suites, sweep, training
 from gentle_jax.envs import base
 from gentle_jax.types import Spec
 
@@ -36,19 +36,23 @@ def make_task(config, points, fields):
     algorithm, protocols = make_algorithm(config, env, dataset)
     native = protocols[config.run.protocols[0]]
     seeds = rng.run_keys(config.run.num_seeds, config.run.seed_offset)
+    mesh = sweep.make_mesh(len(points) * config.run.num_seeds)
+    hp = jax.tree.map(
+        functools.partial(jnp.repeat, repeats=config.run.num_seeds),
+        config_lib.hyper_params(config, points),
+    )
+    tasks = jax.tree.map(lambda leaf: leaf[order], env.tasks)
     task = training.Task(
         algorithm=algorithm,
         evaluate=evaluation.make_evaluate(algorithm, env, protocols, config.eval.num_repeats),
         embed=evaluation.make_embed(algorithm, config.train, CONTEXTS_PER_TASK),
         trace=evaluation.make_trace(algorithm, env, native),
-        data=jax.tree.map(jnp.asarray, dataset),
-        tasks=jax.tree.map(lambda leaf: jnp.asarray(leaf[order]), env.tasks),
-        hp=jax.tree.map(
-            functools.partial(jnp.repeat, repeats=config.run.num_seeds),
-            config_lib.hyper_params(config, points),
-        ),
-        run_keys=jnp.tile(seeds, len(points)),
+        data=sweep.place(dataset, mesh, shared=True),
+        tasks=sweep.place(tasks, mesh, shared=True),
+        hp=sweep.place(hp, mesh),
+        run_keys=sweep.place(jnp.tile(seeds, len(points)), mesh),
         num_evals=config.train.num_evals,
+        mesh=mesh,
     )
     return task, env, (mean, std)
 

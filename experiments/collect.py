@@ -122,7 +122,7 @@ def _finish(config, env, folder, carry):
 
 def run(argv):
     """The command."""
-    machine.enable_compile_cache()
+    machine.start()
     request = flags.parse(argv, "collect", SUMMARY, machine.on_accelerator)
     _, meta, seconds = ensure(request.config, request.data)
     last = np.array(meta["expert_return"])[-1]

@@ -8,12 +8,12 @@ from gentle_jax import errors
 
 PRESETS = ("auto", "paper", "quick", "smoke")
 
-# A run that ends within minutes on two CPU cores. Some 8,500 steps instead of 65,000 to 200,000
+# A run that ends within minutes on two CPU cores. Some 8,000 steps instead of 65,000 to 200,000
 # leave no time for the released initialisation (signals of small inputs shrink by 0.4 a layer), for
 # a target that lags by 200 steps, or for a constant small rate; episodes cut by the clock are not
 # taken for ends, because plain SAC learns to flee to where episodes happened to end.
 QUICK = {
-    "train.num_steps": 8_500,
+    "train.num_steps": 8_000,
     "train.num_evals": 5,
     "train.meta_batch": 30,
     "train.batch_size": 24,

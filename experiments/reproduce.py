@@ -104,7 +104,7 @@ PROTOCOLS = {
 
 def main(argv):
     """The command."""
-    machine.enable_compile_cache()
+    machine.start()
     request = flags.parse(argv, "reproduce", SUMMARY, machine.on_accelerator, EXTRA)
     table = request.extra["table"]
     if table not in TABLES:

@@ -121,8 +121,14 @@ def check_memory(task, programs):
     data = training.state_bytes(task.data)
     state = training.state_bytes(training.state_shapes(task))
     scratch = max(program.temp_bytes for program in programs.all())
-    needed, free = data + 2 * state + scratch, machine.available_bytes()
-    parts = f"data {console.megabytes(data)} once, state {console.megabytes(state)}"
+    count = 1 if task.mesh is None else task.mesh.size
+    if machine.on_accelerator():  # each device has a memory of its own
+        needed = data + 2 * state / count + scratch
+    else:
+        needed = count * (data + scratch) + 2 * state
+    free = machine.available_bytes()
+    once = "once" if count == 1 else f"once on each of {count} devices"
+    parts = f"data {console.megabytes(data)} {once}, state {console.megabytes(state)}"
     print(f"memory: {parts}, scratch {console.megabytes(scratch)}", end="")
     print("" if free is None else f"; {console.megabytes(free)} free", flush=True)
     if free is not None and needed > free:
@@ -204,7 +210,7 @@ def last_step(task):
 
 def run(argv):
     """The command."""
-    machine.enable_compile_cache()
+    machine.start()
     execute(flags.parse(argv, "run", SUMMARY, machine.on_accelerator))
 
 

@@ -27,6 +27,7 @@ class Task(NamedTuple):
     hp: Any  # leaves [S]
     run_keys: Any  # [S]
     num_evals: int
+    mesh: Any = None  # the devices that the runs are split over; None: one device
 
 
 class Programs(NamedTuple):
@@ -56,37 +57,41 @@ class Hooks(NamedTuple):
 def compile_all(task, hooks=Hooks()):  # noqa: B008 an immutable default
     """Compiles every program of a run ahead of time and returns them."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
+    sharding = sweep.run_sharding(task.mesh)
 
     def build(name, function, args, donate=()):
-        program = sweep.compile_program(function, args, donate)
+        program = sweep.compile_program(function, args, donate, sharding)
         if hooks.on_compile:
             hooks.on_compile(name, program)
         return program
 
-    init = build("init", lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys),
-                 (task.hp, task.run_keys))  # fmt: skip
-    state = state_shapes(task)
+    over = lambda function: sweep.over_runs(function, 2, task.mesh)
+    init = build("init", _init(task), (task.hp, task.run_keys))
+    state = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), state_shapes(task)
+    )
     stages = []
     for stage in task.algorithm.stages:
-        chunk = sweep.over_runs(sweep.make_chunk(stage), 2)
         args = (state, task.run_keys, task.data, step, step)
+        chunk = over(sweep.make_chunk(stage))
         stages.append(build(stage.name, chunk, args, (0,)) if stage.num_steps else None)
-    evaluate = sweep.over_runs(task.evaluate, 2)
-    trace = sweep.over_runs(task.trace, 2)
     args = (state, task.run_keys, task.tasks, task.data, step)
     return Programs(
         init=init,
         stages=tuple(stages),
-        evaluate=build("evaluate", evaluate, args),
-        embed=build("embed", sweep.over_runs(task.embed, 2), args[:2] + args[3:]),
-        trace=build("trace", trace, args),
+        evaluate=build("evaluate", over(task.evaluate), args),
+        embed=build("embed", over(task.embed), args[:2] + args[3:]),
+        trace=build("trace", over(task.trace), args),
     )
+
+
+def _init(task):
+    return lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys, task.mesh)
 
 
 def state_shapes(task):
     """Returns the shapes of the state of all runs, without computing anything."""
-    init = lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys)
-    return jax.eval_shape(init, task.hp, task.run_keys)
+    return jax.eval_shape(_init(task), task.hp, task.run_keys)
 
 
 def empty_carry(task, state):
@@ -95,8 +100,8 @@ def empty_carry(task, state):
     args = (state_shapes(task), task.run_keys, task.tasks, task.data, step)
     points = sum(c.evaluate for c in sweep.plan(task.algorithm.stages, task.num_evals))
     blank = lambda s: np.full((points, *s.shape), np.nan, np.float32)
-    returns = jax.eval_shape(sweep.over_runs(task.evaluate, 2), *args)
-    embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2), *args[:2], *args[3:])
+    returns = jax.eval_shape(sweep.over_runs(task.evaluate, 2, task.mesh), *args)
+    embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2, task.mesh), *args[:2], *args[3:])
     return {
         "state": state,
         "returns": jax.tree.map(blank, returns),
