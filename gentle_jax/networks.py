@@ -31,6 +31,26 @@ def _swish_normal(key, shape, dtype=jnp.float32):
     return jax.random.normal(key, shape, dtype) * (0.5 * shape[0] ** -0.5)
 
 
+def _orthogonal(key, shape, dtype=jnp.float32):
+    """A uniformly random matrix with orthonormal rows or columns, by Gram-Schmidt.
+
+    flax's calls LAPACK, and on a CPU two batched LAPACK calls of one program can take all threads
+    of XLA's pool while they wait for that same pool: the program then hangs for good.
+    """
+    size, count = max(shape), min(shape)
+
+    def orthonormalise(i, columns):
+        done = jnp.arange(count) < i
+        vector = columns[:, i]
+        for _ in range(2):  # a second pass removes what rounding left
+            vector -= columns @ jnp.where(done, columns.T @ vector, 0.0)
+        return columns.at[:, i].set(vector / jnp.sqrt((vector**2).sum()))
+
+    drawn = jax.random.normal(key, (size, count), dtype)
+    columns = jax.lax.fori_loop(0, count, orthonormalise, drawn)
+    return columns if shape[0] == size else columns.T
+
+
 class _MLP(nn.Module):
     widths: tuple
     heads: tuple  # output sizes; several heads are concatenated
@@ -56,8 +76,7 @@ _STYLES = {
     # activation, hidden kernel, hidden bias, last kernel, last bias
     "rlkit": (nn.relu, _fan_out, 0.1, _uniform(3e-3), _uniform(3e-3)),
     "policy": (nn.relu, _fan_out, 0.1, _uniform(1e-3), _uniform(1e-3)),
-    "orthogonal": (nn.relu, nn.initializers.orthogonal(1.0), 0.0,
-                   nn.initializers.orthogonal(1.0), nn.initializers.zeros),
+    "orthogonal": (nn.relu, _orthogonal, 0.0, _orthogonal, nn.initializers.zeros),
     "swish": (nn.swish, _swish_normal, 0.0, _swish_normal, nn.initializers.zeros),
 }  # fmt: skip
 

@@ -11,13 +11,12 @@ class Suite(NamedTuple):
     backbone: str
     protocol: str  # the paper's own: reported first
     normalize_obs: bool  # z-score observations with training-set statistics
-    algorithm_figures: str  # prefix of the paper's tables in `experiments/reference`
 
 
 SUITES = {
-    "ctmrl": Suite("brac_sac", "random_then_policy", False, "ctmrl_table1"),
-    "ctmrl_b": Suite("brac_sac", "random_then_policy", False, "ctmrl_table1"),
-    "gentle": Suite("td3_bc", "given_context", True, "gentle_table1"),
+    "ctmrl": Suite("brac_sac", "random_then_policy", False),
+    "ctmrl_b": Suite("brac_sac", "random_then_policy", False),
+    "gentle": Suite("td3_bc", "given_context", True),
 }
 
 

@@ -81,13 +81,17 @@ def make_chunk(stage):
     return chunk
 
 
-def make_mesh(num_runs, devices=None):
-    """Returns a mesh over as many devices as divide the runs evenly, or None if that is one."""
-    devices = jax.local_devices() if devices is None else devices
-    count = max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
-    if count == 1:
+def devices_for(num_runs, devices):
+    """Returns as many of the devices as divide the runs evenly."""
+    return devices[: max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)]
+
+
+def make_mesh(num_runs):
+    """Returns a mesh over the local devices that `devices_for` chooses, or None if that is one."""
+    chosen = devices_for(num_runs, jax.local_devices())
+    if len(chosen) == 1:
         return None
-    return jax.make_mesh((count,), (RUNS,), axis_types=(AxisType.Auto,), devices=devices[:count])
+    return jax.make_mesh((len(chosen),), (RUNS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def run_sharding(mesh):

@@ -19,6 +19,7 @@ from gentle_jax.types import Spec
 
 # compiling is nearly all that this suite does: tiny programs need no optimised code
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_num_cpu_devices", 2)  # what is split over devices is tested on every machine
 
 HORIZON, NUM_TRAIN, NUM_TEST = 5, 4, 2
 FIELDS = ("obs", "action", "reward", "context_reward", "next_obs", "terminal")

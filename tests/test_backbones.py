@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference_numpy as ref
 
-from gentle_jax import registry
+from gentle_jax import networks, registry
 from gentle_jax.types import Spec, Transition
 
 SPEC, ROWS, WIDTH, DEPTH = Spec(1, 1, 2, 64, 1), 64, 16, 2
@@ -499,3 +499,24 @@ def test_bandit_with_a_known_optimum_that_depends_on_z(learners, name):
     for z in (-1.0, 1.0):
         mode = float(learner.rl.mode(state, jnp.zeros(1), jnp.array([z]))[0])
         assert abs(mode - z / 2) < 0.15, (name, z, mode)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (5, 12), (12, 5), (7, 1)])
+def test_orthogonal_init_is_orthonormal_and_uniform_in_sign(shape):
+    draw = jax.jit(jax.vmap(lambda key: networks._orthogonal(key, shape)))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 400)), np.float64)
+    wide = drawn if shape[0] <= shape[1] else drawn.swapaxes(1, 2)
+    gram = wide @ wide.swapaxes(1, 2)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(min(shape)), gram.shape), atol=1e-5)
+    # every entry of a uniform one has mean 0 and variance 1 / max(shape); 5 standard errors
+    bound = 5 / np.sqrt(400 * max(shape))
+    assert np.abs(drawn.mean(0)).max() < bound
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_init_calls_no_lapack(learners, name):
+    """Two batched LAPACK calls of one program can wait for each other for ever on a CPU."""
+    learner = learners[name]
+    many = jax.jit(jax.vmap(learner.rl.init, (None, 0)))
+    text = many.lower(learner.hp, jax.random.split(jax.random.key(0), 3)).as_text()
+    assert "custom_call" not in text or "lapack" not in text

@@ -212,6 +212,69 @@ def test_runs_together_equal_each_run_alone(setting):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_side_by_side_equals_in_turn(setting):
+    """What accelerators do (vmap) against what a CPU does (lax.map), up to the last bits."""
+    task, stage = setting.task, setting.task.algorithm.stages[1]
+    state = setting.programs.init.call(task.hp, task.run_keys)
+    found = []
+    for in_turn in (False, True):
+        chunk = jax.jit(sweep.over_runs(sweep.make_chunk(stage), 2, None, in_turn))
+        length = jnp.int32(stage.num_steps)
+        found.append(chunk(state, task.run_keys, task.data, jnp.int32(0), length))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "num_runs,num_devices,expected", [(8, 2, 2), (6, 4, 3), (7, 2, None), (1, 4, None), (8, 3, 2)]
+)
+def test_the_mesh_takes_as_many_devices_as_divide_the_runs(num_runs, num_devices, expected):
+    stand_ins = [jax.devices()[0]] * num_devices
+    chosen = sweep.devices_for(num_runs, stand_ins)
+    assert (None if len(chosen) == 1 else len(chosen)) == expected
+
+
+def test_runs_split_over_two_devices(setting):
+    """The same two runs on each of two devices: bit-equal, and close to two runs on one device.
+
+    Not bit-equal to one device: XLA compiles programs for one and for several differently.
+    """
+    mesh, plain = sweep.make_mesh(4), setting.task
+    assert mesh.size == 2
+    twice = lambda x: jnp.concatenate([x, x])
+    task = plain._replace(
+        data=sweep.place(plain.data, mesh, shared=True),
+        tasks=sweep.place(plain.tasks, mesh, shared=True),
+        hp=sweep.place(jax.tree.map(twice, plain.hp), mesh),
+        run_keys=sweep.place(twice(plain.run_keys), mesh),
+        mesh=mesh,
+    )
+    programs = training.compile_all(task)
+
+    def run(state):
+        return results_of(training.chunked(task, programs, training.empty_carry(task, state), 0))
+
+    state = programs.init.call(task.hp, task.run_keys)
+    leaf = jax.tree.leaves(state)[0]
+    assert len(leaf.sharding.device_set) == 2
+    assert leaf.addressable_shards[0].data.shape[0] == 2  # half of the runs each
+    saved = jax.tree.map(np.array, state)  # what a checkpoint holds, whatever the devices
+    carry = run(state)
+    assert same(run(saved), carry)
+    first, second = slice(0, 2), slice(2, 4)
+    assert same(row(carry["state"], first), row(carry["state"], second))
+    for results in ("returns", "embeddings"):
+        for values in carry[results].values():
+            np.testing.assert_array_equal(values[:, first], values[:, second])
+    expected = jax.tree.leaves(setting.plain["state"])
+    for a, b in zip(jax.tree.leaves(carry["state"]), expected, strict=True):
+        np.testing.assert_allclose(a[first], b, rtol=1e-4, atol=1e-5)
+    fused = sweep.fused(
+        task.algorithm, task.evaluate, task.data, task.tasks, task.hp, NUM_EVALS, mesh
+    )
+    assert same(jax.device_get(fused(task.run_keys))["returns"], carry["returns"])
+
+
 @pytest.mark.parametrize("what", ["hp", "key"])
 def test_changing_one_run_leaves_the_other_alone(setting, what):
     task = setting.task

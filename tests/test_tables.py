@@ -60,8 +60,8 @@ def test_lookup_is_none_where_the_paper_has_no_number():
 
 def test_suites_agree_with_the_paper_tables():
     assert set(paper_tables.PAPER_OF_SUITE) == set(suites.SUITES)
-    for suite in suites.SUITES.values():
-        assert list(paper_tables.FOLDER.glob(suite.algorithm_figures + "*.csv"))
+    for paper in paper_tables.PAPER_OF_SUITE.values():
+        assert paper_tables.cells(paper)
 
 
 def test_results_hold_the_last_point_native_metric_first():
