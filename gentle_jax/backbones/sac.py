@@ -4,6 +4,8 @@ Also usable offline: it is the same contract, with z as part of what the network
 """
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,88 +44,110 @@ class SACState:
     temperature_moments: tuple
 
 
-def make(config, latent_dim, spec):
-    """Returns the Backbone. Args: config, a Config; latent_dim, Z (0 online); spec, a Spec."""
-    seen = spec.obs_dim + latent_dim
-    pi = networks.mlp(seen, config.width, config.depth, 2 * spec.action_dim, "orthogonal")
-    one = networks.mlp(seen + spec.action_dim, config.width, config.depth, 1, "orthogonal")
-    q = networks.ensemble(one, 2)
+class _Nets(NamedTuple):
+    policy: networks.Network
+    critics: networks.Network  # two, stacked
+    target_entropy: float
 
-    def heads(params, obs, z):
-        mean, raw = jnp.split(pi.apply(params, obs, z), 2, axis=-1)
+    def heads(self, params, obs, z):
+        """Mean and log std of the policy before tanh."""
+        mean, raw = jnp.split(self.policy.apply(params, obs, z), 2, axis=-1)
         low, high = LOG_STD_RANGE
         return mean, low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
-    def init(hp, key):
-        k_policy, k_critic = jax.random.split(key)
-        policy, critics = pi.init(k_policy), q.init(k_critic)
-        log_temperature = jnp.log(jnp.asarray(hp["init_temperature"], jnp.float32))
-        return SACState(
-            policy=policy,
-            critics=critics,
-            target_critics=learner.copy(critics),
-            log_temperature=log_temperature,
-            policy_moments=learner.adam_init(policy),
-            critic_moments=learner.adam_init(critics),
-            temperature_moments=learner.adam_init(log_temperature),
-        )
+    def q(self, params, obs, action, z):
+        """[2, row]."""
+        return self.critics.apply(params, obs, action, z)[..., 0]
 
-    def critic_step(state, hp, batch, z, key):
-        temperature = jnp.exp(state.log_temperature)
-        action, log_p = distributions.sample(*heads(state.policy, batch.next_obs, z), key)
-        value = q.apply(state.target_critics, batch.next_obs, action, z)[..., 0].min(0)
-        keep = (1.0 - batch.terminal) * hp["discount"]
-        target = hp["reward_scale"] * batch.reward + keep * (value - temperature * log_p)
-        target = jax.lax.stop_gradient(target)
 
-        def loss(critics, z):
-            estimate = q.apply(critics, batch.obs, batch.action, z)[..., 0]
-            return ((estimate - target) ** 2).mean(1).sum()
-
-        q_loss, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
-        critics, moments = learner.adam_step(state.critics, grads, state.critic_moments, hp["lr"])
-        return state.replace(critics=critics, critic_moments=moments), dz, q_loss
-
-    def policy_step(state, hp, batch, z, key):
-        temperature = jnp.exp(state.log_temperature)
-
-        def loss(policy):
-            action, log_p = distributions.sample(*heads(policy, batch.obs, z), key)
-            value = q.apply(state.critics, batch.obs, action, z)[..., 0].min(0)
-            return (temperature * log_p - value).mean(), log_p.mean()
-
-        (_, log_p), grads = jax.value_and_grad(loss, has_aux=True)(state.policy)
-        policy, moments = learner.adam_step(state.policy, grads, state.policy_moments, hp["lr"])
-        target_entropy = -float(spec.action_dim)
-        # d/d log t of t * (-log_p - target): the released temperature loss
-        slope = temperature * (-log_p - target_entropy)
-        log_temperature, temperature_moments = learner.adam_step(
-            state.log_temperature, slope, state.temperature_moments, hp["lr"]
-        )
-        state = state.replace(
-            policy=policy,
-            policy_moments=moments,
-            log_temperature=log_temperature,
-            temperature_moments=temperature_moments,
-        )
-        return state, -log_p
+def make(config, latent_dim, spec):
+    """Returns the Backbone. Args: config, a Config; latent_dim, Z (0 online); spec, a Spec."""
+    nets = _networks(config, latent_dim, spec)
 
     def update(state, hp, batches, z, key, index):
         """Critic, policy, temperature; the targets every `target_every` steps."""
         batch = jax.tree.map(lambda x: x[0], batches)
         k_critic, k_policy = jax.random.split(key)
-        state, dz, q_loss = critic_step(state, hp, batch, z, k_critic)
-        state, entropy = policy_step(state, hp, batch, z, k_policy)
+        state, dz, q_loss = _critic_step(nets, state, hp, batch, z, k_critic)
+        state, entropy = _policy_step(nets, state, hp, batch, z, k_policy)
         tau = jnp.where(index % config.target_every == 0, hp["tau"], 0.0)
-        state = state.replace(
-            target_critics=learner.polyak(state.target_critics, state.critics, tau)
-        )
+        target = learner.polyak(state.target_critics, state.critics, tau)
+        state = state.replace(target_critics=target)
         return state, dz, {"q_loss": q_loss, "entropy": entropy}
 
     def act(state, obs, z, key):
-        return distributions.sample(*heads(state.policy, obs, z), key)[0]
+        return distributions.sample(*nets.heads(state.policy, obs, z), key)[0]
 
     def mode(state, obs, z):
-        return distributions.mode(heads(state.policy, obs, z)[0])
+        return distributions.mode(nets.heads(state.policy, obs, z)[0])
 
-    return Backbone(1, init, update, act, mode, mode)
+    return Backbone(1, functools.partial(_init, nets), update, act, mode, mode)
+
+
+def _networks(config, latent_dim, spec):
+    seen = spec.obs_dim + latent_dim
+    net = functools.partial(
+        networks.mlp, width=config.width, depth=config.depth, style="orthogonal"
+    )
+    return _Nets(
+        policy=net(seen, out_dims=2 * spec.action_dim),
+        critics=networks.ensemble(net(seen + spec.action_dim, out_dims=1), 2),
+        target_entropy=-float(spec.action_dim),
+    )
+
+
+def _init(nets, hp, key):
+    k_policy, k_critic = jax.random.split(key)
+    policy, critics = nets.policy.init(k_policy), nets.critics.init(k_critic)
+    log_temperature = jnp.log(jnp.asarray(hp["init_temperature"], jnp.float32))
+    return SACState(
+        policy=policy,
+        critics=critics,
+        target_critics=learner.copy(critics),
+        log_temperature=log_temperature,
+        policy_moments=learner.adam_init(policy),
+        critic_moments=learner.adam_init(critics),
+        temperature_moments=learner.adam_init(log_temperature),
+    )
+
+
+def _critic_step(nets, state, hp, batch, z, key):
+    temperature = jnp.exp(state.log_temperature)
+    action, log_p = distributions.sample(*nets.heads(state.policy, batch.next_obs, z), key)
+    value = nets.q(state.target_critics, batch.next_obs, action, z).min(0)
+    keep = (1.0 - batch.terminal) * hp["discount"]
+    target = hp["reward_scale"] * batch.reward + keep * (value - temperature * log_p)
+    target = jax.lax.stop_gradient(target)
+
+    def loss(critics, z):
+        error = nets.q(critics, batch.obs, batch.action, z) - target
+        return (error**2).mean(1).sum()
+
+    q_loss, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
+    critics, moments = learner.adam_step(state.critics, grads, state.critic_moments, hp["lr"])
+    return state.replace(critics=critics, critic_moments=moments), dz, q_loss
+
+
+def _policy_step(nets, state, hp, batch, z, key):
+    """Policy and temperature; returns the state and the policy's entropy."""
+    temperature = jnp.exp(state.log_temperature)
+
+    def loss(policy):
+        action, log_p = distributions.sample(*nets.heads(policy, batch.obs, z), key)
+        value = nets.q(state.critics, batch.obs, action, z).min(0)
+        return (temperature * log_p - value).mean(), log_p.mean()
+
+    (_, log_p), grads = jax.value_and_grad(loss, has_aux=True)(state.policy)
+    policy, moments = learner.adam_step(state.policy, grads, state.policy_moments, hp["lr"])
+    # d/d log t of t * (-log_p - target): the released temperature loss
+    slope = temperature * (-log_p - nets.target_entropy)
+    log_temperature, temperature_moments = learner.adam_step(
+        state.log_temperature, slope, state.temperature_moments, hp["lr"]
+    )
+    state = state.replace(
+        policy=policy,
+        policy_moments=moments,
+        log_temperature=log_temperature,
+        temperature_moments=temperature_moments,
+    )
+    return state, -log_p

@@ -6,6 +6,8 @@ tanh-Gaussian whose sample enters the actor loss and whose mean enters targets a
 """
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,86 +45,109 @@ class TD3BCState:
     critic_moments: tuple
 
 
+class _Nets(NamedTuple):
+    policy: networks.Network
+    critics: networks.Network  # two, stacked
+
+    def heads(self, params, obs, z):
+        """Mean and log std of the policy before tanh."""
+        return distributions.split_heads(self.policy.apply(params, obs, z), -20.0, 0.0)
+
+    def q(self, params, obs, action, z):
+        """[2, row]."""
+        return self.critics.apply(params, obs, action, z)[..., 0]
+
+
 def make(config, latent_dim, spec):
     """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
-    seen = spec.obs_dim + latent_dim
-    pi = networks.mlp(
-        seen, config.width, config.depth, (spec.action_dim,) * 2, "policy", hidden_init=spec.init
-    )
-    critic = networks.mlp(
-        seen + spec.action_dim, config.width, config.depth, 1, hidden_init=spec.init
-    )
-    q = networks.ensemble(critic, 2)
-    heads = lambda params, obs, z: distributions.split_heads(pi.apply(params, obs, z), -20.0, 0.0)
-
-    def init(hp, key):
-        del hp
-        k_policy, k_critic = jax.random.split(key)
-        policy, critics = pi.init(k_policy), q.init(k_critic)
-        return TD3BCState(
-            policy=policy,
-            target_policy=learner.copy(policy),
-            critics=critics,
-            target_critics=learner.copy(critics),
-            policy_moments=learner.adam_init(policy),
-            critic_moments=learner.adam_init(critics),
-        )
-
-    def critic_target(state, hp, batch, z, key):
-        noise = jax.random.normal(key, batch.action.shape) * hp["policy_noise"]
-        noise = jnp.clip(noise, -hp["noise_clip"], hp["noise_clip"])
-        mean, _ = heads(state.target_policy, batch.next_obs, z)
-        action = jnp.clip(distributions.mode(mean) + noise, -1.0, 1.0)
-        value = q.apply(state.target_critics, batch.next_obs, action, z)[..., 0].min(0)
-        keep = (1.0 - batch.terminal) * hp["discount"]
-        return jax.lax.stop_gradient(hp["reward_scale"] * batch.reward + keep * value)
-
-    def actor_step(state, hp, batch, z, key):
-        def loss(policy):
-            action, _ = distributions.sample(*heads(policy, batch.obs, z), key)
-            value = q.apply(state.critics, batch.obs, action, z)[..., 0].min(0)
-            scale = hp["bc_weight"] / jax.lax.stop_gradient(jnp.abs(value).mean())
-            cloning = ((action - batch.action) ** 2).mean()
-            return -scale * value.mean() + cloning, cloning
-
-        (_, cloning), grads = jax.value_and_grad(loss, has_aux=True)(state.policy)
-        policy, moments = learner.adam_step(state.policy, grads, state.policy_moments, hp["lr"])
-        state = state.replace(
-            policy=policy,
-            policy_moments=moments,
-            target_policy=learner.polyak(state.target_policy, policy, hp["tau"]),
-            target_critics=learner.polyak(state.target_critics, state.critics, hp["tau"]),
-        )
-        return state, cloning
+    nets = _networks(config, latent_dim, spec)
 
     def update(state, hp, batches, z, key, index):
         """Critic step; then, every `policy_delay` steps from step 0, actor and target updates."""
         batch = jax.tree.map(lambda x: x[0], batches)
         k_target, k_actor = jax.random.split(key)
-        target = critic_target(state, hp, batch, z, k_target)
-
-        def loss(critics, z):
-            value = q.apply(critics, batch.obs, batch.action, z)[..., 0]
-            return ((value - target) ** 2).mean(1).sum()
-
-        q_loss, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
-        critics, moments = learner.adam_step(state.critics, grads, state.critic_moments, hp["lr"])
-        state = state.replace(critics=critics, critic_moments=moments)
+        state, dz, q_loss = _critic_step(nets, state, hp, batch, z, k_target)
         state, cloning = jax.lax.cond(
             index % config.policy_delay == 0,  # no run axis: the skipped branch costs nothing
-            lambda s: actor_step(s, hp, batch, z, k_actor),
+            lambda s: _actor_step(nets, s, hp, batch, z, k_actor),
             lambda s: (s, jnp.zeros(())),
             state,
         )
         return state, dz, {"q_loss": q_loss, "bc_loss": cloning * config.policy_delay}
 
     def act(state, obs, z, key):
-        return distributions.sample(*heads(state.policy, obs, z), key)[0]
+        return distributions.sample(*nets.heads(state.policy, obs, z), key)[0]
 
     def mode(state, obs, z):
-        return distributions.mode(heads(state.policy, obs, z)[0])
+        return distributions.mode(nets.heads(state.policy, obs, z)[0])
 
     def target_mode(state, obs, z):
-        return distributions.mode(heads(state.target_policy, obs, z)[0])
+        return distributions.mode(nets.heads(state.target_policy, obs, z)[0])
 
-    return Backbone(1, init, update, act, mode, target_mode)
+    return Backbone(1, functools.partial(_init, nets), update, act, mode, target_mode)
+
+
+def _networks(config, latent_dim, spec):
+    seen = spec.obs_dim + latent_dim
+    net = functools.partial(
+        networks.mlp, width=config.width, depth=config.depth, hidden_init=spec.init
+    )
+    return _Nets(
+        policy=net(seen, out_dims=(spec.action_dim,) * 2, style="policy"),
+        critics=networks.ensemble(net(seen + spec.action_dim, out_dims=1), 2),
+    )
+
+
+def _init(nets, hp, key):
+    del hp
+    k_policy, k_critic = jax.random.split(key)
+    policy, critics = nets.policy.init(k_policy), nets.critics.init(k_critic)
+    return TD3BCState(
+        policy=policy,
+        target_policy=learner.copy(policy),
+        critics=critics,
+        target_critics=learner.copy(critics),
+        policy_moments=learner.adam_init(policy),
+        critic_moments=learner.adam_init(critics),
+    )
+
+
+def _critic_target(nets, state, hp, batch, z, key):
+    noise = jax.random.normal(key, batch.action.shape) * hp["policy_noise"]
+    noise = jnp.clip(noise, -hp["noise_clip"], hp["noise_clip"])
+    mean, _ = nets.heads(state.target_policy, batch.next_obs, z)
+    action = jnp.clip(distributions.mode(mean) + noise, -1.0, 1.0)
+    value = nets.q(state.target_critics, batch.next_obs, action, z).min(0)
+    keep = (1.0 - batch.terminal) * hp["discount"]
+    return jax.lax.stop_gradient(hp["reward_scale"] * batch.reward + keep * value)
+
+
+def _critic_step(nets, state, hp, batch, z, key):
+    target = _critic_target(nets, state, hp, batch, z, key)
+
+    def loss(critics, z):
+        error = nets.q(critics, batch.obs, batch.action, z) - target
+        return (error**2).mean(1).sum()
+
+    q_loss, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
+    critics, moments = learner.adam_step(state.critics, grads, state.critic_moments, hp["lr"])
+    return state.replace(critics=critics, critic_moments=moments), dz, q_loss
+
+
+def _actor_step(nets, state, hp, batch, z, key):
+    def loss(policy):
+        action, _ = distributions.sample(*nets.heads(policy, batch.obs, z), key)
+        value = nets.q(state.critics, batch.obs, action, z).min(0)
+        scale = hp["bc_weight"] / jax.lax.stop_gradient(jnp.abs(value).mean())
+        cloning = ((action - batch.action) ** 2).mean()
+        return -scale * value.mean() + cloning, cloning
+
+    (_, cloning), grads = jax.value_and_grad(loss, has_aux=True)(state.policy)
+    policy, moments = learner.adam_step(state.policy, grads, state.policy_moments, hp["lr"])
+    state = state.replace(
+        policy=policy,
+        policy_moments=moments,
+        target_policy=learner.polyak(state.target_policy, policy, hp["tau"]),
+        target_critics=learner.polyak(state.target_critics, state.critics, hp["tau"]),
+    )
+    return state, cloning
