@@ -2,7 +2,6 @@
 
 import datetime
 import math
-import os
 import platform
 import time
 from pathlib import Path
@@ -13,12 +12,7 @@ import jaxlib
 import numpy as np
 from jax.extend.core import Literal, Var
 
-
-def cores():
-    """Returns how many CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+from experiments.machine import cores
 
 
 def _cpu_model():

@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import machine, torch_step
+from experiments.machine import cores, use_all_cores
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import errors, registry, rng, sweep
@@ -121,6 +122,8 @@ def _check(args):
         raise errors.UserError(f"--out={args.out} is a folder: expected the name of a JSON file")
     try:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        with open(args.out, "a"):  # before measurements could be lost
+            pass
     except OSError as error:
         raise errors.UserError(f"--out={args.out} cannot be written: {error.strerror}") from error
 
@@ -162,12 +165,15 @@ class JaxLoop:
     """The chunked driver's program for S seeds."""
 
     def __init__(self, problem, num_seeds):
-        self.keys, self.data = rng.run_keys(num_seeds), problem.data
-        hp = config_lib.hyper_params(problem.config, ({},) * num_seeds)
-        self.state = jax.jit(sweep.init_runs, static_argnums=0)(problem.algorithm, hp, self.keys)
-        chunk = sweep.over_runs(sweep.make_chunk(problem.stage), 2)
+        mesh = sweep.make_mesh(num_seeds)
+        self.keys = sweep.place(rng.run_keys(num_seeds), mesh)
+        self.data = sweep.place(problem.data, mesh, shared=True)
+        hp = sweep.place(config_lib.hyper_params(problem.config, ({},) * num_seeds), mesh)
+        init = jax.jit(sweep.init_runs, static_argnums=(0, 3))
+        self.state = init(problem.algorithm, hp, self.keys, mesh)
+        chunk = sweep.over_runs(sweep.make_chunk(problem.stage), 2, mesh)
         args = (self.state, self.keys, self.data, jnp.int32(0), jnp.int32(1))
-        self.program = sweep.compile_program(chunk, args, donate=(0,))
+        self.program = sweep.compile_program(chunk, args, (0,), sweep.run_sharding(mesh))
         self.run(0, FIRST)  # periodic work once, so that its buffers hold what they would
 
     def run(self, start, length):
@@ -190,7 +196,7 @@ def _torch_loop(problem, jax_loop):
     torch, config = torch_step.torch, problem.config
     if torch is None or config.run.algorithm != "gentle":
         return None
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(cores())
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
     state = jax.device_get(jax_loop.one_run()[0])
     learner = torch_step.TorchGentle(
@@ -347,6 +353,7 @@ def run(args):
 
 def main(argv):
     """Runs the command; returns the exit code: 2, after one line, for bad input."""
+    use_all_cores()
     args = make_flags()
     if any(word in ("-h", "--help", "-help") for word in argv[1:]):
         print(f"{__doc__}\n{args.get_help()}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import evaluation, registry, rng, suites, sweep, training
+from gentle_jax import evaluation, registry, rng, storage, suites, sweep, training
 from gentle_jax.envs import base
 from gentle_jax.types import Spec
 
@@ -58,10 +58,18 @@ def make_task(config, points, fields):
 
 
 def check(config):
-    """Raises UserError for settings that no data could be trained with, before any is made."""
+    """Raises UserError for settings that no data could be trained with, before any is made.
+
+    Returns about how many bytes the dataset and one run's state take on a device.
+    """
     env = registry.load("environment", config.run.env).make(config.run.suite)
     rows = config.behaviour.num_levels * config.behaviour.episodes_per_level * env.horizon
-    _make_algorithm(config, env, rows)
+    algorithm, _ = _make_algorithm(config, env, rows)
+    hp = jax.tree.map(lambda leaf: leaf[0], config_lib.hyper_params(config))
+    state = training.state_bytes(jax.eval_shape(algorithm.init, hp, jax.random.key(0)))
+    wide = storage.shapes(jax.tree.leaves(env.tasks)[0].shape[0], config.behaviour, env)
+    data = 4 * sum(int(np.prod(shape)) for name, shape in wide.items() if name != "mask")
+    return data, state
 
 
 def task_order(env):

@@ -1,7 +1,7 @@
 """Makes behaviour data: `python -m experiments.collect --env=point_robot --suite=ctmrl`.
 
-Online SAC for all tasks in one compiled program; the same command resumes after the last stored
-level.
+Online SAC for all tasks in one compiled program; the same command resumes: a checkpoint is kept
+after every level and every twentieth of the steps.
 """
 
 import shutil
@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import console, flags, machine
 from gentle_jax import behaviour as behaviour_lib
-from gentle_jax import checkpoint, evaluation, registry, storage, sweep
+from gentle_jax import checkpoint, errors, evaluation, registry, storage, sweep
 from gentle_jax import config as config_lib
 
 SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
@@ -41,14 +41,17 @@ def ensure(config, root):
     env = registry.load("environment", config.run.env).make(config.run.suite)
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)
     size = 4 * sum(int(np.prod(shape)) for shape in wanted.values())
-    machine.prepare_folder(folder, 1.2 * size, "--data")
+    missing = 1.2 * size - storage.stored_bytes(folder)
+    machine.prepare_folder(folder, missing, "--data")
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
     print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC, {console.megabytes(size)}")
     try:
         _collect(config, env, folder, wanted)
     except Exception as error:
         if machine.full_disk(error):
-            machine.prepare_folder(folder, 1.2 * size, "--data")
+            raise errors.UserError(
+                f"no space left in {folder}: make room and give the same command again, it resumes"
+            ) from error
         raise
     fields, meta = storage.load(folder, config)
     return fields, meta, time.perf_counter() - begin
@@ -77,26 +80,34 @@ def _collect(config, env, folder, wanted):
     found = saves.restore(like)
     if found is None:
         carry = {"state": init.call(keys), "sampled": blank.copy(), "scored": blank.copy()}
-        done, first = 0, 0
+        done = 0
     else:
         carry, meta = found
         carry = {**carry, "sampled": carry["sampled"].copy(), "scored": carry["scored"].copy()}
-        done, first = meta["steps"], meta["levels"]
-        print(f"data: resuming after level {first} of {settings.num_levels}")
-    progress = console.Progress("collect", settings.num_steps, done)
-    for level, at in enumerate(behaviour_lib.levels(settings)):
-        if level < first:
-            continue
+        done = meta["steps"]
+        print(f"data: resuming after step {done} of {settings.num_steps}")
+    at_level = {step: level for level, step in enumerate(behaviour_lib.levels(settings))}
+    progress, shown = console.Progress("collect", max(at_level), done), ""
+    for at in pieces(at_level, done):
         state, _ = advance.call(carry["state"], keys, jnp.int32(done), jnp.int32(at - done))
-        fields, sampled, scored = jax.device_get(episodes.call(state, keys, jnp.int32(at)))
-        storage.write_level(arrays, level, fields)
         carry["state"], done = state, at
-        carry["sampled"][level], carry["scored"][level] = sampled, scored
-        saves.save(level + 1, carry, {"steps": at, "levels": level + 1})
-        progress.update(at, f"sampled {sampled.mean():.2f}  deterministic {scored.mean():.2f}")
+        if at in at_level:
+            level = at_level[at]
+            fields, sampled, scored = jax.device_get(episodes.call(state, keys, jnp.int32(at)))
+            storage.write_level(arrays, level, fields)
+            carry["sampled"][level], carry["scored"][level] = sampled, scored
+            shown = f"sampled {sampled.mean():.2f}  deterministic {scored.mean():.2f}"
+        saves.save(at, carry, {"steps": at})
+        progress.update(at, shown)
     progress.close()
     saves.close()
     _finish(config, env, folder, carry)
+
+
+def pieces(levels, done, count=20):
+    """Returns the steps after `done` at which to save: every level, and even intervals between."""
+    every = max(-(-max(levels) // count), 1)
+    return sorted({*levels, *(n for n in range(every, max(levels), every))} - {*range(done + 1)})
 
 
 def _finish(config, env, folder, carry):

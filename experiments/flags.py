@@ -1,6 +1,7 @@
 """Command-line flags, shared by every command with the same meaning (product.md sec. 3)."""
 
 import dataclasses
+import errno
 import itertools
 import math
 import sys
@@ -42,6 +43,12 @@ GROUPS = {
     ),
 }  # fmt: skip
 
+HELP = ("--help", "-h", "--helpfull", "-help")
+# what the system says of a folder that a user named and that cannot be what it should be
+UNUSABLE_PATH = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -52,6 +59,8 @@ class Request:
     data: str
     out: str
     extra: dict  # the command's own flags
+    given: dict = dataclasses.field(default_factory=dict)  # named flags of the command line
+    automatic: bool = False  # whether --preset=auto chose the preset
 
 
 def help_text(command, summary, extra=()):
@@ -174,7 +183,7 @@ def parse(argv, command, summary, on_accelerator, extra=()):
     Args: on_accelerator, a function () -> bool, called only for `--preset=auto`; extra, the
     command's own flags as in GROUPS. Raises UserError for anything unknown or impossible.
     """
-    if any(argument in ("--help", "-h", "--helpfull", "-help") for argument in argv[1:]):
+    if any(argument in HELP for argument in argv[1:]):
         print(help_text(command, summary, extra))
         sys.exit(0)
     values = _define(extra)
@@ -200,7 +209,13 @@ def parse(argv, command, summary, on_accelerator, extra=()):
     base = config_lib.resolve(run, [*layers, steps])
     config = config_lib.resolve(run, [*layers, steps], _overrides(base, arguments))
     own = {name: values[name].value for name, *_ in extra}
-    return Request(config, parse_sweep(config, values.sweep), values.data, values.out, own)
+    given = {
+        name: values[name].value
+        for name, *_ in itertools.chain(*GROUPS.values(), extra)
+        if values[name].present
+    }
+    points = parse_sweep(config, values.sweep)
+    return Request(config, points, values.data, values.out, own, given, automatic)
 
 
 def main(function, argv=None):
@@ -209,6 +224,12 @@ def main(function, argv=None):
         return function(sys.argv if argv is None else argv) or 0
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in UNUSABLE_PATH:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot use{where}: {error.strerror}; pass another folder", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)

@@ -62,6 +62,12 @@ def count_cache_hits():
     return hits
 
 
+def cached_programs():
+    """Returns how many programs the compilation cache holds."""
+    folder = pathlib.Path(jax.config.jax_compilation_cache_dir or "")
+    return len(list(folder.glob("*-cache"))) if folder.is_dir() else 0
+
+
 def on_accelerator():
     """Whether JAX's default device is not a CPU."""
     return jax.default_backend() != "cpu"

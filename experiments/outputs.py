@@ -1,12 +1,15 @@
 """What a run leaves behind: metric lines, arrays, figures, summary.json, the table."""
 
+import dataclasses
 import json
+import pathlib
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments import build, figures, machine, tables
-from gentle_jax import storage, training
+from experiments import build, figures, machine, presets, tables
+from gentle_jax import config as config_lib
+from gentle_jax import errors, registry, storage, suites, training
 
 
 def label(point):
@@ -67,13 +70,38 @@ def groups_of(request):
     ]
 
 
-def arrays_of(task, env, meta, carry):
-    """Returns the contents of returns.npz (axes: see "axes") and of embeddings.npz."""
+def paper_name(config):
+    """Returns the paper's name of what is run: the algorithm, one of its VARIANTS, or None.
+
+    Sizes, rates and loss weights do not count; switches, and what a variant names, do.
+    """
+    run = config.run
+    if run.backbone != suites.get(run.suite).backbone:
+        return None
+    module = registry.load("algorithm", run.algorithm)
+    plain = config_lib.resolve(run, presets.layers(run.preset, run)).algo
+    variants = getattr(module, "VARIANTS", {})
+    named = {key for variant in variants.values() for key in variant}
+    changed = {
+        field.name: getattr(config.algo, field.name)
+        for field in dataclasses.fields(config.algo)
+        if getattr(config.algo, field.name) != getattr(plain, field.name)
+        and (field.name in named or isinstance(getattr(plain, field.name), bool | str))
+    }
+    names = {run.algorithm: {}} | variants
+    return next((name for name, values in names.items() if values == changed), None)
+
+
+def arrays_of(config, task, env, meta, carry):
+    """Returns the contents of returns.npz (axes: see "axes") and of embeddings.npz.
+
+    Protocols come in the order of the command line, by default the suite's own first.
+    """
     sets = build.task_sets(env)
     steps = np.array(training.eval_steps(task))
     returns = {
-        f"{task_set}/{protocol}": values[:, :, positions]
-        for protocol, values in carry["returns"].items()
+        f"{task_set}/{protocol}": carry["returns"][protocol][:, :, positions]
+        for protocol in config.run.protocols
         for task_set, positions in sets.items()
     }
     returns |= {
@@ -127,13 +155,13 @@ def write(request, folder, task, env, meta, carry, trace, session):
 
     Args: trace, (paths [S, task, H + 1, obs] in the environment's units, mask [S, task, H]).
     """
-    returns, embeddings = arrays_of(task, env, meta, carry)
+    returns, embeddings = arrays_of(request.config, task, env, meta, carry)
     np.savez_compressed(folder / "returns.npz", **returns)
     np.savez_compressed(folder / "embeddings.npz", **embeddings)
     np.savez_compressed(folder / "rollouts.npz", paths=trace[0], mask=trace[1])
     draw(folder, request, env, returns, embeddings, trace)
     run, seconds = request.config.run, session.seconds
-    names = {"suite": run.suite, "env": run.env, "algorithm": run.algorithm}
+    names = {"suite": run.suite, "env": run.env, "algorithm": paper_name(request.config)}
     names["metric"] = request.config.eval.metric
     summary = {
         "algorithm": run.algorithm,
@@ -142,6 +170,7 @@ def write(request, folder, task, env, meta, carry, trace, session):
         "suite": run.suite,
         "preset": run.preset,
         "fidelity": run.fidelity,
+        "protocols": list(run.protocols),
         "num_seeds": run.num_seeds,
         "num_steps": request.config.train.num_steps,
         "results": tables.results(returns, names, groups_of(request)),
@@ -162,6 +191,36 @@ def failed_seeds(session, carry):
     return [
         {"seed": seed, **point} for (seed, point), b in zip(session.labels(), bad, strict=True) if b
     ]
+
+
+SUMMARY_KEYS = (
+    "algorithm", "backbone", "env", "suite", "preset", "fidelity", "num_seeds", "num_steps",
+    "protocols", "results", "seconds", "seed_steps_per_second", "failed_seeds",
+)  # fmt: skip
+
+
+def read_summary(folder):
+    """Returns a run's summary; raises UserError if there is none or it cannot be read."""
+    folder = pathlib.Path(folder)
+    path = folder if folder.name == "summary.json" else folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise errors.UserError(
+            f"{folder} holds no finished run (summary.json is missing): pass a run folder, or "
+            f"finish the run by giving its command again"
+        ) from None
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot read {path}: {error.strerror}; pass another folder"
+        ) from None
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict) or any(key not in summary for key in SUMMARY_KEYS):
+        raise errors.UserError(
+            f"{path} is not the summary of a run: delete it and give the run's command again"
+        )
+    return summary
 
 
 def print_table(summary, folder):

@@ -37,7 +37,8 @@ def lookup(suite, env, algorithm, protocol, task_set, metric=None):
     """Returns the paper's cell {"mean", "spread", "kind"}, or None where it has none.
 
     `algorithm` may be an ablation, e.g. "ctmrl_no_kmeans", "ctmrl_codes_8", "gentle_no_relabel".
-    With `metric`, a number of other episodes than the paper's own has no counterpart there.
+    None is none of the paper's. With `metric`, a number of other episodes than the paper's own has
+    no counterpart there.
     """
     paper = PAPER_OF_SUITE.get(suite)
     if paper is None or metric not in (None, METRIC[paper]):

@@ -1,13 +1,13 @@
 """Tables and figures of finished runs: `python -m experiments.report --run=RUN_FOLDER`.
 
-Without `--run` it lists every finished run below `--out` as one table.
+Without `--run` it lists the finished runs below `--out` as one table: those that have the given
+`--algo`, `--env`, `--suite`, `--backbone`, `--fidelity`, `--preset`, `--num_seeds`, `--num_steps`.
 """
 
-import json
 import pathlib
 import sys
 
-from experiments import flags, machine, outputs, tables
+from experiments import flags, outputs, tables
 from gentle_jax import errors
 
 SUMMARY = "Prints the table of a finished run, or one line for every finished run below --out."
@@ -15,55 +15,50 @@ EXTRA = (
     ("run", str, "", "a run folder; default: list all below --out"),
     ("markdown", bool, False, "print Markdown instead of plain text"),
 )
-COLUMNS = ("algorithm", "fidelity", "suite", "env", "preset", "num_seeds", "num_steps")
+COLUMNS = (
+    "algorithm", "backbone", "fidelity", "suite", "env", "preset", "num_seeds", "num_steps",
+)  # fmt: skip
 
 
-def read(folder):
-    """Returns a run's summary; raises UserError if there is none or it cannot be read."""
-    path = pathlib.Path(folder) / "summary.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise errors.UserError(
-            f"{folder} holds no finished run (summary.json is missing): pass a run folder, or "
-            f"finish the run by giving its command again"
-        ) from None
-    except ValueError:
-        raise errors.UserError(
-            f"{path} is not JSON: delete it and give the run's command again"
-        ) from None
+def overview(root, given):
+    """Returns a row of texts for every finished run below `root`, a heading first.
 
-
-def overview(root):
-    """Returns aligned lines, one for every finished run below `root`, native test result last."""
+    Args: given, the named flags that a run must have been given. The test result is that of the
+    run's first protocol.
+    """
+    wanted = {{"algo": "algorithm"}.get(name, name): value for name, value in given.items()}
     rows = [[*COLUMNS, "protocol", "mean", "normalized", "folder"]]
     for path in sorted(pathlib.Path(root).glob("*/*/*/*/summary.json")):
-        summary = read(path.parent)
-        best = summary["results"][0]
-        numbers = [best["protocol"], f"{best['mean']:.2f}", f"{best['normalized']:.3f}"]
-        rows.append([*(str(summary[c]) for c in COLUMNS), *numbers, str(path.parent)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+        summary = outputs.read_summary(path.parent)
+        if any(summary[name] != wanted[name] for name in COLUMNS if name in wanted):
+            continue
+        for entry in tables.native(summary["results"]):
+            if (entry["task_set"], entry["protocol"]) != ("test", summary["protocols"][0]):
+                continue
+            numbers = [entry["protocol"], f"{entry['mean']:.2f}", f"{entry['normalized']:.3f}"]
+            folder = f"{path.parent} ({entry['sweep']})" if "sweep" in entry else str(path.parent)
+            rows.append([*(str(summary[c]) for c in COLUMNS), *numbers, folder])
+    return rows
 
 
 def run(argv):
     """The command."""
-    request = flags.parse(argv, "report", SUMMARY, machine.on_accelerator, EXTRA)
-    folder = request.extra["run"]
-    if not folder:
-        lines = overview(request.out)
-        if len(lines) == 1:
-            raise errors.UserError(
-                f"no finished run below {request.out}: pass another --out, or run `python -m "
-                f"experiments.run` first"
-            )
-        print("\n".join(lines))
-    elif request.extra["markdown"]:
-        print(tables.markdown(read(folder)["results"]))
-    else:
-        outputs.print_table(read(folder), folder)
+    request = flags.parse(argv, "report", SUMMARY, lambda: False, EXTRA)
+    folder, as_markdown = request.extra["run"], request.extra["markdown"]
+    if folder:
+        summary = outputs.read_summary(folder)
+        if as_markdown:
+            print(tables.markdown(summary["results"]))
+        else:
+            outputs.print_table(summary, folder)
+        return
+    rows = overview(request.out, request.given)
+    if len(rows) == 1:
+        raise errors.UserError(
+            f"no such finished run below {request.out}: pass another --out or fewer flags, or run "
+            f"`python -m experiments.run` first"
+        )
+    print(tables.markdown_grid(rows) if as_markdown else tables.plain_grid(rows, len(rows[0])))
 
 
 if __name__ == "__main__":

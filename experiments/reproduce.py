@@ -3,11 +3,12 @@
 A cell is a command line of `experiments.run`; finished cells are reused, so the command resumes.
 """
 
-import json
 import pathlib
 import sys
 
-from experiments import flags, machine, run
+from absl import flags as absl_flags
+
+from experiments import flags, machine, outputs, run
 from gentle_jax import errors, storage
 
 SUMMARY = (
@@ -37,22 +38,50 @@ ENVIRONMENTS = {
     "components": ("point_robot", "point_robot_wind", "sparse_point_robot"),
     "gentle": ("point_robot",),
 }
+PROTOCOLS = {
+    "components": ("random_then_policy", "given_context"),
+    "gentle": ("given_context", "one_shot"),
+}
 EXTRA = (
     ("table", str, "components", "which table: " + " ".join(TABLES)),
     ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
     ("envs", list, [], "only these environments; repeatable"),
-    ("to", str, "experiments/results", "folder of the table's files"),
+    ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
 )
-OWN = tuple(name for name, *_ in EXTRA)
+
+
+def shared_flags(argv):
+    """Returns (own flags {name: value}, the arguments that go to every cell)."""
+    own = absl_flags.FlagValues()
+    for name, kind, default, text in EXTRA:
+        make = absl_flags.DEFINE_multi_string if kind is list else absl_flags.DEFINE_string
+        make(name, default, text, flag_values=own)
+    try:
+        rest = own(argv, known_only=True)[1:]
+    except absl_flags.Error as error:
+        raise errors.UserError(str(error).replace("\n", " ")) from None
+    return {name: own[name].value for name, *_ in EXTRA}, rest
 
 
 def cells(table, argv):
-    """Yields (row, env, Request) of a table; flags of the command line reach every cell."""
-    shared = [a for a in argv[1:] if a.lstrip("-").partition("=")[0] not in OWN]
+    """Returns {(row, env): Request} of a table; other flags of the command line reach every cell.
+
+    Raises UserError for a flag that the table itself sets.
+    """
+    found = {}
     for row, fixed in TABLES[table].items():
+        taken = {flag.lstrip("-").partition("=")[0] for flag in (*fixed, "--env")}
         for env in ENVIRONMENTS[table]:
-            line = [argv[0], *shared, *fixed, f"--env={env}"]
-            yield row, env, flags.parse(line, "run", "", machine.on_accelerator)
+            line = [argv[0], *argv[1:], *fixed, f"--env={env}"]
+            for argument in argv[1:]:
+                name = argument.lstrip("-").partition("=")[0]
+                if argument.startswith("-") and name in taken:
+                    raise errors.UserError(
+                        f"{argument} is set by the rows of table {table!r}: leave it out, or "
+                        f"choose with --rows and --envs"
+                    )
+            found[row, env] = flags.parse(line, "run", "", machine.on_accelerator)
+    return found
 
 
 def native(summary, protocol, task_set="test"):
@@ -87,8 +116,6 @@ def write(table, found, folder):
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
     lines += ["", "Test tasks, last checkpoint: normalized return (mean return ± half of the 95% "]
     lines[-1] += f"bootstrap interval over seeds). {kept}. `-`: not run."
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
     stored = [{"row": row, "env": env, **summary} for (row, env), summary in found.items()]
     whole = {"table": table, "environment": machine.environment(), "cells": stored}
@@ -96,34 +123,35 @@ def write(table, found, folder):
     return "\n".join(lines)
 
 
-PROTOCOLS = {
-    "components": ("random_then_policy", "given_context"),
-    "gentle": ("given_context", "one_shot"),
-}
-
-
 def main(argv):
     """The command."""
+    if any(argument in flags.HELP for argument in argv[1:]):
+        print(flags.help_text("reproduce", SUMMARY, EXTRA))
+        return
     machine.start()
-    request = flags.parse(argv, "reproduce", SUMMARY, machine.on_accelerator, EXTRA)
-    table = request.extra["table"]
+    own, shared = shared_flags(argv)
+    table = own["table"]
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)
     for name, allowed in (("rows", TABLES[table]), ("envs", ENVIRONMENTS[table])):
-        for value in request.extra[name]:
+        for value in own[name]:
             if value not in allowed:
                 raise errors.unknown(name, value, allowed)
+    requests = cells(table, [argv[0], *shared])
+    out = next(iter(requests.values())).out
+    to = pathlib.Path(own["to"] or pathlib.Path(out) / "tables")
+    machine.prepare_folder(to, 1e6, "--to")
     found = {}
-    for row, env, cell in cells(table, argv):
-        chosen = row in (request.extra["rows"] or [row]) and env in (request.extra["envs"] or [env])
-        path = run.folder_of(cell) / "summary.json"
+    for (row, env), cell in requests.items():
+        chosen = row in (own["rows"] or [row]) and env in (own["envs"] or [env])
+        folder = run.folder_of(cell)
         if chosen:
             print(f"\n=== {table}: {row} on {env}", flush=True)
             found[row, env] = run.execute(cell)
-        elif path.exists():
-            found[row, env] = json.loads(path.read_text())
-        markdown = write(table, found, request.extra["to"])
-    print("\n" + markdown)
+            write(table, found, to)  # a kill loses the cell that is running, not the table
+        elif (folder / "summary.json").exists():
+            found[row, env] = outputs.read_summary(folder)
+    print("\n" + write(table, found, to) + f"\n\ntable: {to / table}.md")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Makes or reuses the data, trains all seeds in one program, evaluates, prints the
 run folder; the same command resumes, and prints the table again once the run is finished.
 """
 
-import json
 import pathlib
 import sys
 import time
@@ -36,18 +35,20 @@ def folder_of(request):
 def describe(request, folder):
     """Prints what will be done, before any work."""
     run, train = request.config.run, request.config.train
-    device = jax.devices()[0]
     points = len(request.points)
+    chosen = " (auto)" if request.automatic else ""
     print(
         f"run: {run.algorithm} ({run.fidelity} fidelity) with {run.backbone} on {run.env}, ", end=""
     )
-    print(f"suite {run.suite}, preset {run.preset}")
+    print(f"suite {run.suite}, preset {run.preset}{chosen}")
     grid = f" x {points} grid points" if points > 1 else ""
     print(
         f"run: {run.num_seeds} seeds{grid}, {train.num_steps} steps of {train.meta_batch} tasks x ",
         end="",
     )
-    print(f"({train.batch_size} RL + {train.context_size} context) rows on {device.device_kind}")
+    count = len(sweep.devices_for(points * run.num_seeds, jax.local_devices()))
+    where = f"{count} x {jax.devices()[0].device_kind}"
+    print(f"({train.batch_size} RL + {train.context_size} context) rows on {where}")
     print(f"run: protocols {' '.join(run.protocols)}; folder {folder}", flush=True)
 
 
@@ -58,6 +59,7 @@ class Session:
         self.request, self.folder, self.task, self.saves = request, folder, task, saves
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
         self.begin = time.perf_counter()
+        self.stage = None  # the number of the stage whose progress is shown
         self.total = sum(stage.num_steps for stage in task.algorithm.stages)
         self.runs = task.run_keys.shape[0]
         self.progress = self.log = None
@@ -67,7 +69,6 @@ class Session:
     def start(self, done):
         """Opens logs, forgetting what was logged after the checkpoint at step `done`."""
         self.log = outputs.MetricsLog(self.folder, done, self.labels())
-        self.progress = console.Progress("train", self.total, done)
 
     def labels(self):
         """Returns (seed, grid point) of every run."""
@@ -77,11 +78,22 @@ class Session:
 
     def on_chunk(self, chunk, metrics, seconds):
         self.seconds["train"] += seconds
-        stage = self.task.algorithm.stages[chunk.stage].name
-        self.log.write(chunk, stage, metrics)
+        stage = self.task.algorithm.stages[chunk.stage]
+        self.log.write(chunk, stage.name, metrics)
+        if self.stage != chunk.stage:  # one bar for each stage: their steps cost differently
+            self.close()
+            self.stage = chunk.stage
+            self.progress = console.Progress(stage.name, stage.num_steps, chunk.start)
         rate = self.runs * chunk.length / seconds
-        shown = "  ".join(f"{k} {float(v.mean()):.3g}" for k, v in list(metrics.items())[:2])
-        self.progress.update(chunk.done, f"{stage}  {rate:.0f} seed-steps/s  {shown}{self.score}")
+        names = stage.shown or tuple(metrics)[:2]
+        shown = "  ".join(f"{k} {float(metrics[k].mean()):.3g}" for k in names)
+        done = chunk.start + chunk.length
+        self.progress.update(done, f"{rate:.0f} seed-steps/s  {shown}{self.score}")
+
+    def close(self):
+        """Ends the bar of the stage that is running."""
+        if self.progress is not None:
+            self.progress.close()
 
     def on_evaluate(self, chunk, returns, seconds):
         self.seconds["evaluate"] += seconds
@@ -138,16 +150,39 @@ def check_memory(task, programs):
         )
 
 
+def needs(request):
+    """Prints what data and states will take, before any is made; raises UserError as `check`."""
+    data, state = build.check(request.config)
+    state *= len(request.points) * request.config.run.num_seeds
+    text = f"memory: data about {console.megabytes(data)}, states of all runs about "
+    print(f"{text}{console.megabytes(state)}, scratch is known once compiled; ", end="")
+    cached = machine.cached_programs()
+    print(f"compile cache: {cached} programs", flush=True)
+
+
+def write_environment(folder):
+    """Writes environment.json; one that is there stays, and gets what a resumed run differs in."""
+    path, now = folder / "environment.json", machine.environment()
+    if path.exists():
+        first = storage.read_json(path)
+        changed = {key: value for key, value in now.items() if first.get(key) != value}
+        if not changed:
+            return
+        print(f"run: {' and '.join(sorted(changed))} changed since it began: bits may differ")
+        now = first | {"resumed_with": [*first.get("resumed_with", []), changed]}
+    storage.write_json(path, now)
+
+
 def train(request, folder, hits):
     """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
-    build.check(request.config)
+    needs(request)
     machine.prepare_folder(folder, 20e6, "--out")
     fields, meta, collected = collect.ensure(request.config, request.data)
     task, env, scale = build.make_task(request.config, request.points, fields)
     size = training.state_bytes(training.state_shapes(task))
     machine.prepare_folder(folder, 4 * size + 20e6, "--out")
     storage.write_json(folder / "config.json", identity(request))
-    storage.write_json(folder / "environment.json", machine.environment())
+    write_environment(folder)
     saves = checkpoint.Checkpoints(folder / "checkpoints")
     session = Session(request, folder, task, saves, build.task_sets(env)["test"])
     programs, seconds = compile_programs(task, hits)
@@ -170,7 +205,7 @@ def train(request, folder, hits):
         on_chunk=session.on_chunk, on_evaluate=session.on_evaluate, on_save=session.on_save
     )
     carry = training.chunked(task, programs, carry, done, hooks)
-    session.progress.close()
+    session.close()
     saves.close()
     trace = jax.device_get(
         programs.trace.call(carry["state"], task.run_keys, task.tasks, task.data, last_step(task))
@@ -186,7 +221,7 @@ def execute(request):
     describe(request, folder)
     if (folder / "summary.json").exists():
         print("run: finished before; printing its table (delete the folder to run again)")
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = outputs.read_summary(folder)
         outputs.print_table(summary, folder)
         return summary
     hits = machine.count_cache_hits()

@@ -22,36 +22,28 @@ def blocks(arrays):
     return sorted(found, key=lambda item: TASK_SETS.index(item[1]))
 
 
-def last_reached(returns):
-    """Returns the last eval point of returns [eval_point, ...] with a number in it, or None."""
-    reached = np.flatnonzero(np.isfinite(returns).any(tuple(range(1, returns.ndim))))
-    return int(reached[-1]) if len(reached) else None
-
-
 def results(arrays, meta, groups=None):
     """Returns the `results` of summary.json: one entry per task set x protocol x metric.
 
     Args: arrays, the mapping stored in `returns.npz`: "<task_set>/<protocol>"
-    [eval_point, seed, task, episode] (NaN where not reached), "eval_steps" [eval_point],
-    "random_return" and "reference_return" [num_tasks], "train_ids", "test_ids"; meta, a dict with
-    "suite", "env", "algorithm" (or the paper's name of an ablation) and "metric" (the native one);
-    groups, [(label, slice of the seed axis)] of a sweep. Only the last point reached enters, never
-    the best one. Native metric first; each group is a block whose entries have "sweep".
+    [eval_point, seed, task, episode], "eval_steps" [eval_point], "random_return" and
+    "reference_return" [num_tasks], "train_ids", "test_ids"; meta, a dict with "suite", "env",
+    "algorithm" (the paper's name of it, or None) and "metric" (the native one); groups,
+    [(label, slice of the seed axis)] of a sweep. Only the last point enters, never the best one;
+    what is not finite there stays so. Protocols in the order of `arrays`, native metric first; each
+    group is a block whose entries have "sweep".
     """
     entries = []
     for label, part in groups or [(None, slice(None))]:
         for name, task_set, protocol in blocks(arrays):
-            returns = np.asarray(arrays[name])[:, part]
-            point = last_reached(returns)
-            if point is None:
-                continue
+            returns = np.asarray(arrays[name])[-1, part]
             ids = np.asarray(arrays[f"{task_set}_ids"])
             bounds = [np.asarray(arrays[f"{key}_return"])[ids] for key in ("random", "reference")]
             for metric, pick in base.metrics(meta["metric"]).items():
                 cell = (meta["suite"], meta["env"], meta["algorithm"], protocol, task_set, metric)
                 entry = {"task_set": task_set, "protocol": protocol, "metric": metric}
-                entry |= {"step": int(arrays["eval_steps"][point])}
-                entry |= statistics.summarize(pick(returns[point]), *bounds)
+                entry |= {"step": int(arrays["eval_steps"][-1])}
+                entry |= statistics.summarize(pick(returns), *bounds)
                 entry["paper"] = paper_tables.lookup(*cell)
                 entries.append(entry if label is None else {"sweep": label} | entry)
     return entries
@@ -66,8 +58,8 @@ def native(entries):
 
 
 def number(value):
-    """Returns a number as text; "-" where there is none."""
-    return f"{value:.2f}" if np.isfinite(value) else "-"
+    """Returns a number as text."""
+    return f"{value:.2f}"
 
 
 def row(entry):
@@ -109,25 +101,33 @@ def note(entries):
 
 def render(entries):
     """Returns the aligned plain-text table of `results` for a terminal, native metric only."""
-    if not entries:
-        return "no results yet: no evaluation point was reached"
     header, rows = grid(entries)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     num_names = len(header) - len(COLUMNS) + 2  # names align left, numbers right
-    pad = lambda text, i: text.ljust(widths[i]) if i < num_names else text.rjust(widths[i])
-    lines = ["  ".join(pad(text, i) for i, text in enumerate(line)) for line in [header, *rows]]
+    return f"{plain_grid([header, *rows], num_names)}\n{note(entries)}"
+
+
+def plain_grid(rows, num_left):
+    """Returns rows of texts, the first a heading, in columns, the first ones aligned left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = lambda text, i: text.ljust(widths[i]) if i < num_left else text.rjust(widths[i])
+    lines = ["  ".join(pad(text, i) for i, text in enumerate(line)) for line in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in [*lines, note(entries)])
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_grid(rows, num_left=None):
+    """Returns rows of texts, the first a heading, in Markdown."""
+    num_left = len(rows[0]) if num_left is None else num_left
+    marks = ["---" if i < num_left else "---:" for i in range(len(rows[0]))]
+    lines = [
+        " | ".join(text.replace("|", "\\|") for text in line)
+        for line in [rows[0], marks, *rows[1:]]
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def markdown(entries):
     """Returns the same table as `render` in Markdown."""
-    if not entries:
-        return "No results yet: no evaluation point was reached."
     header, rows = grid(entries)
     num_names = len(header) - len(COLUMNS) + 2
-    marks = ["---" if i < num_names else "---:" for i in range(len(header))]
-    lines = [
-        " | ".join(text.replace("|", "\\|") for text in line) for line in [header, marks, *rows]
-    ]
-    return "\n".join(f"| {line} |" for line in lines) + f"\n\n{note(entries).capitalize()}."
+    return f"{markdown_grid([header, *rows], num_names)}\n\n{note(entries).capitalize()}."

@@ -1,15 +1,21 @@
 """Checkpoints of a whole run behind one small module (Orbax).
 
 A checkpoint is a pytree plus a JSON dict. It is complete or absent, whatever kills the process;
-the two newest are kept, and a damaged newest one falls back to the one before with a warning.
+the two newest are kept, and a damaged newest one falls back to the one before with a warning. One
+that another version of the code wrote is an error, and stays.
 """
 
 import logging
+import pathlib
+import shutil
 import warnings
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from gentle_jax import errors
+from gentle_jax.config import fingerprint
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at info level
 
@@ -25,41 +31,56 @@ class Checkpoints:
         """Saves in the background; the arrays may be donated as soon as this returns."""
         leaves = jax.tree.leaves(tree)
         copies = {f"{i:05d}": np.array(leaf, copy=True) for i, leaf in enumerate(leaves)}
-        items = ocp.args.Composite(tree=ocp.args.StandardSave(copies), meta=ocp.args.JsonSave(meta))
+        whole = meta | {"layout": _layout(leaves)}
+        items = ocp.args.Composite(
+            tree=ocp.args.StandardSave(copies), meta=ocp.args.JsonSave(whole)
+        )
         self._manager.save(step, args=items, force=True)
 
     def restore(self, like):
         """Returns (tree, meta) of the newest readable checkpoint, or None if there is none.
 
-        Args: like, a pytree of arrays or shapes that the checkpoint must fit.
+        Args: like, a pytree of arrays or shapes that the checkpoint must fit; raises UserError if
+        it holds other ones.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._read(step, like)
+            except errors.UserError:
+                raise
             except (OSError, ValueError, KeyError) as error:
                 reason = str(error).splitlines()[0][:120]
                 message = f"checkpoint {step} is damaged, trying the one before ({reason})"
                 warnings.warn(message, stacklevel=2)
-                self._manager.delete(step)  # its step is saved again, and it must not be kept
+                self._set_aside(step)
         return None
+
+    def _set_aside(self, step):
+        """Moves a damaged checkpoint out of the way: its step will be saved again."""
+        folder = pathlib.Path(self._manager.directory)
+        aside = folder.with_name(f"{folder.name}_damaged")
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        aside.mkdir(exist_ok=True)
+        (folder / str(step)).replace(aside / str(step))
+        self._manager.reload()
 
     def _read(self, step, like):
         leaves, structure = jax.tree.flatten(like)
+        described = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=described).meta
+        if meta.pop("layout") != _layout(leaves):
+            raise errors.UserError(
+                f"the checkpoint in {self._manager.directory} was written by another version of "
+                f"the code: resume with that version, or delete the folder to begin anew"
+            )
         target = {
             f"{i:05d}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             for i, leaf in enumerate(leaves)
         }
-        items = ocp.args.Composite(
-            tree=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-        )
-        found = self._manager.restore(step, args=items)
-        ordered = [np.asarray(found.tree[name]) for name in sorted(found.tree)]
-        for value, leaf in zip(ordered, leaves, strict=True):
-            if value.shape != leaf.shape or value.dtype != leaf.dtype:
-                raise ValueError(
-                    f"saved {value.shape} {value.dtype}, not {leaf.shape} {leaf.dtype}"
-                )
-        return jax.tree.unflatten(structure, ordered), found.meta
+        items = ocp.args.Composite(tree=ocp.args.StandardRestore(target))
+        found = self._manager.restore(step, args=items).tree
+        ordered = [np.asarray(found[name]) for name in sorted(found)]
+        return jax.tree.unflatten(structure, ordered), meta
 
     def wait(self):
         """Blocks until the last save is on disk; raises what went wrong in the background."""
@@ -68,3 +89,8 @@ class Checkpoints:
     def close(self):
         """Waits and frees the writer."""
         self._manager.close()
+
+
+def _layout(leaves):
+    """Returns a fingerprint of the shapes and types of leaves in order."""
+    return fingerprint([[list(leaf.shape), str(leaf.dtype)] for leaf in leaves])

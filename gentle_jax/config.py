@@ -20,7 +20,10 @@ FIDELITIES = ("paper", "release")
 CONTEXT_DRAWS = ("uniform", "level", "episodes")
 TASK_DRAWS = ("distinct", "replace")
 INITS = ("rlkit", "he")
-POSITIVE = ("width", "depth", "encoder_width", "encoder_depth", "scored_steps", "two_phase_steps")
+MAY_BE_ZERO = (  # every other whole number is a size, a count or a period
+    "behaviour.seed", "behaviour.seed_steps", "eval.context_episodes", "eval.exploration_steps",
+    "algo.num_cross_tasks", "algo.num_fillers",
+)  # fmt: skip
 METRICS = ("final", "all", "first")
 
 
@@ -177,29 +180,22 @@ def resolve(run, preset_layers=(), overrides=None):
 
 def validate(config):
     """Raises UserError for values that no program could run with."""
-    at_least_one = {
-        "--num_seeds": config.run.num_seeds,
-        "--num_steps (train.num_steps)": config.train.num_steps,
-        "train.meta_batch": config.train.meta_batch,
-        "train.batch_size": config.train.batch_size,
-        "train.context_size": config.train.context_size,
-        "train.context_levels": config.train.context_levels,
-        "train.latent_dim": config.train.latent_dim,
-        "train.num_evals": config.train.num_evals,
-        "behaviour.num_levels": config.behaviour.num_levels,
-        "behaviour.episodes_per_level": config.behaviour.episodes_per_level,
-        "behaviour.batch_size": config.behaviour.batch_size,
-        "eval.num_repeats": config.eval.num_repeats,
-    }
-    for name, value in at_least_one.items():
+    for name, value in (
+        ("--num_seeds", config.run.num_seeds),
+        ("--num_steps (train.num_steps)", config.train.num_steps),
+    ):
         if value < 1:
             raise errors.UserError(f"{name} is {value}: expected at least 1; pass a larger number")
-    for section in ("train", "behaviour", "eval", "algo", "backbone"):
-        for name, value in dataclasses.asdict(getattr(config, section)).items():
+    for section in SECTIONS[1:]:
+        for field, value in dataclasses.asdict(getattr(config, section)).items():
+            name = f"{section}.{field}"
             if isinstance(value, float) and not math.isfinite(value):
-                raise errors.UserError(f"{section}.{name} is {value}: expected a finite number")
-            if name in POSITIVE and value < 1:
-                raise errors.UserError(f"{section}.{name} is {value}: expected at least 1")
+                raise errors.UserError(f"{name} is {value}: expected a finite number")
+            least = 0 if name in MAY_BE_ZERO else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise errors.UserError(
+                    f"{name} is {value}: expected at least {least}; pass a larger number"
+                )
     if config.run.seed_offset < 0:
         raise errors.UserError(f"--seed_offset is {config.run.seed_offset}: expected 0 or more")
     if config.train.context_draw not in CONTEXT_DRAWS:
@@ -240,6 +236,7 @@ def data_identity(config):
         "suite": config.run.suite,
         "physics": config.run.physics,
         "behaviour": dataclasses.asdict(config.behaviour),
+        "random_episodes": config.eval.random_episodes,  # behind meta.json's random_return
     }
 
 

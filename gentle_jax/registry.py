@@ -1,7 +1,8 @@
 """The four tables. A new entry is one new file and one line here.
 
 Each value is a module, imported on first use. What a module must define:
-  algorithm    `Config`, `FIDELITY`, `DEFAULT_FIDELITY`, `make(config, train, spec, rl)`
+  algorithm    `Config`, `FIDELITY`, `DEFAULT_FIDELITY`, `make(config, train, spec, rl)`;
+               optional: `VARIANTS`, {the paper's name of an ablation: {field: value}}
   backbone     `Config`, `make(config, latent_dim, spec)`
   environment  `SETTINGS` (suite -> default overrides), `make(suite)`
   protocol     `make(eval_config, env)`

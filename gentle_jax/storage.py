@@ -1,8 +1,9 @@
 """Datasets on disk: one folder with `meta.json` and one memory-mapped `.npy` per field.
 
 Arrays are [task, level, episode, step, ...] float32 with `mask` for short episodes. `meta.json` is
-written last and names the configuration and the sha256 of every file: a folder without it is
-unfinished, and a file that does not match it is an error, never a silent reuse.
+written last, names the configuration and the sha256 of every file, and has a checksum of its own:
+a folder without it is unfinished, and a file that does not match it is an error, never a silent
+reuse.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import numpy as np
 from gentle_jax import config as config_lib
 from gentle_jax import errors
 
-SCHEMA = 1
+SCHEMA = 2
 FIELDS = ("obs", "action", "reward", "context_reward", "next_obs", "terminal", "mask")
 
 
@@ -55,7 +56,21 @@ def open_arrays(folder, wanted):
                 arrays.pop(name, None)
         if name not in arrays or arrays[name].shape != shape:
             arrays[name] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+            _reserve(path)
     return arrays
+
+
+def _reserve(path):
+    """Takes a new file's whole space: a disk that fills up later would kill a write to the map."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def stored_bytes(folder):
+    """Returns the space that a folder's arrays take already."""
+    found = [folder / f"{name}.npy" for name in FIELDS]
+    return sum(path.stat().st_blocks * 512 for path in found if path.exists())
 
 
 def write_level(arrays, level, fields):
@@ -81,10 +96,19 @@ def write_json(path, tree):
     os.replace(temporary, path)
 
 
+def read_json(path):
+    """Returns the content of a JSON file that this package wrote, or {} if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return {}
+
+
 def commit(folder, meta):
     """Finishes a dataset: adds schema and checksums to `meta` and writes it, last of all."""
     files = {f"{name}.npy": file_hash(folder / f"{name}.npy") for name in FIELDS}
-    write_json(folder / "meta.json", {"schema": SCHEMA, **meta, "sha256": files})
+    whole = {"schema": SCHEMA, **meta, "sha256": files}
+    write_json(folder / "meta.json", whole | {"checksum": config_lib.fingerprint(whole)})
 
 
 def is_complete(folder):
@@ -97,9 +121,10 @@ def read_meta(folder):
     path = pathlib.Path(folder) / "meta.json"
     try:
         meta = json.loads(path.read_text())
-        if meta["schema"] == SCHEMA and isinstance(meta["sha256"], dict):
-            return meta
-        raise ValueError("another schema")
+        if meta["schema"] != SCHEMA or not isinstance(meta["sha256"], dict):
+            raise ValueError("another schema")
+        rest = {key: value for key, value in meta.items() if key != "checksum"}
+        altered = meta["checksum"] != config_lib.fingerprint(rest)
     except FileNotFoundError:
         raise errors.UserError(
             f"{folder} holds no dataset (meta.json is missing): pass another --data, or collect it "
@@ -110,6 +135,12 @@ def read_meta(folder):
             f"{path} is not a dataset description of schema {SCHEMA}: delete the folder to make it "
             f"anew"
         ) from None
+    if altered:
+        raise errors.UserError(
+            f"{path} does not match its own checksum (altered): restore it, or delete the folder "
+            f"to make the data anew"
+        )
+    return meta
 
 
 def check_identity(meta, config, folder):

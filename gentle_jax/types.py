@@ -81,6 +81,7 @@ class Stage(NamedTuple):
     num_steps: int
     step: Callable  # (AgentState, data, key, index) -> (AgentState, Metrics)
     evaluate: bool = True  # False: pretraining, after which there is no policy to evaluate
+    shown: tuple = ()  # the metrics that say most while it runs; () = the first two
 
 
 class Algorithm(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gentle_jax import checkpoint
+from gentle_jax import checkpoint, errors
 from gentle_jax.types import AgentState
 
 # Orbax drops the reads that were under way when one of them failed; they complain when collected
@@ -113,6 +113,7 @@ def test_a_damaged_newest_falls_back_with_a_warning(tmp_path, open_at, part, dam
         found, meta = saves.restore(make_tree(0))
     check_same(found, make_tree(7))
     assert meta["done"] == 7
+    assert (tmp_path / "c_damaged" / "8").exists()
     # and training can go on over the damaged one
     saves.save(8, make_tree(80), {"done": 8})
     saves.save(9, make_tree(9), {"done": 9})
@@ -153,12 +154,14 @@ def test_all_damaged_is_none_with_a_warning_each(tmp_path, open_at):
     assert [int(str(w.message).split()[1]) for w in seen] == [2, 1]
 
 
-def test_another_shape_is_not_restored(tmp_path, open_at):
+def test_another_layout_is_an_error_and_stays(tmp_path, open_at):
     fill(open_at(tmp_path / "c"), [1])
     like = make_tree(0)
     like["returns"]["all"] = np.zeros((4, 2, 5), np.float32)
-    with pytest.warns(UserWarning, match="checkpoint 1"):
-        assert open_at(tmp_path / "c").restore(like) is None
+    with pytest.raises(errors.UserError, match="another version"):
+        open_at(tmp_path / "c").restore(like)
+    found, _ = open_at(tmp_path / "c").restore(make_tree(0))
+    check_same(found, make_tree(1))
 
 
 def test_saving_copies_what_is_changed_or_donated_later(tmp_path, open_at):

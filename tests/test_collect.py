@@ -230,7 +230,7 @@ def test_resume_after_an_interruption_gives_the_same_bits(
     monkeypatch.setattr(collect.storage, "write_level", watched)
     again, again_meta, _ = ensure(tmp_path)
     assert written == list(range(level, 3))
-    assert ("resuming" in capsys.readouterr().out) == (level > 0)
+    assert "resuming" in capsys.readouterr().out  # even before the first level is stored
     check_same(again, fields)
     assert without_environment(again_meta) == without_environment(meta)
     assert not (folder / "progress").exists()

@@ -155,6 +155,8 @@ def test_a_checksum_that_meta_lacks_is_a_mismatch(dataset):
     folder, config, _ = dataset
     meta = json.loads((folder / "meta.json").read_text())
     del meta["sha256"]["mask.npy"]
+    del meta["checksum"]
+    meta["checksum"] = config_lib.fingerprint(meta)
     storage.write_json(folder / "meta.json", meta)
     assert "mask.npy" in refused(folder, config)
 
@@ -222,3 +224,18 @@ def test_open_arrays_makes_another_shape_anew(tmp_path, wanted):
     longer = {name: (shape[0] + 1, *shape[1:]) for name, shape in wanted.items()}
     again = storage.open_arrays(tmp_path, longer)
     assert {name: a.shape for name, a in again.items()} == longer
+
+
+def test_an_altered_description_is_refused(dataset):
+    folder, config, _ = dataset
+    path = folder / "meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"note": [1.0]}))
+    assert "does not match its own checksum" in refused(folder, config)
+
+
+def test_new_arrays_take_their_whole_space(tmp_path, wanted):
+    assert storage.stored_bytes(tmp_path) == 0
+    storage.open_arrays(tmp_path, wanted)
+    size = sum(4 * int(np.prod(shape)) for shape in wanted.values())
+    assert storage.stored_bytes(tmp_path) >= size

@@ -1,12 +1,13 @@
 """Tables: the papers' cells, which numbers enter, how the text looks."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from experiments import paper_tables, tables
-from gentle_jax import suites
+from experiments import flags, outputs, paper_tables, tables
+from gentle_jax import registry, suites
 
 pytestmark = pytest.mark.filterwarnings("error")
 META = {"suite": "ctmrl", "env": "point_robot", "algorithm": "ctmrl", "metric": "final"}
@@ -78,17 +79,14 @@ def test_results_hold_the_last_point_native_metric_first():
     assert json.loads(json.dumps(entries)) == entries
 
 
-def test_points_not_reached_do_not_enter():
+def test_a_sweep_that_diverged_does_not_fall_back_on_an_earlier_point():
     arrays = make_arrays()
     for name, *_ in tables.blocks(arrays):
         arrays[name][2:] = np.nan
-    assert tables.results(arrays, META)[0]["step"] == 200
-    for name, *_ in tables.blocks(arrays):
-        arrays[name][:] = np.nan
     entries = tables.results(arrays, META)
-    assert entries == []
-    assert "no results yet" in tables.render(entries)
-    assert "No results yet" in tables.markdown(entries)
+    assert all(np.isnan(entry["mean"]) and entry["step"] == 300 for entry in entries)
+    for text in (tables.render(entries), tables.markdown(entries)):
+        assert "nan" in text
 
 
 def test_a_diverged_seed_shows():
@@ -130,3 +128,32 @@ def test_markdown_has_one_row_per_native_entry():
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 4
     assert {row.count("|") for row in rows} == {len(tables.COLUMNS) + 1}
+
+
+@pytest.mark.parametrize(
+    "arguments,expected",
+    [
+        ("--algo=ctmrl", "ctmrl"),
+        ("--algo=ctmrl --config.algo.use_kmeans=False", "ctmrl_no_kmeans"),
+        ("--algo=ctmrl --config.algo.num_codes=2", "ctmrl_codes_2"),
+        ("--algo=ctmrl --config.algo.num_codes=3", None),
+        ("--algo=ctmrl --config.algo.use_codebook=False", None),
+        ("--algo=ctmrl --config.algo.use_kmeans=False --config.algo.num_codes=2", None),
+        ("--algo=ctmrl --backbone=td3_bc", None),
+        ("--algo=ctmrl --fidelity=release --config.algo.width=32 --config.algo.lr=0.1", "ctmrl"),
+        ("--algo=gentle --suite=gentle --config.algo.relabel=False", "gentle_no_relabel"),
+        ("--algo=gentle --suite=gentle --config.algo.num_cross_tasks=1", "gentle"),
+    ],
+)
+def test_the_papers_number_is_shown_only_beside_what_it_describes(arguments, expected):
+    request = flags.parse(["run", "--preset=quick", *arguments.split()], "run", "", lambda: False)
+    assert outputs.paper_name(request.config) == expected
+
+
+def test_every_variant_has_a_row_in_the_papers_tables():
+    named = {name for paper in paper_tables.TABLES for _, name, _, _ in paper_tables.cells(paper)}
+    for algorithm in registry.ALGORITHMS:
+        module = registry.load("algorithm", algorithm)
+        assert set(getattr(module, "VARIANTS", {})) <= named
+        for values in getattr(module, "VARIANTS", {}).values():
+            dataclasses.replace(module.Config(), **values)

@@ -21,8 +21,9 @@ Deviations, with reasons: prediction losses are mean squared errors (the paper's
 with the context); they are taken on the RL batch, whose reward is dense also where contexts are
 sparse; collected vectors are z, since the released collection returns undefined names; codes start
 from K-means, or from N(0, 1) without it, since zero codes have no cosine. The released Adam step on
-codes is erased by the next moving average, so it is left out. `algo.use_codebook=False`
-is "no codebook at all".
+codes is erased by the next moving average, so it is left out. In `paper` Adam moves codes too, by
+its momentum also ones without a match; a K-means centre without members moves no code.
+`algo.use_codebook=False` is "no codebook at all".
 """
 
 import dataclasses
@@ -48,6 +49,16 @@ FIDELITY = {
         "algo.use_focal": True,
         "algo.use_club": True,
     },
+}
+
+
+# the paper's names of its Tables 2 and 3 in `experiments/reference`
+VARIANTS = {
+    "ctmrl_no_code_loss": {"use_code_loss": False},
+    "ctmrl_no_cross_prediction": {"use_cross_prediction": False},
+    "ctmrl_no_kmeans": {"use_kmeans": False},
+    "ctmrl_no_contrastive": {"use_contrast": False},
+    **{f"ctmrl_codes_{n}": {"num_codes": n} for n in (2, 4, 8, 16, 32, 64)},
 }
 
 
@@ -77,7 +88,8 @@ class Config:
     unit_norm_kmeans: bool = False
     use_focal: bool = False
     use_club: bool = False
-    contrast_every: int = 1  # it encodes two contexts of every training task
+    contrast_every: int = 1  # it encodes two contexts of every training task; its mean weight is
+    #                          contrast_weight / contrast_every
     num_fillers: int = 4  # M
     num_iterations: int = 65
     eta: float = 0.1
@@ -106,6 +118,7 @@ class CTMRLState:
     code_moments: tuple
     matrix: jax.Array  # [Z, Z], the release's frozen bilinear form
     bag: jax.Array  # [rows, Z], task vectors waiting for K-means
+    codes_on: jax.Array  # scalar, 1 once codes are in use: figures show none before
 
 
 def _check(config, spec):
@@ -166,9 +179,16 @@ def make(config, train, spec, rl):
             state = state.replace(params=params, moments=moments)
             if codes_on:
                 state = _move_codes(config, state, hp, grads["codes"], z, z_all)
+                state = state.replace(codes_on=jnp.ones_like(state.codes_on))
             return state, metrics | club_metrics
 
         return step
+
+    def describe(state, z):
+        if not config.use_codebook:
+            return {}
+        code = codebook.match(state.book.codes, z[None])[0]
+        return {"code": jnp.where(state.codes_on > 0, code.astype(jnp.float32), jnp.nan)}
 
     def rep(codes_on):
         return Representation(
@@ -178,7 +198,7 @@ def make(config, train, spec, rl):
             prior=lambda state: nets.prior(),
             extend=lambda state, *args: nets.extend(state.params["encoder"], *args),
             sample=nets.sample,
-            describe=lambda state, z: {"code": codebook.match(state.book.codes, z[None])[0]},
+            describe=describe,
         )
 
     def init(hp, key):
@@ -194,7 +214,8 @@ def make(config, train, spec, rl):
     def stage(name, codes_on, begin, end):
         joint = learner.joint_step(rep(codes_on), rl, train, spec.num_train_tasks, begin)
         step = _staged(config, joint, periodic, codes_on, task_vectors, begin)
-        return Stage(name, end - begin, step)
+        shown = ("prediction_loss", "q_loss") + (("codes_used",) if config.use_codebook else ())
+        return Stage(name, end - begin, step, shown=shown if codes_on else shown[:2])
 
     warmup_steps = min(schedule[0] * per_iteration, train.num_steps)
     stages = (
@@ -269,6 +290,7 @@ def _init_state(nets, config, latent_dim, bag_rows, key):
         code_moments=learner.adam_init(codes),
         matrix=jax.random.uniform(keys[5], (latent_dim, latent_dim)),
         bag=jnp.zeros((bag_rows, latent_dim)),
+        codes_on=jnp.zeros(()),
     )
 
 

@@ -43,6 +43,14 @@ FIDELITY = {
 }
 
 
+# the paper's names of its Table 2 in `experiments/reference`
+VARIANTS = {
+    "gentle_contrastive": {"objective": "contrastive"},
+    "gentle_no_relabel": {"relabel": False},
+    "gentle_no_policy_relabel": {"policy_relabel": False},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Constants of gentle_suite.md sec. 3; floats are leaves of `hp` unless static."""
@@ -193,8 +201,14 @@ def make(config, train, spec, rl):
 
     model_steps = models.num_steps if config.relabel else 0
     stages = (
-        Stage("dynamics", model_steps, dynamics_step, evaluate=False),
-        Stage("train", train.num_steps, train_step),
+        Stage(
+            "dynamics",
+            model_steps,
+            dynamics_step,
+            evaluate=False,
+            shown=("holdout_error", "tasks_running"),
+        ),
+        Stage("train", train.num_steps, train_step, shown=("context_loss", "q_loss")),
     )
     return Algorithm(init, stages, rep, rl)
 
@@ -336,7 +350,7 @@ def _mixed_context(config, train, slots, buffer, data, task_id, key):
         terminal=jnp.zeros_like(reward),
     )
     if config.union_context:
-        made_rows = count * buffer.reward.shape[-1]
+        made_rows = (count - 1.0 + config.own_share) * buffer.reward.shape[-1]
         share = made_rows / (made_rows + data.episode_start[task_id, -1][:, None])
         use = jax.random.uniform(k_kind, (num_tasks, size)) < share
     else:

@@ -1,0 +1,181 @@
+"""`experiments.report` and `experiments.reproduce`: which runs they show, and what they refuse."""
+
+import itertools
+import json
+
+import pytest
+
+from experiments import flags, outputs, report, reproduce, run, tables
+
+ENTRY = {
+    "task_set": "test", "metric": "final", "step": 20, "mean": -4.5, "std": 0.1,
+    "ci95": [-4.75, -4.25], "iqm": -4.5, "normalized": 0.9, "per_seed": [-4.4, -4.6], "paper": None,
+}  # fmt: skip
+NATIVE = "random_then_policy"
+
+
+def make_summary(**changes):
+    entries = [ENTRY | {"protocol": p} for p in (NATIVE, "given_context")]
+    entries[1] |= {"normalized": 0.95, "mean": -4.2}
+    plain = {
+        "algorithm": "ctmrl", "backbone": "brac_sac", "env": "point_robot", "suite": "ctmrl",
+        "preset": "quick", "fidelity": "paper", "num_seeds": 2, "num_steps": 20,
+        "protocols": [NATIVE, "given_context"], "results": entries,
+        "seconds": {"train": 1.0, "total": 2.0}, "seed_steps_per_second": 3.0, "failed_seeds": [],
+    }  # fmt: skip
+    return plain | changes
+
+
+def store(folder, summary):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A root with three runs."""
+    store(tmp_path / "ctmrl/point_robot/ctmrl/a", make_summary())
+    store(tmp_path / "ctmrl/point_robot/ctmrl/b", make_summary(fidelity="release", num_steps=7))
+    other = make_summary(suite="gentle", algorithm="gentle", protocols=["given_context"])
+    store(tmp_path / "gentle/point_robot/gentle/c", other)
+    return tmp_path
+
+
+def shown(capsys, *arguments, command=report.run, name="report"):
+    """Runs the command; returns (exit code, stdout, stderr)."""
+    code = flags.main(command, [name, *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_list_has_each_runs_own_protocol(capsys, runs):
+    code, out, _ = shown(capsys, f"--out={runs}")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 2 + 3
+    assert NATIVE in lines[2] and "0.900" in lines[2] and "0.950" not in lines[2]
+    assert "given_context" in lines[4] and "0.950" in lines[4]
+
+
+@pytest.mark.parametrize(
+    "arguments,kept",
+    [
+        (["--algo=gentle"], ["c"]),
+        (["--fidelity=release"], ["b"]),
+        (["--num_steps=20", "--suite=ctmrl"], ["a"]),
+        (["--preset=quick"], ["a", "b", "c"]),
+    ],
+)
+def test_flags_choose_runs(capsys, runs, arguments, kept):
+    _, out, _ = shown(capsys, f"--out={runs}", *arguments)
+    assert [line.rsplit("/", 1)[1] for line in out.splitlines()[2:]] == kept
+
+
+def test_markdown_of_the_list_and_of_a_run(capsys, runs):
+    _, out, _ = shown(capsys, f"--out={runs}", "--markdown")
+    assert out.count("\n| ") == 1 + 3 and out.startswith("| algorithm |")
+    folder = runs / "ctmrl/point_robot/ctmrl/a"
+    _, out, _ = shown(capsys, f"--run={folder}", "--markdown")
+    assert out == tables.markdown(make_summary()["results"]) + "\n"
+    for path in (folder, folder / "summary.json"):
+        _, out, _ = shown(capsys, f"--run={path}")
+        assert "results: " in out and "-4.50" in out
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"algorithm": "ctmrl"}', "not json"])
+def test_a_damaged_summary_is_one_line(capsys, tmp_path, content):
+    path = tmp_path / "summary.json"
+    path.write_text(content)
+    code, _, err = shown(capsys, f"--run={tmp_path}")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert "is not the summary of a run" in err
+
+
+@pytest.mark.parametrize("place", ["absent", "file/inside", "x" * 300, "empty"])
+def test_no_run_there_is_one_line(capsys, tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for flag in ("--run", "--out"):
+        code, _, err = shown(capsys, f"{flag}={tmp_path / place}")
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.fixture
+def executed(monkeypatch, tmp_path):
+    """Stands in for the runs of a table: [(row's flags, env)] of those that would be run."""
+    found = []
+
+    def execute(request):
+        found.append(request)
+        number = len(found)
+        summary = make_summary(env=request.config.run.env)
+        for entry in summary["results"]:
+            entry["normalized"] = number / 100
+        store(run.folder_of(request), summary)
+        return summary
+
+    monkeypatch.setattr(run, "execute", execute)
+    monkeypatch.setattr(reproduce.machine, "start", lambda: None)
+    monkeypatch.setattr(reproduce.machine, "on_accelerator", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def reproduced(capsys, *arguments):
+    return shown(capsys, *arguments, command=reproduce.main, name="reproduce")
+
+
+def test_a_table_runs_the_chosen_cells_and_takes_finished_ones(capsys, executed, tmp_path):
+    chosen = ("--rows=release", "--envs=point_robot", "--preset=quick")
+    code, out, _ = reproduced(capsys, *chosen)
+    assert code == 0 and len(executed) == 1
+    assert executed[0].config.run.fidelity == "release"
+    rows = [line for line in out.splitlines() if line.startswith("| release")]
+    assert rows[0].count("0.010") == 2 and rows[0].count("| - ") == 4
+    # another row: the first one is finished and is in the table again, in the table's order
+    code, out, _ = reproduced(capsys, "--rows", "paper equations", *chosen[1:])
+    assert code == 0 and len(executed) == 2
+    names = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
+    assert names == ["row", "paper equations", "release"]
+    stored = json.loads((tmp_path / "runs/tables/components.json").read_text())
+    assert {(c["row"], c["env"]) for c in stored["cells"]} == {
+        ("release", "point_robot"), ("paper equations", "point_robot"),
+    }  # fmt: skip
+    assert (tmp_path / "runs/tables/components.md").read_text().startswith("| row | point_robot")
+
+
+@pytest.mark.parametrize("form", ["--table=gentle", "--table gentle"])
+def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
+    code, _, err = reproduced(
+        capsys, *form.split(), "--preset=smoke", "--config.algo.relabel_every=7"
+    )
+    assert code == 0, err
+    assert {r.config.algo.relabel_every for r in executed} == {7}
+    assert len(executed) == len(reproduce.TABLES["gentle"])
+
+
+@pytest.mark.parametrize(
+    "argument,part",
+    [
+        ("--table=component", "did you mean 'components'"),
+        ("--rows=relase", "did you mean 'release'"),
+        ("--envs=ant_dir", "expected one of"),
+        ("--algo=gentle", "--algo=gentle is set by the rows"),
+        ("--env=point_robot", "is set by the rows"),
+        ("--nonsense=1", "'nonsense'"),
+        ("--num_seeds=0", "at least 1"),
+        ("--to=/proc/nope", "pass another --to"),
+    ],
+)
+def test_bad_input_of_a_table_is_one_line_before_any_run(capsys, executed, argument, part):
+    code, _, err = reproduced(capsys, "--preset=smoke", argument)
+    assert code == 2 and part in err and err.count("\n") == 1
+    assert not executed
+
+
+def test_every_cell_of_every_table_resolves():
+    for table in reproduce.TABLES:
+        found = reproduce.cells(table, ["reproduce", "--preset=quick"])
+        rows, envs = reproduce.TABLES[table], reproduce.ENVIRONMENTS[table]
+        assert set(found) == set(itertools.product(rows, envs))
+        assert len({outputs.json.dumps(run.identity(r)) for r in found.values()}) == len(found)
