@@ -1,6 +1,7 @@
 """The chunked driver: the same chunks as `sweep.fused`, with the host in between.
 
-Between chunks the host saves a checkpoint, so a kill loses at most one chunk, and reports. What a
+Between chunks the host saves a checkpoint in the background, and reports: a kill loses the chunk
+that is running, and the one before it only within the moment that its save takes. What a
 run has produced so far (returns, embeddings) travels inside the checkpoint: one atomic unit.
 """
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from gentle_jax import evaluation, registry
 from gentle_jax.envs import base
@@ -254,3 +255,38 @@ def test_rollout_masks_what_follows_an_early_end():
     rows, mask = evaluation.rollout(falls, task(env, 0), policy, jax.random.key(0), steps=7)
     np.testing.assert_allclose(rows.obs[:, 0], [0, 0.1, 0.2, 0, 0.1, 0.2, 0], atol=1e-6)
     assert mask.all()
+
+
+def test_how_far_the_gentle_suites_training_goals_reach():
+    """Normalized test returns of policies that know the test goal but only go where some may go.
+
+    What `given_context` results of this suite are to be read against (README): the nearest training
+    goal, and the point of the training goals' convex hull that is nearest to the test goal.
+    """
+    env = registry.load("environment", "point_robot").make("gentle")
+    goals = np.asarray(env.tasks["goal"], np.float64)
+    random = np.random.default_rng(0)
+    starts = random.uniform(-1, 1, (4000, 2))
+    actions = random.uniform(-0.1, 0.1, (env.horizon, 4000, 2))
+
+    def score(goal, move):
+        state, total = starts, 0.0
+        for step in range(env.horizon):
+            state = state + move(state, step)
+            total -= np.linalg.norm(state - goal, axis=1)
+        return total.mean()
+
+    toward = lambda target: lambda state, step: np.clip(target - state, -0.1, 0.1)
+    train = goals[env.train_ids]
+    found = {"nearest": [], "hull": []}
+    for goal in goals[env.test_ids]:
+        nearest = train[np.linalg.norm(train - goal, axis=1).argmin()]
+        weight = 1e3  # a row of ones: weights of a convex combination sum to one
+        share = scipy.optimize.nnls(
+            np.vstack([train.T, weight * np.ones(len(train))]), np.append(goal, weight)
+        )[0]
+        low, best = score(goal, lambda s, step: actions[step]), score(goal, toward(goal))
+        for name, target in (("nearest", nearest), ("hull", share @ train)):
+            found[name].append((score(goal, toward(target)) - low) / (best - low))
+    assert np.mean(found["nearest"]) == pytest.approx(0.76, abs=0.01)
+    assert np.mean(found["hull"]) == pytest.approx(0.90, abs=0.01)
