@@ -72,11 +72,6 @@ def normalize(dataset, mean, std):
     return dataset.replace(rows=scaled)
 
 
-def size_bytes(dataset):
-    """Returns the bytes that the dataset takes on a device."""
-    return sum(x.nbytes for x in jax.tree.leaves(dataset))
-
-
 def task_sampler(meta_batch, num_tasks, task_draw):
     """Returns draw(key) -> task ids [meta_batch]; distinct ones where possible and asked for."""
     if task_draw == "distinct" and meta_batch == num_tasks:

@@ -213,9 +213,3 @@ def test_task_sampler_repeats_tasks_when_asked_or_when_it_must(size, total, how)
     drawn = np.stack([draw(jax.random.key(k)) for k in range(30)])
     assert drawn.min() == 0 and drawn.max() == total - 1
     assert any(len(set(row)) < size for row in drawn)
-
-
-def test_size_counts_every_array(dataset):
-    rows = dataset.rows.reward.size
-    # obs, action, next_obs have two columns, three more fields have one; all 4 bytes
-    assert data_lib.size_bytes(dataset) == 4 * (rows * 9 + dataset.episode_start.size)
