@@ -27,6 +27,22 @@ def polyak(target, params, tau):
     return optax.incremental_update(params, target, tau)
 
 
+def critic_step(q, state, batch, z, target, lr):
+    """One Adam step of a backbone's stacked critics towards `target` [N], squared error.
+
+    Args: q, (params, obs, action, z) -> [2, N]; state, with `critics` and `critic_moments`.
+    Returns (state, d loss / d z [N, Z], loss): the sum over critics of the mean over rows.
+    """
+
+    def loss(critics, z):
+        error = q(critics, batch.obs, batch.action, z) - target
+        return (error**2).mean(1).sum()
+
+    value, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
+    critics, moments = adam_step(state.critics, grads, state.critic_moments, lr)
+    return state.replace(critics=critics, critic_moments=moments), dz, value
+
+
 def copy(tree):
     """Returns a copy of a tree: a donated state must not hold one buffer twice."""
     return jax.tree.map(jnp.copy, tree)

@@ -181,14 +181,7 @@ def _critic_step(nets, state, hp, batch, z):
     next_value = nets.v(state.target_value, batch.next_obs, z)
     keep = (1.0 - batch.terminal) * hp["discount"]
     target = jax.lax.stop_gradient(hp["reward_scale"] * batch.reward + keep * next_value)
-
-    def loss(critics, z):
-        error = nets.q(critics, batch.obs, batch.action, z) - target
-        return (error**2).mean(1).sum()
-
-    q_loss, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
-    critics, moments = learner.adam_step(state.critics, grads, state.critic_moments, hp["lr"])
-    return state.replace(critics=critics, critic_moments=moments), dz, q_loss
+    return learner.critic_step(nets.q, state, batch, z, target, hp["lr"])
 
 
 def _policy_gradient(config, nets, state, hp, batch, z, key):

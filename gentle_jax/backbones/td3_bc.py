@@ -124,14 +124,7 @@ def _critic_target(nets, state, hp, batch, z, key):
 
 def _critic_step(nets, state, hp, batch, z, key):
     target = _critic_target(nets, state, hp, batch, z, key)
-
-    def loss(critics, z):
-        error = nets.q(critics, batch.obs, batch.action, z) - target
-        return (error**2).mean(1).sum()
-
-    q_loss, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
-    critics, moments = learner.adam_step(state.critics, grads, state.critic_moments, hp["lr"])
-    return state.replace(critics=critics, critic_moments=moments), dz, q_loss
+    return learner.critic_step(nets.q, state, batch, z, target, hp["lr"])
 
 
 def _actor_step(nets, state, hp, batch, z, key):
