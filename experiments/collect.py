@@ -46,7 +46,8 @@ def ensure(config, root):
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
     print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC, {console.megabytes(size)}")
     try:
-        _collect(config, env, folder, wanted)
+        with machine.alone(folder):
+            _collect(config, env, folder, wanted)
     except Exception as error:
         if machine.full_disk(error):
             raise errors.UserError(
@@ -73,11 +74,18 @@ def _collect(config, env, folder, wanted):
     if not storage.fits(folder, wanted):  # the levels that the checkpoint counts are not all there
         shutil.rmtree(folder / "progress", ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
-    saves = checkpoint.Checkpoints(folder / "progress", keep=1)
-    count = num_tasks(env)
-    blank = np.full((settings.num_levels, count), np.nan, np.float32)
-    like = {"state": state, "sampled": blank, "scored": blank}
-    found = saves.restore(like)
+    programs = (init, advance, episodes)
+    with checkpoint.Checkpoints(folder / "progress", keep=1) as saves:
+        carry = _advance(config, programs, arrays, saves, state, keys)
+    _finish(config, env, folder, carry)
+
+
+def _advance(config, programs, arrays, saves, state, keys):
+    """Trains from the newest checkpoint, or from the start, storing levels; returns the carry."""
+    init, advance, episodes = programs
+    settings = config.behaviour
+    blank = np.full((settings.num_levels, keys.shape[0]), np.nan, np.float32)
+    found = saves.restore({"state": state, "sampled": blank, "scored": blank})
     if found is None:
         carry = {"state": init.call(keys), "sampled": blank.copy(), "scored": blank.copy()}
         done = 0
@@ -100,8 +108,7 @@ def _collect(config, env, folder, wanted):
         saves.save(at, carry, {"steps": at})
         progress.update(at, shown)
     progress.close()
-    saves.close()
-    _finish(config, env, folder, carry)
+    return carry
 
 
 def pieces(levels, done, count=20):

@@ -31,7 +31,7 @@ GROUPS = {
     "how often": (
         ("num_seeds", int, 8, "seeds, all in one compiled program"),
         ("seed_offset", int, 0, "the first seed"),
-        ("num_steps", int, None, "gradient steps of the main stage; default: the preset's"),
+        ("num_steps", int, None, "gradient steps beside pretraining; default: the preset's"),
         ("sweep", list, [], "KEY=V1,V2,... crossed with seeds in the same program; repeatable"),
     ),
     "testing": (
@@ -169,6 +169,8 @@ def parse_sweep(config, entries):
             ) from None
         if not all(map(math.isfinite, numbers)):
             raise errors.UserError(f"--sweep={entry}: expected finite numbers")
+        if key.endswith("lr") and min(numbers) < 0:
+            raise errors.UserError(f"--sweep={entry}: expected rates of 0 or more")
         if any(name in point for axis in axes for point in axis for name in names):
             raise errors.UserError(f"--sweep={entry}: {key} is swept twice; list its values once")
         axes.append([dict.fromkeys(names, number) for number in numbers])

@@ -13,6 +13,11 @@ import jax
 
 from gentle_jax import errors
 
+try:
+    import fcntl
+except ImportError:  # not on this system: two processes in one folder are not noticed
+    fcntl = None
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "mujoco")
 
 
@@ -142,6 +147,26 @@ def prepare_folder(path, needed_bytes, flag):
             f"{path} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed: "
             f"make room, or pass another {flag}"
         )
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Holds a folder for this process; raises UserError while another one works in it."""
+    path = pathlib.Path(folder) / ".lock"
+    with open(path, "w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.UserError(
+                f"another process works in {folder}: wait until it ends, or change a setting"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield  # the end of the process frees the lock, whatever ends it
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def full_disk(error):

@@ -18,6 +18,7 @@ EXTRA = (
 COLUMNS = (
     "algorithm", "backbone", "fidelity", "suite", "env", "preset", "num_seeds", "num_steps",
 )  # fmt: skip
+CHOOSE = ("algo", *COLUMNS[1:])  # the flags that choose runs of the list
 
 
 def overview(root, given):
@@ -27,6 +28,8 @@ def overview(root, given):
     run's first protocol.
     """
     wanted = {{"algo": "algorithm"}.get(name, name): value for name, value in given.items()}
+    if wanted.get("preset") == "auto":
+        del wanted["preset"]
     rows = [[*COLUMNS, "protocol", "mean", "normalized", "folder"]]
     for path in sorted(pathlib.Path(root).glob("*/*/*/*/summary.json")):
         summary = outputs.read_summary(path.parent)
@@ -44,6 +47,13 @@ def overview(root, given):
 def run(argv):
     """The command."""
     request = flags.parse(argv, "report", SUMMARY, lambda: False, EXTRA)
+    useless = [name for name in request.given if name not in (*CHOOSE, "out", "run", "markdown")]
+    if useless or (request.extra["run"] and set(CHOOSE) & set(request.given)):
+        name = (useless or sorted(set(CHOOSE) & set(request.given)))[0]
+        raise errors.UserError(
+            f"report does not use --{name}: expected --run=FOLDER, or --out and some of "
+            f"{', '.join('--' + choice for choice in CHOOSE)}"
+        )
     folder, as_markdown = request.extra["run"], request.extra["markdown"]
     if folder:
         summary = outputs.read_summary(folder)

@@ -96,6 +96,8 @@ def text(entry):
     """Returns a table cell: normalized return, and the mean with half its interval."""
     if entry is None:
         return "-"
+    if len(entry["per_seed"]) == 1:
+        return f"{entry['normalized']:.3f} ({entry['mean']:.2f})"
     low, high = entry["ci95"]
     return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {(high - low) / 2:.2f})"
 

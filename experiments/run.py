@@ -55,8 +55,8 @@ def describe(request, folder):
 class Session:
     """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
 
-    def __init__(self, request, folder, task, saves, test):
-        self.request, self.folder, self.task, self.saves = request, folder, task, saves
+    def __init__(self, request, folder, task, test):
+        self.request, self.folder, self.task, self.saves = request, folder, task, None
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
         self.begin = time.perf_counter()
         self.stage = None  # the number of the stage whose progress is shown
@@ -175,18 +175,31 @@ def write_environment(folder):
 
 def train(request, folder, hits):
     """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
-    needs(request)
-    machine.prepare_folder(folder, 20e6, "--out")
     fields, meta, collected = collect.ensure(request.config, request.data)
     task, env, scale = build.make_task(request.config, request.points, fields)
     size = training.state_bytes(training.state_shapes(task))
     machine.prepare_folder(folder, 4 * size + 20e6, "--out")
     storage.write_json(folder / "config.json", identity(request))
     write_environment(folder)
-    saves = checkpoint.Checkpoints(folder / "checkpoints")
-    session = Session(request, folder, task, saves, build.task_sets(env)["test"])
-    programs, seconds = compile_programs(task, hits)
+    session = Session(request, folder, task, build.task_sets(env)["test"])
+    programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)
+    with checkpoint.Checkpoints(folder / "checkpoints") as saves:
+        carry = advance(programs, saves, session, {"collect": collected, "compile": compiled})
+    trace = jax.device_get(
+        programs.trace.call(carry["state"], task.run_keys, task.tasks, task.data, last_step(task))
+    )
+    trace = (trace[0] * scale[1] + scale[0], trace[1])
+    session.seconds["total"] = session.before + time.perf_counter() - session.begin
+    return outputs.write(request, folder, task, env, meta, carry, trace, session)
+
+
+def advance(programs, saves, session, spent):
+    """Trains from the newest checkpoint, or from the start, to the end; returns the final carry.
+
+    Args: spent, {phase: seconds} of this invocation so far.
+    """
+    task, session.saves = session.task, saves
     like = training.empty_carry(task, training.state_shapes(task))
     found = saves.restore(like)
     if found is None:
@@ -197,22 +210,16 @@ def train(request, folder, hits):
         done = saved["done"]
         session.resume(saved)
         print(f"run: resuming after step {done} of {session.total}", flush=True)
-    session.seconds["collect"] += collected
-    session.before += collected
-    session.seconds["compile"] += seconds
+    for phase, seconds in spent.items():
+        session.seconds[phase] += seconds
+    session.before += spent["collect"]  # its own clock began after it
     session.start(done)
     hooks = training.Hooks(
         on_chunk=session.on_chunk, on_evaluate=session.on_evaluate, on_save=session.on_save
     )
     carry = training.chunked(task, programs, carry, done, hooks)
     session.close()
-    saves.close()
-    trace = jax.device_get(
-        programs.trace.call(carry["state"], task.run_keys, task.tasks, task.data, last_step(task))
-    )
-    trace = (trace[0] * scale[1] + scale[0], trace[1])
-    session.seconds["total"] = session.before + time.perf_counter() - session.begin
-    return outputs.write(request, folder, task, env, meta, carry, trace, session)
+    return carry
 
 
 def execute(request):
@@ -225,8 +232,11 @@ def execute(request):
         outputs.print_table(summary, folder)
         return summary
     hits = machine.count_cache_hits()
+    needs(request)
     try:
-        summary = train(request, folder, hits)
+        machine.prepare_folder(folder, 20e6, "--out")
+        with machine.alone(folder):
+            summary = train(request, folder, hits)
     except Exception as error:
         if machine.full_disk(error):
             raise errors.UserError(

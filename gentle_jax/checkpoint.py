@@ -5,6 +5,7 @@ the two newest are kept, and a damaged newest one falls back to the one before w
 that another version of the code wrote is an error, and stays.
 """
 
+import contextlib
 import logging
 import pathlib
 import shutil
@@ -89,6 +90,14 @@ class Checkpoints:
     def close(self):
         """Waits and frees the writer."""
         self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        """Ends the save that is under way, also after Ctrl-C; an error of its own is secondary."""
+        with contextlib.suppress(*() if kind is None else (Exception,)):
+            self.close()
 
 
 def _layout(leaves):

@@ -191,6 +191,8 @@ def validate(config):
             name = f"{section}.{field}"
             if isinstance(value, float) and not math.isfinite(value):
                 raise errors.UserError(f"{name} is {value}: expected a finite number")
+            if field.endswith("lr") and value < 0:
+                raise errors.UserError(f"{name} is {value}: expected 0 or more")
             least = 0 if name in MAY_BE_ZERO else 1
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise errors.UserError(

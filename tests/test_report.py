@@ -82,6 +82,12 @@ def test_markdown_of_the_list_and_of_a_run(capsys, runs):
         assert "results: " in out and "-4.50" in out
 
 
+@pytest.mark.parametrize("arguments", ["--sweep=lr=1", "--run=x --algo=ctmrl", "--seed_offset=3"])
+def test_flags_that_choose_nothing_are_refused(capsys, runs, arguments):
+    code, _, err = shown(capsys, f"--out={runs}", *arguments.split())
+    assert code == 2 and "report does not use --" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"algorithm": "ctmrl"}', "not json"])
 def test_a_damaged_summary_is_one_line(capsys, tmp_path, content):
     path = tmp_path / "summary.json"

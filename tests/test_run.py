@@ -401,3 +401,15 @@ def test_a_killed_process_resumes_bit_by_bit(workspace, finished, plain_outputs,
     assert folder is not None and 3 <= len(steps_of(folder)) < STEPS
     assert workspace.command(tmp_path) == 0
     check_same_results(folder, finished)
+
+
+def test_a_second_process_in_the_same_folder_is_refused(workspace, tmp_path, capsys):
+    out = tmp_path / "runs"
+    folder = run.folder_of(flags.parse(["run", *workspace.arguments(out)], "run", "", None))
+    folder.mkdir(parents=True)
+    with run.machine.alone(folder):
+        assert workspace.command(out) == 2
+    err = capsys.readouterr().err
+    assert "another process works in" in err and err.count("\n") == 1
+    with run.machine.alone(folder):  # and it is free again afterwards
+        pass
