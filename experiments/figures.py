@@ -301,7 +301,7 @@ def code_assignment(folder, codes, eval_steps, num_codes=None, order_name="task 
         axis.grid(alpha=0.25)
         caption(
             f"Left: the code matched most often over {codes.shape[-1]} context(s) of the task "
-            f"(grey: not reached). Right: mean over {codes.shape[1]} seed(s), thin: single seeds."
+            f"(grey: no codes yet). Right: mean over {codes.shape[1]} seed(s), thin: single seeds."
         )
     return written(folder, "code_assignment")
 
