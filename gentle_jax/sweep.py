@@ -2,12 +2,13 @@
 
 Both drivers call the same chunk and evaluate functions: bit-equal when XLA does not optimise (a
 test says so) and, where runs are taken in turn, in smoke runs of both algorithms with it; side by
-side, XLA fuses the two programs differently and a step agrees to some 1e-6. Runs are mapped, the dataset is shared, state is donated, and every program is compiled once, ahead of
-time: a shape that changes later is an error, not a silent second compilation.
+side, XLA fuses the two programs differently and a step agrees to some 1e-6. Runs are mapped, the
+dataset is shared, state is donated, and every program is compiled once, ahead of time: a shape
+that changes later is an error, not a silent second compilation.
 
 Runs are split over the devices of a mesh. On each, an accelerator takes its runs side by side
-(vmap); a CPU takes them one after the other (lax.map), which costs no speed, a fifth of the
-scratch memory, and makes a run's bits independent of how many others its device has.
+(vmap); a CPU takes them one after the other (lax.map), which costs no speed, takes
+a fifth of the scratch memory, and makes a run's bits independent of how many others its device has.
 """
 
 import time
