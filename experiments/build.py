@@ -67,9 +67,9 @@ def check(config):
     algorithm, _ = _make_algorithm(config, env, rows)
     hp = jax.tree.map(lambda leaf: leaf[0], config_lib.hyper_params(config))
     state = training.state_bytes(jax.eval_shape(algorithm.init, hp, jax.random.key(0)))
-    wide = storage.shapes(jax.tree.leaves(env.tasks)[0].shape[0], config.behaviour, env)
-    data = 4 * sum(int(np.prod(shape)) for name, shape in wide.items() if name != "mask")
-    return data, state
+    wanted = storage.shapes(len(task_order(env)), config.behaviour, env)
+    del wanted["mask"]  # packed away: a device holds real rows only
+    return storage.num_bytes(wanted), state
 
 
 def task_order(env):

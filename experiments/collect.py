@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import console, flags, machine
 from gentle_jax import behaviour as behaviour_lib
-from gentle_jax import checkpoint, errors, evaluation, registry, storage, sweep
+from gentle_jax import checkpoint, evaluation, registry, storage, sweep
 from gentle_jax import config as config_lib
 
 SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
@@ -40,20 +40,13 @@ def ensure(config, root):
         return fields, meta, 0.0
     env = registry.load("environment", config.run.env).make(config.run.suite)
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)
-    size = 4 * sum(int(np.prod(shape)) for shape in wanted.values())
+    size = storage.num_bytes(wanted)
     missing = 1.2 * size - storage.stored_bytes(folder)
     machine.prepare_folder(folder, missing, "--data")
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
     print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC, {console.megabytes(size)}")
-    try:
-        with machine.alone(folder):
-            _collect(config, env, folder, wanted)
-    except Exception as error:
-        if machine.full_disk(error):
-            raise errors.UserError(
-                f"no space left in {folder}: make room and give the same command again, it resumes"
-            ) from error
-        raise
+    with machine.disk_may_fill(folder), machine.alone(folder):
+        _collect(config, env, folder, wanted)
     fields, meta = storage.load(folder, config)
     return fields, meta, time.perf_counter() - begin
 

@@ -169,6 +169,22 @@ def alone(folder):
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def disk_may_fill(folder):
+    """Turns whatever a full disk raises into a UserError that names the folder being written."""
+    try:
+        yield
+    except errors.UserError:
+        raise  # it has been told already, perhaps of another folder
+    except Exception as error:  # libraries wrap the system's error in types of their own
+        if full_disk(error):
+            raise errors.UserError(
+                f"no space left in {folder}: make room and give the same command again, it resumes "
+                f"from the last checkpoint"
+            ) from error
+        raise
+
+
 def full_disk(error):
     """Whether an exception, or one that it came from, says that there is no space left."""
     while error is not None:

@@ -233,17 +233,9 @@ def execute(request):
         return summary
     hits = machine.count_cache_hits()
     needs(request)
-    try:
-        machine.prepare_folder(folder, 20e6, "--out")
-        with machine.alone(folder):
-            summary = train(request, folder, hits)
-    except Exception as error:
-        if machine.full_disk(error):
-            raise errors.UserError(
-                f"no space left in {folder}: make room and give the same command again, it "
-                f"resumes from the last checkpoint"
-            ) from error
-        raise
+    machine.prepare_folder(folder, 20e6, "--out")
+    with machine.disk_may_fill(folder), machine.alone(folder):
+        summary = train(request, folder, hits)
     outputs.print_table(summary, folder)
     return summary
 

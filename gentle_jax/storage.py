@@ -33,6 +33,11 @@ def shapes(num_tasks, behaviour, env):
     return {name: lead + ((vectors[name],) if name in vectors else ()) for name in FIELDS}
 
 
+def num_bytes(wanted):
+    """Returns the bytes of float32 arrays of {field: shape}."""
+    return 4 * sum(int(np.prod(shape)) for shape in wanted.values())
+
+
 def fits(folder, wanted):
     """Whether every array of a dataset is there, whole and of the wanted shape."""
     open_one = lambda name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")

@@ -305,3 +305,14 @@ def test_the_fake_dataset_builds_a_task(toy_root):
     fields, _, seconds = collect.ensure(config, toy_root)
     task, env, _ = build.make_task(config, ({},), fields)
     assert seconds == 0 and task.data.episode_start.shape[0] == len(build.task_order(env))
+
+
+def test_a_disk_that_fills_up_is_told_of_the_folder_that_was_written():
+    with (
+        pytest.raises(errors.UserError, match="no space left in the_data"),
+        run.machine.disk_may_fill("the_run"),
+        run.machine.disk_may_fill("the_data"),
+    ):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="other"), run.machine.disk_may_fill("the_run"):
+        raise OSError(5, "other")
