@@ -232,7 +232,7 @@ def test_rollout_with_a_step_count_starts_new_episodes():
     # 30 steps of a 20-step family: the point is back at the origin after step 20, every row counts
     env = make("point_robot")
     policy = lambda obs, key, index: jnp.ones(2)
-    rows, mask = evaluation.rollout(env, task(env, 0), policy, jax.random.key(0), steps=30)
+    rows, mask = evaluation.rollout(env, task(env, 0), policy, jax.random.key(0), steps=30, restarts=True)
     np.testing.assert_allclose(rows.obs[[0, 19, 20, 29], 0], [0.0, 1.9, 0.0, 0.9], atol=1e-5)
     np.testing.assert_allclose(rows.next_obs[19, 0], 2.0, atol=1e-5)  # not the new start
     assert mask.shape == (30,) and mask.all()
@@ -252,7 +252,7 @@ def test_rollout_masks_what_follows_an_early_end():
     np.testing.assert_allclose(
         evaluation.episode_return(rows, mask), np.asarray(rows.context_reward)[:3].sum(), rtol=1e-6
     )
-    rows, mask = evaluation.rollout(falls, task(env, 0), policy, jax.random.key(0), steps=7)
+    rows, mask = evaluation.rollout(falls, task(env, 0), policy, jax.random.key(0), steps=7, restarts=True)
     np.testing.assert_allclose(rows.obs[:, 0], [0, 0.1, 0.2, 0, 0.1, 0.2, 0], atol=1e-6)
     assert mask.all()
 
