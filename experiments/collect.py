@@ -148,7 +148,7 @@ def pieces(levels, done, multiple=1, count=20):
     return sorted({*levels, *(n for n in range(every, max(levels), every))} - {*range(done + 1)})
 
 
-def _finish(config, env, folder, carry, mesh):
+def _finish(config, env, folder, carry, mesh=None):
     """Writes meta.json: identity, tasks, returns, the normaliser's ends; removes the checkpoint."""
     random = evaluation.random_returns(env, config.eval.random_episodes, jax.random.key(0), mesh)
     scored = carry["scored"]

@@ -125,7 +125,8 @@ def layers(preset, run):
     base, special = tables[preset]
     keys = (run.algorithm, f"{run.algorithm}:{run.fidelity}", f"suite:{run.suite}")
     own = getattr(registry.load("environment", run.env), "PRESETS", {})
-    return [base, *(special.get(key, {}) for key in keys), own.get(preset, {})]
+    mine = (own.get(key, {}) for key in (preset, f"{preset}:{run.suite}"))
+    return [base, *(special.get(key, {}) for key in keys), *mine]
 
 
 def choose(preset, on_accelerator):

@@ -20,6 +20,7 @@ SETTINGS = {
 }
 TWO_TASKS = {"env.num_train": 0, "env.num_test": 0, "train.meta_batch": 4}
 PRESETS = {
+    **locomotion.PRESETS,
     "quick": locomotion.QUICK | TWO_TASKS,
     "smoke": locomotion.SMOKE | TWO_TASKS,
 }

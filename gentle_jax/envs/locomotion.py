@@ -76,7 +76,12 @@ SMOKE = {
     "eval.context_episodes": 1,
     "eval.scored_steps": 10,
 }
-PRESETS = {"quick": QUICK, "smoke": SMOKE}
+EXPERTS = {  # the suite's data are the last agent's
+    "behaviour.first_level": QUICK["behaviour.num_steps"],
+    "behaviour.num_levels": 1,
+    "behaviour.episodes_per_level": 50,
+}
+PRESETS = {"quick": QUICK, "quick:gentle": EXPERTS, "smoke": SMOKE}
 
 
 def make(name, suite, system, tasks, split, observe, judge, noise, fields=(), **columns):
