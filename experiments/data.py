@@ -265,7 +265,7 @@ def parameters_of(tasks):
 
 
 def verify(request):
-    """Checks every file of one dataset, or of all below --data; raises UserError naming bad ones."""
+    """Checks the files of one dataset, or of all below --data; raises UserError naming bad ones."""
     bad, count = [], 0
     for folder in datasets(existing(request.data, "--data")):
         if not storage.is_complete(folder):

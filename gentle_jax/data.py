@@ -29,7 +29,7 @@ def from_episodes(fields, mask, timeout_is_terminal):
     mask [task, level, episode, step], 1 for real steps; timeout_is_terminal, whether the last row
     of every episode ends the Bellman target (both releases: gentle_suite.md sec. 1).
     """
-    num_tasks, num_levels, num_episodes, horizon = mask.shape
+    num_tasks, num_levels, num_episodes, _ = mask.shape
     lengths = mask.sum(-1).astype(np.int32)  # [task, level, episode]
     # empty episodes (files that an import lacks) come last in their level: `context_batch`
     lengths = np.take_along_axis(lengths, np.argsort(lengths == 0, axis=-1, kind="stable"), -1)

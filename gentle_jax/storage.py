@@ -231,12 +231,12 @@ def not_finite(fields):
     """
     for name, array in fields.items():
         for task, values in enumerate(array):  # one task at a time: memory, not speed
-            # a sum is finite only if every term is, and makes no array of booleans; it may
-            # overflow with finite terms, so the slower look has the last word
-            if np.isfinite(np.sum(values, dtype=np.float64)):
+            with np.errstate(invalid="ignore"):  # inf - inf
+                total = np.sum(values, dtype=np.float64)
+            if np.isfinite(total):  # then every term is, and no array of booleans was made
                 continue
             bad = ~np.isfinite(values).reshape(*array.shape[1:4], -1).all(-1)
-            bad &= (fields["mask"][task] != 0) | (name == "mask")
+            bad &= fields["mask"][task] != 0
             if bad.any():
                 level, episode, step = np.argwhere(bad)[0]
                 return f"{name}.npy (task {task}, level {level}, episode {episode}, step {step})"

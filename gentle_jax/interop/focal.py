@@ -41,14 +41,16 @@ def read(folder, env, options):
         place = (task, levels.index(step), numbers.index(number))
         paths[place] = path
         table.put(fields, place, _columns(path, options.allow_pickle), path, env)
-    if env.ends_early:
-        _mark_ends(fields, env.horizon)
+    short = _mark_ends(fields, env)
     odd = table.finish(fields, env, lambda *place: paths[tuple(map(int, place))])
     wanted = len(env.parameters) * len(levels) * len(numbers)
     notes = [f"{len(files)} of {wanted} files, {len(levels)} levels, {len(numbers)} episodes each"]
     missing_numbers = sorted(set(range(numbers[-1] + 1)) - set(numbers))
     if missing_numbers:
         notes.append(f"no task has episodes {', '.join(map(str, missing_numbers[:20]))}")
+    if short:
+        ends = "ended early" if env.ends_early else f"were cut short: {env.name} never ends early"
+        notes.append(f"{short} episodes of fewer than {env.horizon} steps {ends}")
     source = {"format": "focal", "steps": levels, "episodes": options.episodes}
     return table.Table(fields, levels, notes + gaps + odd, source, {})
 
@@ -117,8 +119,10 @@ def _columns(path, allow_pickle):
     return columns
 
 
-def _mark_ends(fields, horizon):
-    """Sets terminal at the last row of every episode that stops before the horizon."""
+def _mark_ends(fields, env):
+    """Sets terminal where an episode ended before the horizon; returns how many are short."""
     lengths = fields["mask"].sum(-1).astype(int)
-    place = np.nonzero((lengths > 0) & (lengths < horizon))
-    fields["terminal"][(*place, lengths[place] - 1)] = 1.0
+    place = np.nonzero((lengths > 0) & (lengths < env.horizon))
+    if env.ends_early:
+        fields["terminal"][(*place, lengths[place] - 1)] = 1.0
+    return len(place[0])

@@ -127,20 +127,20 @@ def _buffers(own):
 def read(folder, env, options):
     """Returns the Table of an export below `folder`; raises UserError for anything else."""
     minari = require()
-    first = _open(minari, folder, env, 0, 0)[1]
+    path_of = lambda task, level, *_: folder / name_of(env.suite, env.name, task, level)
+    first = _open(minari, path_of(0, 0))[0]
     levels = table.choose_levels(first["levels"], options.steps, folder)
     fields = table.empty(env, len(levels), first["episodes"])
-    path_of = lambda task, level, *_: folder / name_of(env.suite, env.name, task, level)
     missing = 0
     for task in range(len(env.parameters)):
         for place, step in enumerate(levels):
             level = first["levels"].index(step)
-            data, described = _open(minari, folder, env, task, level)
-            _check(described, first, env, path_of(task, level))
-            slots = [int(m["slot"]) for m in data.storage.get_episode_metadata(range(len(data)))]
-            missing += first["episodes"] - len(slots)
-            for slot, episode in zip(slots, data.iterate_episodes(), strict=True):
-                table.put(fields, (task, place, slot), _columns(episode), path_of(task, level), env)
+            path = path_of(task, level)
+            described, episodes = _open(minari, path)
+            _check(described, first, env, path)
+            missing += first["episodes"] - len(episodes)
+            for slot, columns in episodes.items():
+                table.put(fields, (task, place, slot), columns, path, env)
     seen = fields["context_reward"].copy()  # as it was, where the rule's rounding would differ
     notes = table.finish(fields, env, lambda task, level, _: path_of(task, level))
     fields["context_reward"][:] = seen
@@ -152,13 +152,17 @@ def read(folder, env, options):
     return table.Table(fields, levels, [counts, *gaps, *notes], source, known)
 
 
-def _open(minari, folder, env, task, level):
-    """Returns (Minari dataset, what we wrote about it); raises UserError if it is not ours."""
-    path = folder / name_of(env.suite, env.name, task, level)
+def _open(minari, path):
+    """Returns (what we wrote about a dataset, {slot: columns}); raises UserError if not ours."""
     try:
         data = minari.MinariDataset(path / "data")
-        return data, json.loads(data.storage.metadata[KEY])
-    except (ValueError, KeyError, TypeError, OSError, AssertionError) as error:
+        described = json.loads(data.storage.metadata[KEY])
+        slots = [int(m["slot"]) for m in data.storage.get_episode_metadata(range(len(data)))]
+        if len(set(slots) & set(range(described["episodes"]))) < len(slots):
+            raise ValueError("slots")
+        episodes = zip(slots, data.iterate_episodes(), strict=True)
+        return described, {slot: _columns(episode) for slot, episode in episodes}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, AssertionError) as error:
         raise errors.UserError(
             f"{path} is not an export of `python -m experiments.data export` that this version "
             f"can read ({type(error).__name__}): pass another --from, --env or --suite"
