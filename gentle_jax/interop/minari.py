@@ -157,6 +157,8 @@ def _open(minari, path):
     try:
         data = minari.MinariDataset(path / "data")
         described = json.loads(data.storage.metadata[KEY])
+        if not {"identity", "levels", "episodes", *CARRIED} <= set(described):
+            raise ValueError("incomplete")
         slots = [int(m["slot"]) for m in data.storage.get_episode_metadata(range(len(data)))]
         if len(set(slots) & set(range(described["episodes"]))) < len(slots):
             raise ValueError("slots")

@@ -72,7 +72,13 @@ def finish(fields, env, path_of):
     notes = []
     for task in range(len(fields["mask"])):
         own = {name: values[task] for name, values in fields.items()}
-        for name in ("obs", "action", "reward", "next_obs"):
+        empty_levels = np.flatnonzero(own["mask"][..., 0].sum(-1) == 0)
+        if len(empty_levels):
+            raise errors.UserError(
+                f"level {empty_levels[0]} of task {task} has no episode: expected at least one of "
+                f"every task at every level; restore it, or leave the level out"
+            )
+        for name in ("obs", "action", "reward", "context_reward", "next_obs"):
             _refuse(~np.isfinite(own[name]), task, path_of, f"NaN or infinite values in {name}")
         action = own["action"]
         beyond = np.abs(action) > 1.0 + ACTION_ROUNDING

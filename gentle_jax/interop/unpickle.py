@@ -1,49 +1,73 @@
 """Reads .npy files of strangers: object arrays are pickles, and a pickle can run any code.
 
-The reader here builds NumPy arrays, NumPy scalars and Python's own numbers, texts and containers,
-nothing else: a file that asks for any other function or class is refused before that is called.
+The reader here knows what pickled NumPy arrays and scalars look like, and builds them itself from
+bytes and lists: nothing that the file names is imported or called, and NumPy's own `__setstate__`,
+which trusts its input, never sees it. Whatever else a file asks for is refused by name.
 """
 
 import pathlib
 import pickle
+import re
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from gentle_jax import errors
 
-_ARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
-ADMITTED = {
-    **{(module, "_reconstruct"): np.zeros(0).__reduce__()[0] for module in _ARRAYS},
-    **{(module, "scalar"): np.float64(0.0).__reduce__()[0] for module in _ARRAYS},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
 MAX_HEADER = 10_000  # characters; numpy's own bound for headers that it does not trust
-# what damaged files make pickle, or the functions above, raise
+NUMBERS = re.compile(r"b1|[iu][1248]|f(2|4|8|16)")  # booleans, whole numbers, floats
+# what damaged files make pickle, or the classes below, raise
 DAMAGED = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError,
     OverflowError, MemoryError, RecursionError, SyntaxError, ImportError,
 )  # fmt: skip
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays and numbers. Overriding `find_class` is how pickle is restricted."""
+class _Kind:
+    """Stands in for a numpy.dtype while a pickle is read."""
 
-    def __init__(self, file, path):
-        super().__init__(file, encoding="latin1")
-        self.path = path
+    def __init__(self, text, align=False, copy=False):
+        del align, copy
+        self.text, self.order = text, "="
 
-    def find_class(self, module, name):
-        """Returns an admitted function or class; raises UserError for any other."""
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes an array's bytes
-            return _encode
-        if (module, name) not in ADMITTED:
-            raise errors.UserError(
-                f"{self.path} asks for {module}.{name}, which is neither an array nor a number, "
-                f"and was not run: do not trust this file, or pass --allow_pickle if you wrote it"
-            )
-        return ADMITTED[module, name]
+    def __setstate__(self, state):
+        self.order = state[1]
+
+    def is_object(self):
+        return self.text in ("O", "O8", "O4")
+
+    def numpy(self):
+        """Returns the dtype; raises ValueError unless it is one of numbers."""
+        if not NUMBERS.fullmatch(self.text) or self.order not in ("<", ">", "=", "|"):
+            raise ValueError("no dtype of numbers")
+        return np.dtype(self.text).newbyteorder(self.order)
+
+
+class _Array:
+    """Stands in for a numpy.ndarray while a pickle is read."""
+
+    def __setstate__(self, state):
+        _, self.shape, self.kind, self.by_column, self.data = state
+
+    def value(self):
+        """Returns the array, with the arrays in its cells."""
+        if not self.kind.is_object():
+            order = "F" if self.by_column else "C"
+            return np.frombuffer(self.data, self.kind.numpy()).reshape(self.shape, order=order)
+        cells = np.empty(len(self.data), object)
+        for i, cell in enumerate(self.data):
+            cells[i] = cell.value() if isinstance(cell, _Array) else cell
+        return cells.reshape(self.shape)  # lists of cells go by row, whatever the flag says
+
+
+def _reconstruct(*_):
+    """How pickles begin an array; its state follows."""
+    return _Array()
+
+
+def _scalar(kind, data):
+    """Returns a NumPy number."""
+    return np.frombuffer(data, kind.numpy(), 1)[0]
 
 
 def _encode(text, encoding):
@@ -51,6 +75,33 @@ def _encode(text, encoding):
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"codec {encoding}")
     return text.encode("latin1")
+
+
+_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
+STANDINS = {
+    **{(module, "_reconstruct"): _reconstruct for module in _MODULES},
+    **{(module, "scalar"): _scalar for module in _MODULES},
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Kind,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles arrays and numbers. Overriding `find_class` is how pickle is restricted."""
+
+    def __init__(self, file, path):
+        super().__init__(file)
+        self.path = path
+
+    def find_class(self, module, name):
+        """Returns what stands in for a class or function; raises UserError for any other."""
+        if (module, name) not in STANDINS:
+            raise errors.UserError(
+                f"{self.path} asks for {module}.{name}, which is neither an array nor a number, "
+                f"and was not run: do not trust this file, or pass --allow_pickle if you wrote it"
+            )
+        return STANDINS[module, name]
 
 
 def read_array(path, allow_pickle=False):
@@ -65,7 +116,7 @@ def read_array(path, allow_pickle=False):
             return np.load(path, allow_pickle=True, encoding="latin1")
         with open(path, "rb") as file:
             if _holds_objects(file):
-                return _read_objects(file, path)
+                return ArrayUnpickler(file, path).load().value()
         return np.load(path, allow_pickle=False)
     except errors.UserError:
         raise
@@ -88,10 +139,3 @@ def _holds_objects(file):
     if version not in readers:  # version 3 names fields of records: numbers have none
         raise ValueError("another version")
     return readers[version](file, max_header_size=MAX_HEADER)[2].hasobject
-
-
-def _read_objects(file, path):
-    array = ArrayUnpickler(file, path).load()
-    if not isinstance(array, np.ndarray):
-        raise ValueError("no array")
-    return array
