@@ -21,7 +21,7 @@ from gentle_jax.interop import table as table_lib
 EXTRA = (
     ("format", str, "", "what the other side is: focal corro minari; export writes minari"),
     ("from", str, "", "folder to import"),
-    ("to", str, "", "folder to write to; default: below --data (import), the dataset's (show)"),
+    ("to", str, "", "folder to write to; else import writes below --data, show into the dataset"),
     ("steps", str, "", "S1,S2,...: only these levels (focal, minari); default: all"),
     ("episodes", str, "sampled", "focal: sampled (trj_evalsample*) or deterministic (trj_eval*)"),
     ("allow_pickle", bool, False, "focal, corro: read object arrays by pickle, which can run code"),
@@ -169,7 +169,8 @@ def export(request):
     folder, target = existing(request.data, "--data"), pathlib.Path(request.extra["to"])
     fields, meta = storage.load(folder)
     size = storage.num_bytes({name: values.shape for name, values in fields.items()})
-    machine.prepare_folder(target, 2 * size, "--to")
+    # HDF5 spends some 20 kB on an episode, however short it is
+    machine.prepare_folder(target, size + 20e3 * fields["mask"][..., 0].size, "--to")
     bars = []
 
     def progress(done, total):

@@ -236,6 +236,15 @@ def test_a_level_that_a_task_lacks_is_an_error(focal_folder, env):
     assert read(focal_folder, env, steps=(1000,)).levels == [1000]
 
 
+def test_a_level_without_any_episode_is_an_error(env):
+    fields = table.empty(env, 2, 3)
+    fields["mask"][:, :, 1] = 1.0
+    table.finish(fields, env, lambda *_: "x")
+    fields["mask"][4, 1] = 0.0
+    message = refused(lambda: table.finish(fields, env, lambda *_: "x"))
+    assert "level 1 of task 4 has no episode" in message
+
+
 # pickles
 
 
