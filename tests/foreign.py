@@ -1,8 +1,12 @@
-"""Makes folders as other projects write them, for tests of what reads them."""
+"""Makes folders as other projects write them, and reads them; for tests of `interop`."""
+
+import os
 
 import numpy as np
+import pytest
 
-from gentle_jax import registry
+from gentle_jax import errors, interop, registry
+from gentle_jax.interop import table
 
 
 def make_env(env="point_robot", suite="gentle"):
@@ -71,3 +75,26 @@ def corro(folder, env, episodes=2, seed=0):
         np.save(below / "terminals.npy", ends.astype(np.float64)[:, None])
         made.append(columns)
     return made
+
+
+class Evil:
+    """What a hostile file holds: unpickling it makes a directory."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def read(folder, env, format="focal", **options):
+    return interop.load(format).read(folder, env, table.Options(**options))
+
+
+def refused(call):
+    """Returns the message of the UserError that `call` raises: one line."""
+    with pytest.raises(errors.UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

@@ -1,18 +1,14 @@
 """Folders of other projects: what they hold is read, and anything else is one clear error."""
 
-import io
-import os
-import pickle
 import shutil
-import sys
 
 import foreign
 import jax
 import numpy as np
 import pytest
+from foreign import read, refused
 
-from gentle_jax import errors, interop
-from gentle_jax.interop import table, unpickle
+from gentle_jax.interop import table
 
 SHORT = {(3, 1000, 1): 7, (4, 2000, 0): 1}  # episodes that stop before the horizon
 
@@ -36,19 +32,6 @@ def focal_root(tmp_path_factory, env):
 def focal_folder(tmp_path, focal_root):
     """A copy to damage."""
     return shutil.copytree(focal_root[0], tmp_path / "focal")
-
-
-def read(folder, env, format="focal", **options):
-    return interop.load(format).read(folder, env, table.Options(**options))
-
-
-def refused(call):
-    """Returns the message of the UserError that `call` raises: one line."""
-    with pytest.raises(errors.UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def check_episode(fields, place, columns):
@@ -245,140 +228,6 @@ def test_a_level_without_any_episode_is_an_error(env):
     assert "level 1 of task 4 has no episode" in message
 
 
-# pickles
-
-
-class Evil:
-    """What a hostile file holds: unpickling it makes a directory."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("place", ["a cell", "the whole file"])
-def test_a_malicious_file_runs_nothing(focal_folder, tmp_path, env, place):
-    path, made = focal_folder / "goal_idx2" / foreign.name(0, 1000), tmp_path / "was here"
-    if place == "a cell":
-        rows = np.load(path, allow_pickle=True)
-        rows[1, 0] = Evil(made)
-        np.save(path, rows, allow_pickle=True)
-    else:
-        header = path.read_bytes()[:128]
-        path.write_bytes(header + pickle.dumps(Evil(made), protocol=4))
-    message = refused(lambda: read(focal_folder, env))
-    assert not made.exists()
-    assert str(path) in message and "mkdir" in message and "--allow_pickle" in message
-    np.load(path, allow_pickle=True)  # it is what it claims to be
-    assert made.exists()
-
-
-@pytest.mark.parametrize("module,name", [("builtins", "eval"), ("os", "system"), ("numpy", "load")])
-def test_no_other_function_is_found(tmp_path, module, name):
-    reader = unpickle.ArrayUnpickler(io.BytesIO(), tmp_path / "x.npy")
-    message = refused(lambda: reader.find_class(module, name))
-    assert f"{module}.{name}" in message and "x.npy" in message
-
-
-@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
-@pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_files_of_both_numpys_and_all_protocols_are_read(tmp_path, env, module, protocol):
-    columns = foreign.episode(env, 0, np.random.default_rng(0))
-    rows = foreign.object_rows(columns, np.float64)
-    body = pickle.dumps(rows, protocol=protocol)
-    new, old = b"numpy._core.multiarray", module.encode()
-    if protocol == 4:  # texts carry their length in front
-        new, old = bytes([len(new)]) + new, bytes([len(old)]) + old
-        body = body[:2] + body[11:]  # without the frame, whose length would change too
-    assert new in body
-    np.save(tmp_path / "x.npy", rows, allow_pickle=True)
-    header = (tmp_path / "x.npy").read_bytes()[:128]
-    (tmp_path / "x.npy").write_bytes(header + body.replace(new, old))
-    found = unpickle.read_array(tmp_path / "x.npy")
-    assert found.shape == (20, 4)
-    np.testing.assert_array_equal(np.stack(list(found[:, 0])), columns["obs"])
-    assert found[3, 2] == columns["reward"][3]
-
-
-@pytest.mark.parametrize("left", [-1, -20, 300, 140, 128, 60, 8, 3, 0])
-def test_a_file_that_was_cut_is_named(focal_folder, env, left):
-    path = focal_folder / "goal_idx2" / foreign.name(0, 1000)
-    path.write_bytes(path.read_bytes()[:left])
-    message = refused(lambda: read(focal_folder, env))
-    assert str(path) in message and "not a whole .npy file" in message
-
-
-class Forged:
-    """Asks for an array of objects whose addresses are bytes of the file's own choice."""
-
-    def __reduce__(self):
-        return np.ndarray, ((1,), np.dtype(object), bytearray(8))
-
-
-class Restated:
-    """Asks for an array whose state says that its objects are plain bytes."""
-
-    def __reduce__(self):
-        state = (1, (2,), np.dtype(object), False, b"\x01" * 16)
-        return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), state
-
-
-@pytest.mark.parametrize("content", [Forged(), Restated(), np.array(["a"]), np.array([1j])])
-def test_numpy_itself_never_sees_what_a_file_says(focal_folder, env, content):
-    path = focal_folder / "goal_idx2" / foreign.name(0, 1000)
-    header = path.read_bytes()[:128]
-    for body in (content, [content], {"x": content}):
-        path.write_bytes(header + pickle.dumps(body, protocol=4))
-        assert str(path) in refused(lambda: read(focal_folder, env))
-
-
-@pytest.mark.parametrize("dtype", ["<f8", ">f8", "<f4", ">i4", "u1", "?", "f2"])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_within_an_array_are_what_numpy_reads(tmp_path, dtype, order):
-    values = np.arange(12).reshape(3, 4).astype(dtype)
-    rows = np.empty((2, 3), object, order)
-    for place in np.ndindex(2, 3):
-        rows[place] = [np.asarray(values, order=order), values[0, 1], sum(place), 2.5][sum(place)]
-    np.save(tmp_path / "x.npy", rows, allow_pickle=True)
-    mine = unpickle.read_array(tmp_path / "x.npy")
-    for place in np.ndindex(2, 3):
-        wanted = rows[place]
-        np.testing.assert_array_equal(mine[place], wanted)
-        assert np.asarray(mine[place]).dtype == np.asarray(wanted).dtype
-    np.save(tmp_path / "y.npy", values)
-    np.testing.assert_array_equal(unpickle.read_array(tmp_path / "y.npy"), values)
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_garbage_is_one_line(tmp_path, env, seed):
-    """Damaged bytes are refused or read as an array: they never raise anything else."""
-    rng = np.random.default_rng(seed)
-    path = tmp_path / "x.npy"
-    rows = foreign.object_rows(foreign.episode(env, 0, rng))
-    np.save(path, rows, allow_pickle=True)
-    content = bytearray(path.read_bytes())
-    if seed % 3 == 0:
-        content[128:] = rng.bytes(400)
-    else:
-        content[int(rng.integers(len(content)))] = int(rng.integers(256))
-    path.write_bytes(bytes(content))
-    try:
-        assert isinstance(unpickle.read_array(path), np.ndarray)
-    except errors.UserError as error:
-        assert "\n" not in str(error) and str(path) in str(error)
-
-
-def test_pickle_is_read_where_it_is_allowed(focal_root, env, tmp_path):
-    folder, _ = focal_root
-    plain, allowed = read(folder, env), read(folder, env, allow_pickle=True)
-    for name, values in plain.fields.items():
-        np.testing.assert_array_equal(values, allowed.fields[name])
-    (tmp_path / "x.npy").write_bytes(b"nonsense")
-    assert "not a whole" in refused(lambda: unpickle.read_array(tmp_path / "x.npy", True))
-
-
 # CORRO
 
 
@@ -445,7 +294,7 @@ BAD_CORRO = {
     "three axes": (npy(lambda v: v[None]), "expected numbers"),
     "half written": (lambda b: (b / "obs.npy").write_bytes(b"\x93NUMPY\x01"), "not a whole"),
     "pickled": (
-        lambda b: np.save(b / "obs.npy", np.array([Evil("x")], object), allow_pickle=True),
+        lambda b: np.save(b / "obs.npy", np.array([foreign.Evil("x")], object), allow_pickle=True),
         "mkdir",
     ),
 }
@@ -465,81 +314,3 @@ def test_corro_rows_must_be_whole_episodes(corro_folder, env):
     folder, _ = corro_folder
     message = refused(lambda: read(folder, env._replace(horizon=25), "corro"))
     assert "not whole episodes of 25 steps" in message
-
-
-# Minari
-
-
-def make_meta(env, levels):
-    tasks = {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()}
-    numbers = np.arange(len(env.parameters), dtype=float).tolist()
-    return {
-        "identity": {"env": env.name, "suite": env.suite, "physics": "exact"},
-        "tasks": tasks, "levels": levels, "reference_return": numbers, "random_return": numbers,
-        "expert_return": [[level + n for n in numbers] for level in levels],
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def minari_export(tmp_path_factory, focal_root, env):
-    """(folder, fields, meta) of an export with a gap, short episodes and sparse rewards."""
-    pytest.importorskip("minari")
-    pytest.importorskip("h5py")
-    fields = read(focal_root[0], env._replace(ends_early=True)).fields
-    fields["context_reward"] = np.where(fields["reward"] > -1, fields["reward"], 0.0)
-    fields["next_obs"][0, 0, 0, 3] += 0.25  # not the next row's obs
-    meta = make_meta(env, [1000, 2000])
-    folder = tmp_path_factory.mktemp("minari")
-    assert interop.load("minari").export(fields, meta, folder) == 40
-    return folder, fields, meta
-
-
-def test_a_minari_export_reads_back_bit_for_bit(minari_export, env):
-    folder, fields, meta = minari_export
-    found = read(folder, env._replace(ends_early=True), "minari")
-    for name, values in fields.items():
-        np.testing.assert_array_equal(found.fields[name], values)
-    assert found.levels == [1000, 2000]
-    assert any("1 episodes were missing" in note for note in found.notes)
-    assert found.known["reference_return"] == meta["reference_return"]
-    assert found.known["expert_return"] == meta["expert_return"]
-    later = read(folder, env, "minari", steps=(2000,))
-    np.testing.assert_array_equal(later.fields["obs"], fields["obs"][:, 1:])
-    assert later.known["expert_return"] == meta["expert_return"][1:]
-    assert "1000, 2000" in refused(lambda: read(folder, env, "minari", steps=(5,)))
-
-
-def test_minari_itself_reads_the_export(minari_export, monkeypatch):
-    minari = pytest.importorskip("minari")
-    folder, fields, _ = minari_export
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
-    assert len(minari.list_local_datasets()) == 40
-    data = minari.load_dataset("gentle/point_robot/task-3/level-0-v0")
-    episode = data[1]
-    assert episode.observations.shape == (8, 2) and episode.rewards.shape == (7,)
-    assert episode.terminations.tolist() == [False] * 6 + [True]
-    assert not episode.truncations.any()
-    assert data[0].truncations[-1] and not data[0].terminations.any()
-    np.testing.assert_array_equal(episode.actions, fields["action"][3, 0, 1, :7])
-    assert minari.load_dataset("gentle/point_robot/task-5/level-0-v0").total_episodes == 2
-
-
-def test_what_is_not_our_export_is_refused(minari_export, env, tmp_path):
-    folder, fields, meta = minari_export
-    writer = interop.load("minari")
-    assert "pass another --to" in refused(lambda: writer.export(fields, meta, folder))
-    assert "MINARI_DATASETS_PATH" not in os.environ
-    assert "is not an export" in refused(lambda: read(tmp_path, env, "minari"))
-    moved = {**env.tasks, "goal": env.tasks["goal"] + 1}
-    message = refused(lambda: read(folder, env._replace(tasks=moved), "minari"))
-    assert "other task parameters" in message
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "gentle/point_robot/task-2/level-1-v0/data/main_data.hdf5").write_bytes(b"cut")
-    assert "task-2" in refused(lambda: read(copy, env, "minari"))
-
-
-def test_without_minari_the_extra_is_named(monkeypatch, env, tmp_path):
-    monkeypatch.setitem(sys.modules, "minari", None)
-    message = refused(lambda: read(tmp_path, env, "minari"))
-    assert "pip install -e '.[data]'" in message
-    assert "did you mean 'minari'" in refused(lambda: interop.load("minary"))
