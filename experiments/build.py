@@ -23,7 +23,7 @@ def make_task(config, points, fields):
     std are those of observations (0 and 1 in suites that do not normalise). Raises UserError for
     settings that the algorithm or backbone cannot run with.
     """
-    env = registry.load("environment", config.run.env).make(config.run.suite)
+    env = config_lib.make_env(config)
     storage.check_shapes(fields, env)
     mask = np.asarray(fields["mask"])
     episodes = {name: values for name, values in fields.items() if name != "mask"}
@@ -63,7 +63,7 @@ def check(config):
 
     Returns about how many bytes the dataset and one run's state take on a device.
     """
-    env = registry.load("environment", config.run.env).make(config.run.suite)
+    env = config_lib.make_env(config)
     rows = config.behaviour.num_levels * config.behaviour.episodes_per_level * env.horizon
     algorithm, _ = _make_algorithm(config, env, rows)
     hp = jax.tree.map(lambda leaf: leaf[0], config_lib.hyper_params(config))

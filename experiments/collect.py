@@ -4,6 +4,7 @@ Online SAC for all tasks in one compiled program; the same command resumes: a ch
 after every level and every twentieth of the steps.
 """
 
+import functools
 import shutil
 import sys
 import time
@@ -14,7 +15,7 @@ import numpy as np
 
 from experiments import console, flags, machine
 from gentle_jax import behaviour as behaviour_lib
-from gentle_jax import checkpoint, evaluation, registry, storage, sweep
+from gentle_jax import checkpoint, errors, evaluation, storage, sweep, training
 from gentle_jax import config as config_lib
 
 SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
@@ -42,7 +43,7 @@ def ensure(config, root):
             print(f"data: imported from {source['format']}, its physics is unknown to us;", end=" ")
             print(f"evaluation uses this run's ({config.run.physics})", flush=True)
         return fields, meta, 0.0
-    env = registry.load("environment", config.run.env).make(config.run.suite)
+    env = config_lib.make_env(config)
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)
     size = storage.num_bytes(wanted)
     missing = 1.2 * size - storage.stored_bytes(folder)
@@ -58,33 +59,64 @@ def ensure(config, root):
 def _collect(config, env, folder, wanted):
     """Trains, stores each level, checkpoints after it; leaves a finished dataset in `folder`."""
     settings = config.behaviour
-    collector = behaviour_lib.make(env, settings)
-    keys = behaviour_lib.task_keys(settings, num_tasks(env))
-    init = sweep.compile_program(collector.init, (keys,))
-    state = jax.eval_shape(collector.init, keys)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    advance = sweep.compile_program(collector.advance, (state, keys, step, step), (0,))
-    episodes = sweep.compile_program(collector.episodes, (state, keys, step))
-    print(
-        f"data: compiled in {advance.compile_seconds + episodes.compile_seconds:.1f} s", flush=True
-    )
+    mesh = sweep.make_mesh(num_tasks(env))
+    collector = behaviour_lib.make(env, settings, mesh)
+    keys = sweep.place(behaviour_lib.task_keys(settings, num_tasks(env)), mesh)
+    whose = (sweep.place(env.tasks, mesh), keys)
+    state = jax.eval_shape(collector.init, *whose)
+    check_memory(training.state_bytes(state), storage.num_bytes(wanted) / settings.num_levels)
+    programs = compile_programs(collector, whose, state, mesh)
     if not storage.fits(folder, wanted):  # the levels that the checkpoint counts are not all there
         shutil.rmtree(folder / "progress", ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
-    programs = (init, advance, episodes)
     with checkpoint.Checkpoints(folder / "progress", keep=1) as saves:
-        carry = _advance(config, programs, arrays, saves, state, keys)
-    _finish(config, env, folder, carry)
+        carry = _advance(config, programs, arrays, saves, state, whose)
+    _finish(config, env, folder, carry, mesh)
 
 
-def _advance(config, programs, arrays, saves, state, keys):
+def compile_programs(collector, whose, state, mesh):
+    """Returns the Collector's functions as compiled Programs. Args: whose, (tasks, keys)."""
+    step, sharding = jax.ShapeDtypeStruct((), jnp.int32), sweep.run_sharding(mesh)
+    state = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), state)
+    build = functools.partial(sweep.compile_program, out_sharding=sharding)
+    programs = behaviour_lib.Collector(
+        init=build(collector.init, whose),
+        advance=build(collector.advance, (*whose, state, step, step), (2,)),
+        episodes=build(collector.episodes, (*whose, state, step)),
+    )
+    seconds = sum(program.compile_seconds for program in programs)
+    print(f"data: compiled in {seconds:.1f} s", flush=True)
+    return programs
+
+
+def check_memory(state, episodes):
+    """Prints what collecting takes on the device; raises UserError if there is not as much.
+
+    Args: state, bytes of agents and replay buffers; episodes, bytes of one level's episodes.
+    """
+    needed = 2 * state + 2 * episodes  # a checkpoint is copied to the host; so are episodes
+    free = machine.available_bytes()
+    text = f"memory: agents and replay buffers {console.megabytes(state)}"
+    print(text, "" if free is None else f"({console.megabytes(free)} free)", flush=True)
+    if free is not None and needed > free:
+        raise errors.UserError(
+            f"collecting takes about {console.megabytes(needed)} and {console.megabytes(free)} are "
+            f"free: lower --config.behaviour.replay_rows, --config.env.num_train or "
+            f"--config.behaviour.episodes_per_level"
+        )
+
+
+def _advance(config, programs, arrays, saves, state, whose):
     """Trains from the newest checkpoint, or from the start, storing levels; returns the carry."""
-    init, advance, episodes = programs
     settings = config.behaviour
-    blank = np.full((settings.num_levels, keys.shape[0]), np.nan, np.float32)
+    blank = np.full((settings.num_levels, whose[1].shape[0]), np.nan, np.float32)
     found = saves.restore({"state": state, "sampled": blank, "scored": blank})
     if found is None:
-        carry = {"state": init.call(keys), "sampled": blank.copy(), "scored": blank.copy()}
+        carry = {
+            "state": programs.init.call(*whose),
+            "sampled": blank.copy(),
+            "scored": blank.copy(),
+        }
         done = 0
     else:
         carry, meta = found
@@ -93,12 +125,15 @@ def _advance(config, programs, arrays, saves, state, keys):
         print(f"data: resuming after step {done} of {settings.num_steps}")
     at_level = {step: level for level, step in enumerate(behaviour_lib.levels(settings))}
     progress, shown = console.Progress("collect", max(at_level), done), ""
-    for at in pieces(at_level, done):
-        state, _ = advance.call(carry["state"], keys, jnp.int32(done), jnp.int32(at - done))
+    for at in pieces(at_level, done, settings.num_envs):
+        span = jnp.int32(done), jnp.int32(at - done)
+        state, _ = programs.advance.call(*whose, carry["state"], *span)
         carry["state"], done = state, at
         if at in at_level:
             level = at_level[at]
-            fields, sampled, scored = jax.device_get(episodes.call(state, keys, jnp.int32(at)))
+            fields, sampled, scored = jax.device_get(
+                programs.episodes.call(*whose, state, jnp.int32(at))
+            )
             storage.write_level(arrays, level, fields)
             carry["sampled"][level], carry["scored"][level] = sampled, scored
             shown = f"sampled {sampled.mean():.2f}  deterministic {scored.mean():.2f}"
@@ -108,15 +143,18 @@ def _advance(config, programs, arrays, saves, state, keys):
     return carry
 
 
-def pieces(levels, done, count=20):
-    """Returns the steps after `done` at which to save: every level, and even intervals between."""
-    every = max(-(-max(levels) // count), 1)
+def pieces(levels, done, multiple=1, count=20):
+    """Returns the steps after `done` at which to save: every level, and even intervals between.
+
+    Args: multiple, what every step must be a multiple of.
+    """
+    every = max(-(-max(levels) // (count * multiple)), 1) * multiple
     return sorted({*levels, *(n for n in range(every, max(levels), every))} - {*range(done + 1)})
 
 
-def _finish(config, env, folder, carry):
+def _finish(config, env, folder, carry, mesh=None):
     """Writes meta.json: identity, tasks, returns, the normaliser's ends; removes the checkpoint."""
-    random = evaluation.random_returns(env, config.eval.random_episodes, jax.random.key(0))
+    random = evaluation.random_returns(env, config.eval.random_episodes, jax.random.key(0), mesh)
     scored = carry["scored"]
     best = scored[-1] if env.optimal_return is None else np.asarray(env.optimal_return(1000))
     meta = {

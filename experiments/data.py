@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import console, figures, flags, machine, tables
 from gentle_jax import config as config_lib
-from gentle_jax import errors, evaluation, interop, registry, storage
+from gentle_jax import errors, evaluation, interop, storage
 from gentle_jax.interop import table as table_lib
 
 EXTRA = (
@@ -29,6 +29,7 @@ EXTRA = (
 SHARED = {
     "suite": "task definitions that the imported data are of [ctmrl]",
     "env": "environment that the imported data are of [point_robot]",
+    "physics": "what the random policy's return is measured in; default: as `experiments.run`",
     "data": "root of datasets, or one dataset's folder [data]",
 }
 
@@ -42,18 +43,13 @@ class Command(NamedTuple):
     function: object  # (Request) -> None
 
 
-def make_env(config):
-    """Returns the Env of a config."""
-    return registry.load("environment", config.run.env).make(config.run.suite)
-
-
 def import_(request):
     """Reads a folder of another project and writes it as a dataset."""
     extra, config = request.extra, request.config
     reader = interop.load(extra["format"])
     options = options_of(request, reader.OPTIONS)
     folder = existing(extra["from"], "--from")
-    env = make_env(config)
+    env = config_lib.make_env(config)
     if options.allow_pickle:
         print(
             "data: WARNING: --allow_pickle lets the files of this folder run any code", flush=True
@@ -107,6 +103,7 @@ def identity_of(found, config):
         "physics": "imported",
         "behaviour": None,
         "random_episodes": config.eval.random_episodes,
+        "random_physics": config.run.physics,  # of the random policy, here
         "source": {**found.source, "content": digest.hexdigest()[:12]},
     }
 
@@ -302,7 +299,10 @@ def damages(folder):
 COMMANDS = {
     "import": Command(
         "reads a folder of another project as a dataset",
-        ("format", "from", "suite", "env", "data", "to", "steps", "episodes", "allow_pickle"),
+        (
+            "format", "from", "suite", "env", "physics", "data", "to", "steps", "episodes",
+            "allow_pickle",
+        ),
         ("format", "from"), import_,
     ),
     "export": Command(

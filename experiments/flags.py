@@ -26,7 +26,8 @@ GROUPS = {
          "paper (equations) or release (the authors' code); default: per algorithm"),
         ("preset", str, "auto",
          "sizes: paper quick smoke; auto = quick on CPU, paper on accelerators"),
-        ("physics", str, "exact", "exact: point robots have no physics engine to choose"),
+        ("physics", str, "",
+         "MuJoCo: reference (published integrator and solver) or fast; default: the preset's"),
     ),
     "how often": (
         ("num_seeds", int, 8, "seeds, all in one compiled program"),
@@ -78,10 +79,10 @@ def help_text(command, summary, extra=()):
             lines += [" " * 17 + more for more in rest]
     lines += [
         "",
-        "any setting: --config.SECTION.KEY=VALUE with SECTION one of train behaviour eval algo",
+        "any setting: --config.SECTION.KEY=VALUE with SECTION one of env train behaviour eval",
     ]
     lines += [
-        "backbone; every key and value of a run is in its config.json. Unknown names are errors."
+        "algo backbone; every key and value of a run is in its config.json. Unknown: an error."
     ]
     return "\n".join(lines)
 
@@ -192,8 +193,6 @@ def parse(argv, command, summary, on_accelerator, extra=()):
     arguments = _known(values, argv, extra)
     automatic = values.preset == "auto"
     preset = presets.choose(values.preset, on_accelerator() if automatic else False)
-    if values.physics != "exact":
-        raise errors.unknown("physics", values.physics, ["exact"])
     run = config_lib.RunConfig(
         algorithm=values.algo,
         suite=values.suite,

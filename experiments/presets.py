@@ -4,9 +4,9 @@
 `layers`.
 """
 
-from gentle_jax import errors
+from gentle_jax import errors, registry
 
-PRESETS = ("auto", "paper", "quick", "smoke")
+PRESETS = ("auto", "paper", "fast", "quick", "smoke")
 
 # A run that ends within minutes on two CPU cores. Some 8,000 steps instead of 65,000 to 200,000
 # leave no time for the released initialisation (signals of small inputs shrink by 0.4 a layer), for
@@ -61,6 +61,14 @@ SMOKE = {
     "eval.num_repeats": 1,
     "eval.random_episodes": 10,
 }
+# Published training on data of a lighter SAC, for an accelerator: some fiftieth of its arithmetic.
+FAST = {
+    "behaviour.batch_size": 256,
+    "behaviour.width": 256,
+    "behaviour.lr": 3e-4,
+    "behaviour.num_envs": 50,
+    "behaviour.updates_per_step": 0.2,
+}
 # By algorithm, algorithm and fidelity, suite: applied after the layer above, in this order.
 QUICK_OF = {
     "ctmrl": {"ctmrl.encoder_width": 64, "ctmrl.num_iterations": 40},
@@ -111,12 +119,14 @@ def layers(preset, run):
     """
     if preset == "paper":
         return []
-    tables = {"quick": (QUICK, QUICK_OF), "smoke": (SMOKE, SMOKE_OF)}
+    tables = {"fast": (FAST, {}), "quick": (QUICK, QUICK_OF), "smoke": (SMOKE, SMOKE_OF)}
     if preset not in tables:
         raise errors.unknown("preset", preset, PRESETS)
     base, special = tables[preset]
     keys = (run.algorithm, f"{run.algorithm}:{run.fidelity}", f"suite:{run.suite}")
-    return [base, *(special.get(key, {}) for key in keys)]
+    own = getattr(registry.load("environment", run.env), "PRESETS", {})
+    mine = (own.get(key, {}) for key in (preset, f"{preset}:{run.suite}"))
+    return [base, *(special.get(key, {}) for key in keys), *mine]
 
 
 def choose(preset, on_accelerator):

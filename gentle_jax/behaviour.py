@@ -1,9 +1,11 @@
 """Behaviour data: one online SAC agent per task, all tasks in one compiled program.
 
 Source: ctmrl_suite.md sec. 14, gentle_suite.md sec. 9. Every `level` is a checkpoint along training
-whose sampled episodes are stored. Deviations: levels are taken at exact environment steps, not at
-the next episode's end; tasks have different keys (the releases seed all alike); a level within the
-random seed phase (none at published sizes) stores episodes of random actions.
+whose sampled episodes are stored. A task may have several copies of its environment: they step side
+by side and feed one replay buffer, and steps count those of all copies. Deviations: levels are
+taken at exact environment steps, not at the next episode's end; tasks have different keys (the
+releases seed all alike); a level within the random seed phase (none at published sizes) stores
+episodes of random actions; with several copies the updates of as many steps follow each other.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gentle_jax import evaluation
+from gentle_jax import evaluation, sweep
 from gentle_jax.backbones import sac
 from gentle_jax.rng import stream
 from gentle_jax.types import Backbone, Env, Spec, Transition
@@ -24,21 +26,22 @@ SCORED_EPISODES = 10  # deterministic, per task and level, for the expert's retu
 
 @struct.dataclass
 class CollectState:
-    """One task's agent, environment and replay buffer; mapped over tasks."""
+    """One task's agent, environments and replay buffer; mapped over tasks. N = copies."""
 
     agent: sac.SACState
-    env_state: dict
-    obs: jax.Array  # [obs_dim]
-    clock: jax.Array  # scalar int32, steps into the episode
-    replay: Transition  # leaves [num_steps, ...], row i is environment step i
+    env_state: dict  # leaves [N, ...]
+    obs: jax.Array  # [N, obs_dim]
+    clock: jax.Array  # [N] int32, steps into the episode
+    replay: Transition  # leaves [rows, ...], a ring; N rows are written at once
 
 
 class Collector(NamedTuple):
-    """Programs over all tasks: leaves of states have a [task] axis."""
+    """Programs over all tasks: leaves of tasks, states and keys have a [task] axis."""
 
-    init: callable  # (keys [T]) -> CollectState
-    advance: callable  # (CollectState, keys [T], start, length) -> (CollectState, metrics [T])
-    episodes: callable  # (CollectState, keys [T], step) -> (fields [T, E, H, ...], returns [T] x 2)
+    init: callable  # (tasks, keys [T]) -> CollectState
+    advance: callable  # (tasks, keys [T], CollectState, start, length) -> (CollectState, loss [T])
+    episodes: callable  # (tasks, keys [T], CollectState, step)
+    #                      -> (fields [T, E, H, ...], sampled return [T], deterministic return [T])
 
 
 def levels(behaviour):
@@ -52,6 +55,11 @@ def task_keys(behaviour, num_tasks):
     return jax.vmap(functools.partial(stream, key, "behaviour"))(jnp.arange(num_tasks))
 
 
+def replay_rows(behaviour):
+    """Returns the rows of each task's replay buffer."""
+    return min(behaviour.replay_rows or behaviour.num_steps, behaviour.num_steps)
+
+
 class _Setup(NamedTuple):
     """What the functions below share; nothing of it is traced."""
 
@@ -61,34 +69,30 @@ class _Setup(NamedTuple):
     hp: dict
 
 
-def make(env, behaviour):
-    """Returns the Collector. Args: env, an unnormalised Env; behaviour, a BehaviourConfig."""
-    settings = sac.Config(width=behaviour.width, lr=behaviour.lr, discount=behaviour.discount)
+def make(env, behaviour, mesh=None):
+    """Returns the Collector.
+
+    Args: env, an unnormalised Env; behaviour, a BehaviourConfig; mesh, from `sweep.make_mesh`: the
+    devices that tasks are split over.
+    """
+    settings = sac.Config(
+        width=behaviour.width, lr=behaviour.lr, discount=behaviour.discount, tau=behaviour.tau
+    )
     spec = Spec(env.obs_dim, env.action_dim, 1, behaviour.num_steps, env.horizon)
     hp = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, float)}
     setup = _Setup(env, behaviour, sac.make(settings, 0, spec), hp)
-    step = jax.vmap(functools.partial(_step_task, setup), (0, 0, 0, None))
-    episodes = jax.vmap(functools.partial(_episodes_task, setup), (0, 0, 0, None))
 
-    def advance(state, keys, start, length):
-        def body(i, carry):
-            state, total = carry
-            state, loss = step(env.tasks, state, keys, start + i)
-            return state, total + loss
+    def over(function, num_mapped):  # tasks side by side: simulations gain from width
+        one = functools.partial(function, setup)
+        return sweep.over_runs(one, num_mapped, mesh, in_turn=False)
 
-        state, total = jax.lax.fori_loop(0, length, body, (state, jnp.zeros(keys.shape[0])))
-        return state, total / length
-
-    return Collector(
-        init=lambda keys: jax.vmap(functools.partial(_init_task, setup))(env.tasks, keys),
-        advance=advance,
-        episodes=lambda state, keys, at: episodes(env.tasks, state, keys, at),
-    )
+    return Collector(over(_init_task, 2), over(_advance_task, 3), over(_episodes_task, 3))
 
 
 def _init_task(setup, task, key):
-    env, rows = setup.env, setup.behaviour.num_steps
-    env_state, obs = env.reset(task, stream(key, "reset"))
+    env, rows, copies = setup.env, replay_rows(setup.behaviour), setup.behaviour.num_envs
+    keys = _per_copy(stream(key, "reset"), copies)
+    env_state, obs = jax.vmap(env.reset, (None, 0))(task, keys)
     vector = lambda size: jnp.zeros((rows, size))
     replay = Transition(
         vector(env.obs_dim), vector(env.action_dim), jnp.zeros(rows), jnp.zeros(rows),
@@ -98,61 +102,108 @@ def _init_task(setup, task, key):
         agent=setup.rl.init(setup.hp, stream(key, "init")),
         env_state=jax.tree.map(jnp.copy, env_state),
         obs=jnp.copy(obs),
-        clock=jnp.zeros((), jnp.int32),
+        clock=jnp.zeros(copies, jnp.int32),
         replay=replay,
     )
 
 
-def _step_task(setup, task, state, key, index):
-    """One environment step; the random phase of seed steps has no run axis in its condition."""
+def _advance_task(setup, task, key, state, start, length):
+    """`length` environment steps from step `start`: all copies step, then the agent learns."""
+    copies = setup.behaviour.num_envs
+
+    def body(i, carry):
+        state, total = carry
+        state, loss = _step_task(setup, task, key, state, start + i * copies)
+        return state, total + loss
+
+    count = length // copies
+    state, total = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
+    return state, total / count
+
+
+def _step_task(setup, task, key, state, index):
+    """One step of every copy; the end of the seed phase has no task axis, so `cond` is a branch."""
     env, behaviour = setup.env, setup.behaviour
     k_act, k_random, k_reset, k_learn = jax.random.split(stream(key, "step", index), 4)
-    random = _uniform_action(env, k_random)
-    sampled = setup.rl.act(state.agent, state.obs, jnp.zeros(0), k_act)
-    action = jnp.where(index < behaviour.seed_steps, random, sampled)
-    env_state, out = env.step(task, state.env_state, action)
-    row = Transition(state.obs, action, out.reward, out.context_reward, out.obs, out.terminal)
-    replay = jax.tree.map(lambda buffer, x: buffer.at[index].set(x), state.replay, row)
-    over = (out.terminal > 0) | (state.clock + 1 >= env.horizon)
-    fresh = env.reset(task, k_reset)
-    env_state, obs = jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, (env_state, out.obs))
-    clock = jnp.where(over, 0, state.clock + 1)
+
+    def copy_step(env_state, obs, clock, k_act, k_random, k_reset):
+        sampled = setup.rl.act(state.agent, obs, jnp.zeros(0), k_act)
+        action = jnp.where(index < behaviour.seed_steps, _uniform_action(env, k_random), sampled)
+        env_state, out = env.step(task, env_state, action)
+        row = Transition(obs, action, out.reward, out.context_reward, out.obs, out.terminal)
+        over = (out.terminal > 0) | (clock + 1 >= env.horizon)
+        fresh = env.reset(task, k_reset)
+        env_state, obs = jax.tree.map(
+            lambda a, b: jnp.where(over, a, b), fresh, (env_state, out.obs)
+        )
+        return env_state, obs, jnp.where(over, 0, clock + 1), row
+
+    keys = [_per_copy(k, behaviour.num_envs) for k in (k_act, k_random, k_reset)]
+    env_state, obs, clock, rows = jax.vmap(copy_step)(
+        state.env_state, state.obs, state.clock, *keys
+    )
+    at = index % replay_rows(behaviour)
+    write = lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(buffer, new, at, 0)
+    replay = jax.tree.map(write, state.replay, rows)
     state = state.replace(env_state=env_state, obs=obs, clock=clock, replay=replay)
-    due = index >= behaviour.seed_steps
     learn = lambda s: _learn(setup, s, k_learn, index)
+    due = index >= behaviour.seed_steps
     return jax.lax.cond(due, learn, lambda s: (s, jnp.zeros(())), state)
 
 
 def _learn(setup, state, key, index):
-    """One SAC update on rows of the replay buffer, which holds rows 0 to `index`."""
-    k_rows, k_update = jax.random.split(key)
-    size = setup.behaviour.batch_size
-    rows = jax.random.randint(k_rows, (1, size), 0, index + 1)
-    batch = jax.tree.map(lambda x: x[rows], state.replay)
-    no_z = jnp.zeros((size, 0))
-    agent, _, metrics = setup.rl.update(state.agent, setup.hp, batch, no_z, k_update, index)
-    return state.replace(agent=agent), metrics["q_loss"]
+    """The updates that one step of all copies earns; the ring holds rows up to step `index`."""
+    behaviour = setup.behaviour
+    copies, size = behaviour.num_envs, behaviour.batch_size
+    filled = jnp.minimum(index + copies, replay_rows(behaviour))
+    count = round(copies * behaviour.updates_per_step)
+    done = index // copies * count
+
+    def update(i, carry):
+        agent, total = carry
+        k_rows, k_update = jax.random.split(key if count == 1 else jax.random.fold_in(key, i))
+        rows = jax.random.randint(k_rows, (1, size), 0, filled)
+        batch = jax.tree.map(lambda x: x[rows], state.replay)
+        no_z = jnp.zeros((size, 0))
+        agent, _, metrics = setup.rl.update(agent, setup.hp, batch, no_z, k_update, done + i)
+        return agent, total + metrics["q_loss"]
+
+    carry = (state.agent, jnp.zeros(()))
+    agent, total = update(0, carry) if count == 1 else jax.lax.fori_loop(0, count, update, carry)
+    return state.replace(agent=agent), total / count
 
 
-def _episodes_task(setup, task, state, key, at):
+def _episodes_task(setup, task, key, state, at):
     """Returns (fields of the stored episodes, their mean return, the deterministic return)."""
     env, rl, no_z = setup.env, setup.rl, jnp.zeros(0)
+    stored = setup.behaviour.episodes_per_level
     k_sampled, k_scored = jax.random.split(stream(key, "episodes", at))
-    run = lambda policy, k: evaluation.rollout(env, task, policy, k)
 
-    def sampled(obs, k, index):
-        """What the agent does at this point of its training: random during the seed phase."""
-        k_act, k_random = jax.random.split(k)
-        drawn = rl.act(state.agent, obs, no_z, k_act)
-        return jnp.where(at <= setup.behaviour.seed_steps, _uniform_action(env, k_random), drawn)
+    def episode(k, scored):
+        """One program for both kinds: simulations are what takes long to compile."""
 
-    scored = evaluation.deterministic(rl, state.agent, no_z)
-    keys = jax.random.split(k_sampled, setup.behaviour.episodes_per_level)
-    rows, mask = jax.vmap(lambda k: run(sampled, k))(keys)
+        def policy(obs, k, index):
+            k_act, k_random = jax.random.split(k)
+            drawn = rl.act(state.agent, obs, no_z, k_act)
+            # what the agent does at this point of its training: random during the seed phase
+            random = at <= setup.behaviour.seed_steps
+            drawn = jnp.where(random, _uniform_action(env, k_random), drawn)
+            return jnp.where(scored, rl.mode(state.agent, obs, no_z), drawn)
+
+        return evaluation.rollout(env, task, policy, k)
+
+    keys = [jax.random.split(k_sampled, stored), jax.random.split(k_scored, SCORED_EPISODES)]
+    flags = jnp.arange(stored + SCORED_EPISODES) >= stored
+    rows, mask = jax.vmap(episode)(jnp.concatenate(keys), flags)
     returns = jax.vmap(evaluation.episode_return)(rows, mask)
-    best = lambda k: evaluation.episode_return(*run(scored, k))
-    expert = jax.vmap(best)(jax.random.split(k_scored, SCORED_EPISODES))
-    return {**rows._asdict(), "mask": mask}, returns.mean(), expert.mean()
+    fields = jax.tree.map(lambda x: x[:stored], {**rows._asdict(), "mask": mask})
+    return fields, returns[:stored].mean(), returns[stored:].mean()
+
+
+def _per_copy(key, copies):
+    """Returns keys [N]; the first is `key` itself: one copy's stream does not depend on N."""
+    rest = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(1, copies))
+    return jnp.concatenate([key[None], rest])
 
 
 def _uniform_action(env, key):

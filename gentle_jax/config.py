@@ -14,15 +14,17 @@ from typing import Any
 import jax.numpy as jnp
 
 from gentle_jax import errors, registry, suites
+from gentle_jax.envs.base import DERIVE_CONSTANTS, EnvConfig, shorten
 
-SECTIONS = ("run", "train", "behaviour", "eval", "algo", "backbone")
+SECTIONS = ("run", "env", "train", "behaviour", "eval", "algo", "backbone")
 FIDELITIES = ("paper", "release")
 CONTEXT_DRAWS = ("uniform", "level", "episodes")
 TASK_DRAWS = ("distinct", "replace")
 INITS = ("rlkit", "he")
 MAY_BE_ZERO = (  # every other whole number is a size, a count or a period
     "behaviour.seed", "behaviour.seed_steps", "eval.context_episodes", "eval.exploration_steps",
-    "algo.num_cross_tasks", "algo.num_fillers",
+    "algo.num_cross_tasks", "algo.num_fillers", "env.num_train", "env.num_test", "env.horizon",
+    "behaviour.replay_rows",
 )  # fmt: skip
 METRICS = ("final", "all", "first")
 
@@ -42,7 +44,7 @@ class RunConfig:
     backbone: str = ""  # "" = the suite's
     fidelity: str = ""  # "" = the algorithm's default
     preset: str = "quick"
-    physics: str = "exact"
+    physics: str = ""  # "" = published for preset `paper`, the environment's fastest otherwise
     num_seeds: int = 8
     seed_offset: int = 0
     protocols: tuple = ()  # () = every protocol
@@ -81,6 +83,10 @@ class BehaviourConfig:
     width: int = 1024
     lr: float = 1e-4
     discount: float = 0.99
+    tau: float = 0.005
+    num_envs: int = 1  # copies of every task that step side by side; steps count all of them
+    updates_per_step: float = 1.0  # the update-to-data ratio, once `seed_steps` are over
+    replay_rows: int = 0  # of every task's ring buffer; 0 = all steps
     seed: int = 0
 
 
@@ -103,6 +109,7 @@ class ExperimentConfig:
     """One resolved experiment. `algo` and `backbone` are the chosen modules' own configs."""
 
     run: RunConfig
+    env: EnvConfig
     train: TrainConfig
     behaviour: BehaviourConfig
     eval: EvalConfig
@@ -132,12 +139,16 @@ def fill_names(run):
     """Fills in backbone, fidelity and protocols; raises UserError for names that do not exist."""
     suite = suites.get(run.suite)
     algorithm = registry.load("algorithm", run.algorithm)
-    settings = registry.load("environment", run.env).SETTINGS
-    if run.suite not in settings:
+    environment = registry.load("environment", run.env)
+    if run.suite not in environment.SETTINGS:
         raise errors.UserError(
             f"environment {run.env!r} is not in suite {run.suite!r}: it is in "
-            f"{', '.join(settings)}; choose --suite or --env accordingly"
+            f"{', '.join(environment.SETTINGS)}; choose --suite or --env accordingly"
         )
+    modes = environment.PHYSICS
+    physics = run.physics or modes[0 if run.preset == "paper" else -1]
+    if physics not in modes:
+        raise errors.unknown(f"physics of {run.env}", physics, modes)
     backbone = run.backbone or suite.backbone
     registry.load("backbone", backbone)
     fidelity = run.fidelity or algorithm.DEFAULT_FIDELITY
@@ -147,7 +158,16 @@ def fill_names(run):
     protocols = tuple(run.protocols) or tuple(native_first)
     for name in protocols:
         registry.load("protocol", name)
-    return dataclasses.replace(run, backbone=backbone, fidelity=fidelity, protocols=protocols)
+    return dataclasses.replace(
+        run, backbone=backbone, fidelity=fidelity, protocols=protocols, physics=physics
+    )
+
+
+def make_env(config):
+    """Returns the Env of a config; raises UserError for sizes that its suite does not have."""
+    module = registry.load("environment", config.run.env)
+    env = module.make(config.run.suite, config.run.physics, config.env)
+    return shorten(env, config.env)
 
 
 def resolve(run, preset_layers=(), overrides=None):
@@ -160,6 +180,7 @@ def resolve(run, preset_layers=(), overrides=None):
     algorithm = registry.load("algorithm", run.algorithm)
     sections = {
         "run": run,
+        "env": EnvConfig(),
         "train": TrainConfig(),
         "behaviour": BehaviourConfig(),
         "eval": EvalConfig(),
@@ -212,12 +233,37 @@ def validate(config):
         )
     if config.eval.metric not in METRICS:
         raise errors.unknown("eval.metric", config.eval.metric, METRICS)
-    behaviour = config.behaviour
+    if config.env.derive_constants not in DERIVE_CONSTANTS:
+        raise errors.unknown("env.derive_constants", config.env.derive_constants, DERIVE_CONSTANTS)
+    _validate_behaviour(config.behaviour)
+
+
+def _validate_behaviour(behaviour):
     last = behaviour.first_level + (behaviour.num_levels - 1) * behaviour.level_every
     if last > behaviour.num_steps or behaviour.first_level < 1 or behaviour.level_every < 1:
         raise errors.UserError(
             f"behaviour levels end at step {last}, training at {behaviour.num_steps}: expected "
             f"levels within 1..num_steps; lower behaviour.num_levels or raise behaviour.num_steps"
+        )
+    copies = behaviour.num_envs
+    for name in ("num_steps", "seed_steps", "first_level", "level_every"):
+        value = getattr(behaviour, name)
+        if value % copies:
+            raise errors.UserError(
+                f"behaviour.{name} is {value}: expected a multiple of behaviour.num_envs, which "
+                f"is {copies} (all copies step at once); take {value - value % copies + copies}"
+            )
+    updates = copies * behaviour.updates_per_step
+    if updates < 1 or updates != round(updates):
+        raise errors.UserError(
+            f"behaviour.num_envs x behaviour.updates_per_step is {updates:g}: expected a whole "
+            f"number of updates after every step of all copies, at least 1"
+        )
+    rows = behaviour.replay_rows
+    if rows and (rows % copies or rows < behaviour.batch_size):
+        raise errors.UserError(
+            f"behaviour.replay_rows is {rows}: expected 0 (all steps) or a multiple of num_envs "
+            f"({copies}) of at least batch_size ({behaviour.batch_size})"
         )
 
 
@@ -237,6 +283,7 @@ def data_identity(config):
         "env": config.run.env,
         "suite": config.run.suite,
         "physics": config.run.physics,
+        "environment": dataclasses.asdict(config.env),
         "behaviour": dataclasses.asdict(config.behaviour),
         "random_episodes": config.eval.random_episodes,  # behind meta.json's random_return
     }

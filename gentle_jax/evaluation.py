@@ -4,18 +4,19 @@ import jax
 import jax.numpy as jnp
 
 from gentle_jax import data as data_lib
-from gentle_jax import learner
+from gentle_jax import learner, sweep
 from gentle_jax.rng import stream
 from gentle_jax.types import Transition
 
 
-def rollout(env, task, policy, key, steps=None):
-    """Runs `policy(obs, key, step) -> action`: one episode, or exactly `steps` steps.
+def rollout(env, task, policy, key, steps=None, restarts=False):
+    """Runs `policy(obs, key, step) -> action` for one horizon, or `steps` steps.
 
-    Returns (Transition leaves [steps, ...], mask [steps]). Without `steps`: one horizon, mask 0
-    after an early end. With it: a new episode begins whenever one ends, and every row counts.
+    Returns (Transition leaves [steps, ...], mask [steps]): mask is 0 after the episode's end,
+    early or not. Args: restarts, whether a new episode begins instead, so that every row counts;
+    a scalar bool, which may be traced: simulations take long to compile, and one program then
+    serves both kinds.
     """
-    restarts = steps is not None
     steps = steps or env.horizon
     k_reset, k_steps = jax.random.split(key)
     state, obs = env.reset(task, k_reset)
@@ -28,13 +29,12 @@ def rollout(env, task, policy, key, steps=None):
         state, out = env.step(task, state, action)
         row = Transition(obs, action, out.reward, out.context_reward, out.obs, out.terminal)
         now, over = alive, (out.terminal > 0) | (clock + 1 >= env.horizon)
-        if restarts:
+        obs, again = out.obs, jnp.logical_and(over, restarts)
+        if restarts is not False:
             fresh = env.reset(task, k_again)
-            state, obs = jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, (state, out.obs))
-            clock = jnp.where(over, 0, clock + 1)
-        else:
-            obs, clock = out.obs, clock + 1
-            alive = alive * (1.0 - over)
+            state, obs = jax.tree.map(lambda a, b: jnp.where(again, a, b), fresh, (state, obs))
+        clock = jnp.where(again, 0, clock + 1)
+        alive = alive * jnp.where(over, again, 1.0)
         return (state, obs, clock, alive), (row, now)
 
     carry = (state, obs, jnp.zeros((), jnp.int32), jnp.ones(()))
@@ -58,8 +58,11 @@ def stochastic(rl, state, z):
     return lambda obs, key, index: rl.act(state, obs, z, key)
 
 
-def random_returns(env, num_episodes, key):
-    """Returns [num_tasks]: the mean return of uniform random actions."""
+def random_returns(env, num_episodes, key, mesh=None):
+    """Returns [num_tasks]: the mean return of uniform random actions.
+
+    Args: mesh, from `sweep.make_mesh`: the devices that tasks are split over.
+    """
 
     def policy(obs, k, index):
         del obs, index
@@ -70,7 +73,9 @@ def random_returns(env, num_episodes, key):
         return jax.vmap(lambda k: episode_return(*rollout(env, task, policy, k)))(keys).mean()
 
     num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
-    return jax.jit(jax.vmap(one))(env.tasks, jax.random.split(key, num_tasks))
+    keys = jax.random.split(key, num_tasks)
+    over_tasks = sweep.over_runs(one, 2, mesh, in_turn=False)
+    return jax.jit(over_tasks)(sweep.place(env.tasks, mesh), sweep.place(keys, mesh))
 
 
 def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):

@@ -4,7 +4,9 @@ Each value is a module, imported on first use. What a module must define:
   algorithm    `Config`, `FIDELITY`, `DEFAULT_FIDELITY`, `make(config, train, spec, rl)`;
                optional: `VARIANTS`, {the paper's name of an ablation: {field: value}}
   backbone     `Config`, `make(config, latent_dim, spec)`
-  environment  `SETTINGS` (suite -> default overrides), `make(suite)`
+  environment  `SETTINGS` (suite -> default overrides), `PHYSICS` (its modes, the published one
+               first, the fastest last), `make(suite, mode, env_config)`; optional: `PRESETS`,
+               {size preset, or size preset:suite : overrides of its own}
   protocol     `make(eval_config, env)`
 """
 
@@ -25,6 +27,12 @@ ENVIRONMENTS = {
     "point_robot": "gentle_jax.envs.point_robot",
     "point_robot_wind": "gentle_jax.envs.point_robot_wind",
     "sparse_point_robot": "gentle_jax.envs.sparse_point_robot",
+    "cheetah_vel": "gentle_jax.envs.cheetah_vel",
+    "cheetah_dir": "gentle_jax.envs.cheetah_dir",
+    "ant_dir": "gentle_jax.envs.ant_dir",
+    "ant_goal": "gentle_jax.envs.ant_goal",
+    "hopper_params": "gentle_jax.envs.hopper_params",
+    "walker_params": "gentle_jax.envs.walker_params",
 }
 PROTOCOLS = {
     "random_then_policy": "gentle_jax.protocols.random_then_policy",

@@ -173,10 +173,9 @@ def check_identity(meta, config, folder):
     """
     wanted, found = config_lib.data_identity(config), meta.get("identity", {})
     for key in ("env", "suite") if source_of(meta) else wanted:
-        if key == "behaviour":
+        if isinstance(wanted[key], dict):
             mine, other = wanted[key], found.get(key) or {}
-            different = [f"behaviour.{k}" for k in mine if mine[k] != other.get(k)]
-            pairs = [(k, other.get(k.split(".")[1]), mine[k.split(".")[1]]) for k in different]
+            pairs = [(f"{key}.{k}", other.get(k), mine[k]) for k in mine if mine[k] != other.get(k)]
         else:
             pairs = [(key, found.get(key), wanted[key])] if wanted[key] != found.get(key) else []
         if pairs:

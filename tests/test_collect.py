@@ -1,7 +1,6 @@
 """Behaviour data: deterministic, resumable, and honest about what it holds."""
 
 import itertools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +51,11 @@ def small():
     env = small_env()
     compiled, calls = {}, itertools.count()
 
-    def compile_once(function, args, donate=()):
+    def compile_once(function, args, donate=(), out_sharding=None):
         # `_collect` makes new closures of the same three programs each time, in this order
         number = next(calls) % 3
         if number not in compiled:
-            compiled[number] = real(function, args, donate)
+            compiled[number] = real(function, args, donate, out_sharding)
         return compiled[number]
 
     patch = pytest.MonkeyPatch()
@@ -64,15 +63,7 @@ def small():
     random = np.linspace(-3.0, -2.0, TASKS)
     patch.setattr(collect.sweep, "compile_program", compile_once)
     patch.setattr(collect.evaluation, "random_returns", lambda *_: random)
-    load = registry.load
-    module = SimpleNamespace(
-        SETTINGS=load("environment", "point_robot").SETTINGS, make=lambda suite: env
-    )
-    patch.setattr(
-        collect.registry,
-        "load",
-        lambda kind, name: module if kind == "environment" else load(kind, name),
-    )
+    patch.setattr(config_lib, "make_env", lambda config: env)
     yield config, lambda root: collect.ensure(config, root)
     patch.undo()
 
@@ -170,9 +161,10 @@ def test_levels_of_the_random_phase_hold_uniform_actions(small, monkeypatch):
     many = config_lib.resolve(
         config_lib.RunConfig(), (SIZES, {"behaviour.episodes_per_level": 100})
     )
-    collector = behaviour_lib.make(small_env(), many.behaviour)
-    keys = behaviour_lib.task_keys(many.behaviour, TASKS)
-    state = jax.jit(collector.init)(keys)
+    env = small_env()
+    collector = behaviour_lib.make(env, many.behaviour)
+    whose = env.tasks, behaviour_lib.task_keys(many.behaviour, TASKS)
+    state = jax.jit(collector.init)(*whose)
     # a policy that is far from uniform: tanh(2) with little noise
     policy = jax.tree.map(jnp.zeros_like, state.agent.policy)
     width = policy["Dense_2"]["bias"].shape[-1] // 2
@@ -181,12 +173,12 @@ def test_levels_of_the_random_phase_hold_uniform_actions(small, monkeypatch):
     state = state.replace(agent=state.agent.replace(policy=policy))
     episodes = jax.jit(collector.episodes)
     for step in (8, 16):  # the seed phase, its end included
-        actions = np.asarray(episodes(state, keys, step)[0]["action"]).ravel()
+        actions = np.asarray(episodes(*whose, state, step)[0]["action"]).ravel()
         # a Kolmogorov-Smirnov distance of 4,800 draws: 1.95 / sqrt(n) at p = 0.001
         ordered = np.sort(actions)
         distance = np.abs((ordered + 1) / 2 - np.linspace(0, 1, ordered.size)).max()
         assert distance < 1.95 / np.sqrt(ordered.size)
-    learned = np.asarray(episodes(state, keys, 24)[0]["action"])
+    learned = np.asarray(episodes(*whose, state, 24)[0]["action"])
     assert learned.min() > 0.5
 
 

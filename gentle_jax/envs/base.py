@@ -1,7 +1,31 @@
-"""Pieces that environments share: splits, action scaling, the observation normaliser."""
+"""Pieces that environments share: settings, splits, action scaling, the observation normaliser."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from gentle_jax import errors
+
+DERIVE_CONSTANTS = ("peer", "physical")
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """What a task family may be asked for beside suite and physics; part of a dataset's identity.
+
+    `peer` writes randomised parameters into the model and derives nothing from them, as the
+    releases' environments do; `physical` derives what MuJoCo derives (ecosystem.md sec. 2.4).
+    """
+
+    num_train: int = 0  # training tasks, evenly chosen from the suite's; 0 = all
+    num_test: int = 0
+    horizon: int = 0  # 0 = the suite's
+    derive_constants: str = "peer"
+    contact_cost: bool = (
+        False  # Ant: MuJoCo 2.0 never filled the forces in (ctmrl_suite.md sec. 13)
+    )
 
 
 def interpolation_split(num_train, num_test):
@@ -14,6 +38,40 @@ def interpolation_split(num_train, num_test):
 def first_last_split(num_train, num_test, total):
     """Returns (train ids, test ids): the first and the last tasks (gentle_suite.md sec. 1.1)."""
     return np.arange(num_train), np.arange(total - num_test, total)
+
+
+def shorten(env, settings):
+    """Returns `env` with the tasks and horizon that an EnvConfig asks for; UserError if too many.
+
+    Tasks are chosen evenly along each split and keep their order; ids are counted anew.
+    """
+    if settings.horizon:
+        env = env._replace(horizon=settings.horizon)
+    if not settings.num_train and not settings.num_test:
+        return env
+    train = _evenly(env.train_ids, settings.num_train, "env.num_train", env)
+    test = _evenly(env.test_ids, settings.num_test, "env.num_test", env)
+    kept = np.union1d(train, test)
+    optimum = env.optimal_return
+    return env._replace(
+        tasks=jax.tree.map(lambda leaf: leaf[kept], env.tasks),
+        train_ids=np.searchsorted(kept, train),
+        test_ids=np.searchsorted(kept, test),
+        parameters=env.parameters[kept],
+        landmarks=None if env.landmarks is None else env.landmarks[kept],
+        optimal_return=None if optimum is None else lambda samples: optimum(samples)[kept],
+    )
+
+
+def _evenly(ids, count, name, env):
+    if count > len(ids):
+        raise errors.UserError(
+            f"{name} is {count}: {env.name} has {len(ids)} such tasks in suite {env.suite}; pass "
+            f"0 for all of them, or fewer"
+        )
+    if not count or count == len(ids):
+        return ids
+    return ids[np.round(np.linspace(0, len(ids) - 1, count)).astype(int)]
 
 
 def scale_action(action, low, high):

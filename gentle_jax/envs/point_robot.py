@@ -16,6 +16,7 @@ HALF_CIRCLE = {
     "ctmrl.num_codes": 8,
     "ctmrl.club_weight": 25.0,
 }
+PHYSICS = ("exact",)
 SETTINGS = {
     "ctmrl": HALF_CIRCLE,
     "ctmrl_b": HALF_CIRCLE,
@@ -43,8 +44,9 @@ SETTINGS = {
 GOAL_SEED = 1337
 
 
-def make(suite):
+def make(suite, mode="exact", settings=base.EnvConfig()):  # noqa: B008 frozen
     """Returns the Env of `suite`."""
+    del mode, settings  # no physics engine
     if suite == "gentle":
         goals = np.random.RandomState(GOAL_SEED).uniform(-1.0, 1.0, (20, 2))
         split = base.first_last_split(10, 10, 20)

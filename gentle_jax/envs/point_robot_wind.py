@@ -18,13 +18,15 @@ SHARED = {
     "ctmrl.club_weight": 25.0,
     "eval.context_episodes": 5,
 }
+PHYSICS = ("exact",)
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
 WIND_SEED = 1337
 GOAL = (1.0, 0.0)
 
 
-def make(suite):
+def make(suite, mode="exact", settings=base.EnvConfig()):  # noqa: B008 frozen
     """Returns the Env of `suite`: all first coordinates are drawn before all second ones."""
+    del mode, settings  # no physics engine
     num_train, num_test = (40, 10) if suite == "ctmrl_b" else (30, 10)
     total = num_train + num_test
     random = np.random.RandomState(WIND_SEED)

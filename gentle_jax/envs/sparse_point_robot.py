@@ -18,12 +18,14 @@ SHARED = {
     "ctmrl.club_weight": 25.0,
     "eval.context_episodes": 10,
 }
+PHYSICS = ("exact",)
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
 RADIUS = 0.2
 
 
-def make(suite):
+def make(suite, mode="exact", settings=base.EnvConfig()):  # noqa: B008 frozen
     """Returns the Env of `suite`."""
+    del mode, settings  # no physics engine
     num_train, num_test = (80, 20) if suite == "ctmrl_b" else (30, 10)
     goals = plane.half_circle(num_train + num_test)
     split = base.interpolation_split(num_train, num_test)

@@ -23,7 +23,7 @@ def make(config, env):
         k_prior, k_explore, k_score = jax.random.split(key, 3)
         z = base.prior_z(algorithm, state, k_prior)
         policy = evaluation.stochastic(algorithm.rl, state.rl, z)
-        rows, mask = evaluation.rollout(env, task, policy, k_explore, explored)
+        rows, mask = evaluation.rollout(env, task, policy, k_explore, explored, True)
 
         def resample(k):
             index = jax.random.randint(k, (env.horizon,), 0, explored)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gentle_jax import evaluation
 from gentle_jax.protocols import base
-from gentle_jax.types import Protocol
+from gentle_jax.types import Outcome, Protocol
 
 
 def make(config, env):
@@ -32,18 +32,27 @@ def make(config, env):
             k, n = inputs
             k_explore, k_score, k_z = jax.random.split(k, 3)
 
-            def explore(obs, k_action, step):
-                k_policy, k_uniform = jax.random.split(k_action)
-                sampled = algorithm.rl.act(state.rl, obs, z, k_policy)
-                uniform = jax.random.uniform(k_uniform, sampled.shape, minval=-1.0, maxval=1.0)
-                return jnp.where(n + step < half, uniform, sampled)
+            def episode(belief, inputs):
+                """Either kind: an exploration, which extends the belief, or a scored episode."""
+                k, exploring = inputs
 
-            rows, mask = evaluation.rollout(env, task, explore, k_explore)
-            belief = algorithm.rep.extend(state.rep, belief, rows, mask)
-            outcome = base.scored_episode(algorithm, state, env, task, z, k_score)
+                def policy(obs, k_action, step):
+                    k_policy, k_uniform = jax.random.split(k_action)
+                    sampled = algorithm.rl.act(state.rl, obs, z, k_policy)
+                    uniform = jax.random.uniform(k_uniform, sampled.shape, minval=-1.0, maxval=1.0)
+                    explore = jnp.where(n + step < half, uniform, sampled)
+                    return jnp.where(exploring, explore, algorithm.rl.mode(state.rl, obs, z))
+
+                rows, mask = evaluation.rollout(env, task, policy, k)
+                longer = algorithm.rep.extend(state.rep, belief, rows, mask)
+                outcome = Outcome(evaluation.episode_return(rows, mask), rows, mask)
+                return base.choose(exploring, longer, belief), outcome
+
+            keys = jnp.stack([k_explore, k_score])
+            belief, outcomes = jax.lax.scan(episode, belief, (keys, jnp.array([True, False])))
             ready = n + horizon >= config.context_episodes * horizon
             z = base.choose(ready, algorithm.rep.sample(belief, k_z), z)
-            return (belief, z), outcome
+            return (belief, z), jax.tree.map(lambda x: x[1], outcomes)
 
         k_prior, k_pairs = jax.random.split(key)
         first = (algorithm.rep.prior(state.rep), base.prior_z(algorithm, state, k_prior))

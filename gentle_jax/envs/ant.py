@@ -1,0 +1,29 @@
+"""The ant that Ant-Dir and Ant-Goal share (both sheets: RK4, .01 s x 5, gear 150)."""
+
+import jax.numpy as jnp
+
+from gentle_jax import physics
+from gentle_jax.envs import locomotion
+
+NOISE = (0.1, locomotion.normal(0.1))
+CONTACT_WEIGHT = 5e-4
+
+
+def load(mode, settings):
+    """Returns the physics System. Args: mode; settings, an EnvConfig with `contact_cost`.
+
+    brax's model lets only the feet touch the ground; here the torso does so too, as in gym's:
+    Ant-Goal does not end when the ant falls over, and a torso must not sink into the floor.
+    """
+
+    def edit(spec):
+        spec.geom("torso_geom").contype = 1
+
+    return physics.load(
+        "ant", mode, 0.01, 5, "RK4", edit=edit, with_contact_cost=settings.contact_cost
+    )
+
+
+def cost(after, action, action_weight):
+    """Returns the cost of control and, where it is asked for, of contacts."""
+    return action_weight * jnp.square(action).sum() + CONTACT_WEIGHT * after.contact_cost

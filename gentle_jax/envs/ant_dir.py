@@ -1,0 +1,43 @@
+"""Ant-Dir: run along a given angle; r = v . direction - 0.5 |a|^2 + 1.
+
+The episode ends when the torso leaves the heights [0.2, 1.0]. Suite `gentle` (20 angles U(0, 2 pi),
+first and last 10): gentle_suite.md sec. 1.1.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax.envs import ant, base, locomotion
+from gentle_jax.physics import MODES
+
+PHYSICS = MODES
+SETTINGS = {"gentle": {**locomotion.GENTLE, "behaviour.episodes_per_level": 50}}
+PRESETS = locomotion.PRESETS
+ANGLE_SEED = 1337
+HEIGHTS = (0.2, 1.0)
+
+
+def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+    """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
+    angles = locomotion.legacy(ANGLE_SEED, 0.0, 2.0 * np.pi, 20)
+    tasks = {"direction": np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)}
+    system = ant.load(mode, settings)
+
+    def judge(task, before, after, action):
+        velocity = (after.torso - before.torso)[:2] / system.dt
+        reward = (velocity * task["direction"]).sum() - ant.cost(after, action, 0.5) + 1.0
+        low, high = HEIGHTS
+        return reward, (after.qpos[2] < low) | (after.qpos[2] > high)
+
+    return locomotion.make(
+        "ant_dir",
+        suite,
+        system,
+        tasks,
+        base.first_last_split(10, 10, 20),
+        lambda state: jnp.concatenate([state.qpos[2:], state.qvel]),
+        judge,
+        ant.NOISE,
+        parameters=angles[:, None].astype(np.float32),
+        parameter_names=("angle (rad)",),
+    )

@@ -1,0 +1,52 @@
+"""Ant-Goal: walk to a goal on a circle of radius 2; r = -|xy - goal|_1 - 0.1 |a|^2.
+
+Episodes never end early. Suites `ctmrl` and `ctmrl_b` (40 goals, 30/10): ctmrl_suite.md sec. 12-13.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax.envs import ant, base, locomotion
+from gentle_jax.physics import MODES
+
+PHYSICS = MODES
+SHARED = {
+    **locomotion.CTMRL,
+    **locomotion.LATE,
+    "train.num_steps": 210_000,
+    "train.meta_batch": 10,
+    "train.context_size": 512,
+    "ctmrl.num_codes": 2,
+    "ctmrl.club_weight": 50.0,
+    "eval.two_phase_steps": 800,
+    "eval.scored_steps": 800,
+}
+SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
+PRESETS = locomotion.PRESETS
+RADIUS = 2.0
+
+
+def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+    """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
+    angles = np.linspace(0.0, 2.0 * np.pi, 41)[:-1]
+    goals = (RADIUS * np.stack([np.cos(angles), np.sin(angles)], -1)).astype(np.float32)
+    system = ant.load(mode, settings)
+
+    def judge(task, before, after, action):
+        del before
+        distance = jnp.abs(after.torso[:2] - task["goal"]).sum()
+        return -distance - ant.cost(after, action, 0.1), None
+
+    return locomotion.make(
+        "ant_goal",
+        suite,
+        system,
+        {"goal": goals},
+        base.interpolation_split(30, 10),
+        lambda state: jnp.concatenate([state.qpos, state.qvel]),
+        judge,
+        ant.NOISE,
+        parameters=goals,
+        parameter_names=("goal x", "goal y"),
+        landmarks=goals,
+    )

@@ -1,0 +1,50 @@
+"""Cheetah-Dir: run forwards or backwards; r = sign * v - 0.05 |a|^2.
+
+Two tasks, both of them training and test tasks. Suite `gentle`: gentle_suite.md sec. 1.1 and 3.5.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax.envs import base, cheetah, locomotion
+from gentle_jax.physics import MODES
+
+PHYSICS = MODES
+SETTINGS = {
+    "gentle": {
+        **locomotion.GENTLE,
+        "train.meta_batch": 4,
+        "gentle.num_cross_tasks": 1,
+        "behaviour.episodes_per_level": 100,
+    },
+}
+TWO_TASKS = {"env.num_train": 0, "env.num_test": 0, "train.meta_batch": 4}
+PRESETS = {
+    **locomotion.PRESETS,
+    "quick": locomotion.QUICK | TWO_TASKS,
+    "smoke": locomotion.SMOKE | TWO_TASKS,
+}
+
+
+def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+    """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
+    del settings
+    tasks = {"direction": np.array([-1.0, 1.0], np.float32)}
+    system = cheetah.load(mode)
+
+    def judge(task, before, after, action):
+        along = task["direction"] * cheetah.speed(system, before, after)
+        return along - 0.05 * jnp.square(action).sum(), None
+
+    return locomotion.make(
+        "cheetah_dir",
+        suite,
+        system,
+        tasks,
+        (np.arange(2), np.arange(2)),
+        cheetah.observe,
+        judge,
+        cheetah.NOISE,
+        parameters=tasks["direction"][:, None],
+        parameter_names=("direction",),
+    )

@@ -1,0 +1,57 @@
+"""Cheetah-Vel: run at a given speed; r = -|v - v*| - 0.05 |a|^2.
+
+Suites `ctmrl` (40 speeds, even in [1, 3], 30/10) and `ctmrl_b` (100, 80/20): ctmrl_suite.md
+sec. 12-13. Suite `gentle` (20 speeds U(0, 6), first and last 10): gentle_suite.md sec. 1.1.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax.envs import base, cheetah, locomotion
+from gentle_jax.physics import MODES
+
+PHYSICS = MODES
+INTERPOLATED = {
+    **locomotion.CTMRL,
+    **locomotion.LATE,
+    "train.context_size": 100,
+    "brac_sac.alpha_init": 50.0,
+    "ctmrl.num_codes": 16,
+}
+SETTINGS = {
+    "ctmrl": INTERPOLATED,
+    "ctmrl_b": INTERPOLATED,
+    "gentle": {**locomotion.GENTLE, "behaviour.episodes_per_level": 50},
+}
+PRESETS = locomotion.PRESETS
+SPEED_SEED = 1337
+
+
+def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+    """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
+    del settings
+    if suite == "gentle":
+        speeds = locomotion.legacy(SPEED_SEED, 0.0, 6.0, 20)
+        split = base.first_last_split(10, 10, 20)
+    else:
+        sizes = (80, 20) if suite == "ctmrl_b" else (30, 10)
+        speeds, split = np.linspace(1.0, 3.0, sum(sizes)), base.interpolation_split(*sizes)
+    tasks = {"speed": speeds.astype(np.float32)}
+    system = cheetah.load(mode)
+
+    def judge(task, before, after, action):
+        error = jnp.abs(cheetah.speed(system, before, after) - task["speed"])
+        return -error - 0.05 * jnp.square(action).sum(), None
+
+    return locomotion.make(
+        "cheetah_vel",
+        suite,
+        system,
+        tasks,
+        split,
+        cheetah.observe,
+        judge,
+        cheetah.NOISE,
+        parameters=tasks["speed"][:, None],
+        parameter_names=("target speed (m/s)",),
+    )

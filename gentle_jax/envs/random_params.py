@@ -1,0 +1,83 @@
+"""Hopper and Walker with random mass, inertia, damping and friction (both sheets).
+
+RK4, .004 s x 4; r = v + 1 - 1e-3 |a|^2; the suites differ in the stream of tasks only.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax import physics
+from gentle_jax.envs import base, locomotion
+
+NOISE = (0.005, locomotion.uniform(0.005))
+# field -> base of the multiplier base^U(-3, 3); drawn in this order for each task
+RANDOMISED = {"body_mass": 1.5, "body_inertia": 1.5, "dof_damping": 1.3, "geom_friction": 1.5}
+SEEDS = {"ctmrl": 1234, "ctmrl_b": 1234, "gentle": 1337}
+LOG_SCALE = 3.0
+SPEED_LIMIT = 10.0  # of observed velocities
+
+
+def load(asset, mode):
+    """Returns the physics System; the root's height counts from the floor, as in gym's file."""
+
+    def edit(spec):
+        spec.joint("rootz").ref = spec.body("torso").pos[2]
+
+    return physics.load(asset, mode, 0.004, 4, "RK4", edit=edit)
+
+
+def split_of(suite):
+    """Returns (train ids, test ids)."""
+    if suite == "gentle":
+        return base.first_last_split(10, 10, 20)
+    return base.interpolation_split(30, 10)
+
+
+def sample(system, suite, derive_constants):
+    """Returns task leaves {field: [num_tasks, ...]}: one legacy stream, element by element.
+
+    Multipliers are drawn for the world body and the floor too, as the releases do. Args:
+    derive_constants, "peer" or "physical" (EnvConfig).
+    """
+    random = np.random.RandomState(SEEDS[suite])
+    tasks = []
+    for _ in range(sum(map(len, split_of(suite)))):
+        own = {}
+        for name, scale in RANDOMISED.items():
+            default = getattr(system.c_model, name)
+            power = random.uniform(-LOG_SCALE, LOG_SCALE, default.shape)
+            own[name] = (default * scale**power).astype(np.float32)
+        tasks.append(physics.derived(system, own) if derive_constants == "physical" else own)
+    return {name: np.stack([task[name] for task in tasks]) for name in tasks[0]}
+
+
+def make(name, asset, suite, mode, settings, healthy):
+    """Returns the Env. Args: healthy, (qpos, qvel) -> whether the episode goes on."""
+    system = load(asset, mode)
+    tasks = sample(system, suite, settings.derive_constants)
+
+    def observe(state):
+        speed = jnp.clip(state.qvel, -SPEED_LIMIT, SPEED_LIMIT)
+        return jnp.concatenate([state.qpos[1:], speed])
+
+    def judge(task, before, after, action):
+        del task
+        speed = (after.qpos[0] - before.qpos[0]) / system.dt
+        reward = speed + 1.0 - 1e-3 * jnp.square(action).sum()
+        return reward, ~healthy(after.qpos, after.qvel)
+
+    mass = tasks["body_mass"].sum(1)
+    damping = tasks["dof_damping"].sum(1)
+    return locomotion.make(
+        name,
+        suite,
+        system,
+        tasks,
+        split_of(suite),
+        observe,
+        judge,
+        NOISE,
+        fields=tuple(tasks),
+        parameters=np.stack([mass, damping], -1),
+        parameter_names=("total mass (kg)", "total damping"),
+    )

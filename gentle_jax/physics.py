@@ -1,0 +1,163 @@
+"""Rigid-body physics: the only module that calls MJX.
+
+Models are the MJCF files that the brax package ships, adjusted in code; C MuJoCo's model is kept
+beside the MJX one, as the oracle of tests and for rendering. Two modes (ecosystem.md sec. 2.3):
+`reference`, the sheets' integrator with the solver limits of the files (4 Newton iterations, 50
+line-search steps), and `fast`, semi-implicit Euler without implicit damping, 1 iteration and 4
+line-search steps: the fewest at which every family stays stable (tests/test_physics.py).
+
+Between steps only what the next step reads is kept (`State`), and MJX's `Data` is made anew inside:
+carrying all of it through loops is six times slower to compile and three times slower to run.
+"""
+
+import contextlib
+import importlib.util
+import io
+import pathlib
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from flax import struct
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional warp is absent
+    from mujoco import mjx
+
+MODES = ("reference", "fast")
+FAST_ITERATIONS, FAST_LS_ITERATIONS = 1, 4
+# what `mj_setConst` derives from masses and what MJX reads of it; engines that only write the
+# randomised fields (the releases do) leave these at the values of the unchanged model
+DERIVED = ("body_subtreemass", "body_invweight0", "dof_invweight0")
+
+
+@struct.dataclass
+class State:
+    """What one simulation carries from step to step."""
+
+    qpos: jax.Array  # [nq]
+    qvel: jax.Array  # [nv]
+    warmstart: jax.Array  # [nv], the solver's first guess
+    torso: jax.Array  # [3], the torso's position as MuJoCo reports it: one substep old after a step
+    contact_cost: jax.Array  # scalar, sum of clipped squared contact forces; 0 unless asked for
+
+
+class System(NamedTuple):
+    """A compiled model and how it is stepped; nothing of it is traced."""
+
+    c_model: mujoco.MjModel
+    model: Any  # mjx.Model
+    blank: Any  # mjx.Data of the model, all zero
+    frame_skip: int
+    torso: int  # body id
+    with_contact_cost: bool
+
+    @property
+    def dt(self):
+        """Seconds of one environment step."""
+        return float(self.c_model.opt.timestep) * self.frame_skip
+
+
+def load(asset, mode, timestep, frame_skip, integrator, edit=None, with_contact_cost=False):
+    """Returns the System of one of brax's MJCF files.
+
+    Args: asset, the file's name without suffix; mode, one of MODES; timestep, seconds; frame_skip,
+    substeps of an environment step; integrator, "RK4" or "EULER", of `reference`; edit, a function
+    of the mujoco.MjSpec that changes it before it is compiled.
+    """
+    folder = pathlib.Path(importlib.util.find_spec("brax").origin).parent / "envs" / "assets"
+    spec = mujoco.MjSpec.from_file(str(folder / f"{asset}.xml"))
+    if edit is not None:
+        edit(spec)
+    with warnings.catch_warnings():  # the cheetah's file says settotalmass, which still works
+        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
+        c_model = spec.compile()
+    c_model.opt.timestep = timestep
+    set_mode(c_model, mode, integrator)
+    return System(
+        c_model=c_model,
+        model=_uncommitted(mjx.put_model(c_model, impl="jax")),
+        blank=_uncommitted(mjx.make_data(c_model, impl="jax")),
+        frame_skip=frame_skip,
+        torso=c_model.body("torso").id,
+        with_contact_cost=with_contact_cost,
+    )
+
+
+def set_mode(c_model, mode, integrator):
+    """Sets integrator and solver limits of a C model for one of MODES, in place."""
+    option = c_model.opt
+    if mode == "fast":
+        integrator = "EULER"
+        option.iterations, option.ls_iterations = FAST_ITERATIONS, FAST_LS_ITERATIONS
+        option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
+    option.integrator = getattr(mujoco.mjtIntegrator, f"mjINT_{integrator}")
+    option.jacobian = mujoco.mjtJacobian.mjJAC_DENSE  # "auto" would differ between devices
+
+
+def _uncommitted(tree):
+    """The same tree with arrays that belong to no device: they follow the program that uses them.
+
+    MJX's own are committed to the default device, and programs that mix the two kinds compile
+    twice. NumPy leaves are structure to MJX and stay.
+    """
+    free = lambda x: jnp.asarray(np.asarray(x)) if isinstance(x, jax.Array) else x
+    return jax.tree.map(free, tree)
+
+
+def reset(system, qpos, qvel):
+    """Returns the State at a position and velocity; quaternions are normalised as by MuJoCo."""
+    c_model = system.c_model
+    for joint in np.flatnonzero(c_model.jnt_type == mujoco.mjtJoint.mjJNT_FREE):
+        at = slice(c_model.jnt_qposadr[joint] + 3, c_model.jnt_qposadr[joint] + 7)
+        qpos = qpos.at[at].divide(jnp.linalg.norm(qpos[at]))
+    zero = jnp.zeros(())
+    torso = mjx.kinematics(system.model, system.blank.replace(qpos=qpos)).xpos[system.torso]
+    return State(qpos, qvel, jnp.zeros(c_model.nv), torso, zero)
+
+
+def step(system, fields, state, control):
+    """Advances one environment step; returns (State, finite).
+
+    Args: fields, {name of an mjx.Model field: array} that a task replaces, {} for none; control
+    [nu]. A step that ends in a number that is not finite is not taken, and `finite` is False.
+    """
+    model = system.model.tree_replace(fields) if fields else system.model
+
+    def substep(_, state):
+        data = system.blank.replace(
+            qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warmstart, ctrl=control
+        )
+        data = mjx.step(model, data)
+        cost = _contact_cost(model, data) if system.with_contact_cost else state.contact_cost
+        torso = data.xpos[system.torso]
+        return State(data.qpos, data.qvel, data.qacc_warmstart, torso, cost)
+
+    after = jax.lax.fori_loop(0, system.frame_skip, substep, state)
+    finite = jnp.isfinite(after.qpos).all() & jnp.isfinite(after.qvel).all()
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), finite
+
+
+def _contact_cost(model, data):
+    """Sum of squared external forces on all bodies, each clipped to [-1, 1] (gym's Ant)."""
+    forces = mjx.rne_postconstraint(model, data)._impl.cfrc_ext
+    return jnp.square(jnp.clip(forces, -1.0, 1.0)).sum()
+
+
+def c_model_of(system, fields):
+    """Returns a copy of the C model with the fields of one task: the oracle of tests."""
+    import copy
+
+    model = copy.copy(system.c_model)
+    for name, value in fields.items():
+        np.copyto(getattr(model, name), np.asarray(value, np.float64))
+    return model
+
+
+def derived(system, fields):
+    """Returns `fields` plus what MuJoCo would derive from them (`mj_setConst`), one task's."""
+    model = c_model_of(system, fields)
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+    return fields | {name: np.array(getattr(model, name), np.float32) for name in DERIVED}
