@@ -4,6 +4,7 @@ import: a folder of another project becomes a dataset that `--data=FOLDER` train
 other way. list, show, verify: what datasets there are, what is in one, whether they are whole.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 
 from experiments import console, figures, flags, machine, tables
 from gentle_jax import config as config_lib
-from gentle_jax import errors, evaluation, interop, storage
+from gentle_jax import errors, evaluation, interop, storage, sweep
 from gentle_jax.interop import table as table_lib
 
 EXTRA = (
@@ -45,7 +46,8 @@ class Command(NamedTuple):
 
 def import_(request):
     """Reads a folder of another project and writes it as a dataset."""
-    extra, config = request.extra, request.config
+    machine.start()
+    extra, config = request.extra, whole_family(request.config)
     reader = interop.load(extra["format"])
     options = options_of(request, reader.OPTIONS)
     folder = existing(extra["from"], "--from")
@@ -64,6 +66,12 @@ def import_(request):
     target = pathlib.Path(extra["to"]) if extra["to"] else target
     write(found, identity, env, config, target, "--to" if extra["to"] else "--data")
     print(f"data: imported into {target}; train with --data={target}")
+
+
+def whole_family(config):
+    """Returns a config with all tasks and steps of its environment: presets may take fewer."""
+    sizes = dataclasses.replace(config.env, num_train=0, num_test=0, horizon=0)
+    return dataclasses.replace(config, env=sizes)
 
 
 def options_of(request, used):
@@ -133,7 +141,10 @@ def meta_of(found, identity, env, config):
     The reference is the known optimum, else what the source says, else the last level's mean.
     """
     scores = returns_of(found.fields)
-    random = evaluation.random_returns(env, config.eval.random_episodes, jax.random.key(0))
+    count = config.eval.random_episodes
+    print(f"data: measuring the random policy, {count} episodes a task", flush=True)
+    mesh = sweep.make_mesh(len(env.parameters))
+    random = evaluation.random_returns(env, count, jax.random.key(0), mesh)
     best = scores[-1] if env.optimal_return is None else np.asarray(env.optimal_return(1000))
     return {
         "identity": identity,

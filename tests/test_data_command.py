@@ -264,6 +264,20 @@ def test_data_of_other_sizes_are_refused_before_training(capsys, tmp_path, datas
     assert "3 numbers an obs, point_robot of suite ctmrl has 2" in line
 
 
+def test_a_run_on_fewer_tasks_says_how_to_take_all(capsys, dataset):
+    fewer = ("--config.env.num_train=8", "--config.env.horizon=10")
+    line = refused(capsys, *TINY, *fewer, f"--data={dataset}", "--out=runs", command=run.run)
+    assert "add --config.env.num_train=0 --config.env.horizon=0 for all of them" in line
+
+
+def test_an_import_takes_the_whole_family_whatever_the_preset():
+    arguments = ["data", "--env=ant_dir", "--suite=gentle", "--config.env.horizon=50"]
+    config = flags.parse(arguments, "data", "", lambda: False).config
+    assert config.env.num_train > 0 and config.env.num_test > 0  # what the preset for CPUs leaves
+    sizes = data.whole_family(config).env
+    assert (sizes.num_train, sizes.num_test, sizes.horizon) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("arguments", [[], ["--env=sparse_point_robot"], ["--suite=ctmrl_b"]])
 def test_an_altered_or_other_dataset_is_refused_before_training(
     capsys, tmp_path, dataset, arguments
