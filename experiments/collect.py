@@ -38,6 +38,10 @@ def ensure(config, root):
     if storage.is_complete(folder):
         fields, meta = storage.load(folder, config)
         print(f"data: reusing {folder} (checksums agree)", flush=True)
+        source = storage.source_of(meta)
+        if source:
+            print(f"data: imported from {source['format']}, its physics is unknown to us;", end=" ")
+            print(f"evaluation uses this run's ({config.run.physics})", flush=True)
         return fields, meta, 0.0
     env = config_lib.make_env(config)
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)

@@ -140,6 +140,29 @@ def learning_curves(folder, arrays, metric="final", groups=None, title="", refer
     return written(folder, "learning_curves")
 
 
+def behaviour_returns(folder, steps, returns, random, reference, title=""):
+    """Draws the returns of a dataset's levels [level, task]: thin lines tasks, thick their mean.
+
+    Args: steps [level], the behaviour checkpoints; random and reference [task], whose means are
+    drawn as lines.
+    """
+    returns = np.asarray(returns, np.float64)
+    with canvas(folder, "returns", (7.5, 4.6), title) as (figure, axes, caption):
+        axis = axes[0, 0]
+        mark = "o-" if len(steps) > 1 else "o"  # a single level has no line to be seen by
+        axis.plot(steps, returns, mark, color=PALETTE[0], lw=0.8, ms=2, alpha=0.35)
+        axis.plot(steps, returns.mean(1), "o-", color=PALETTE[0], lw=2.4, ms=5, label="mean")
+        for level, style, label in ((reference, "--", "reference"), (random, ":", "random policy")):
+            axis.axhline(np.mean(level), color=GREY, ls=style, lw=1.5, label=label)
+        steps_axis(axis, steps)
+        axis.set(xlabel="behaviour checkpoint (environment steps)", ylabel="return per episode")
+        axis.grid(alpha=0.25)
+        axis.margins(y=0.08)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+        caption(f"Mean return of each task's stored episodes; thin: the {returns.shape[1]} tasks.")
+    return written(folder, "returns")
+
+
 def flatten_to_plane(z):
     """Returns ([n, 2] points in the plane, how they were made): t-SNE unless there is no need."""
     n, width = z.shape

@@ -21,8 +21,13 @@ SUMMARY = (
 
 
 def identity(request):
-    """Returns what a run folder's name stands for: every setting and the sweep."""
-    return {**config_lib.to_dict(request.config), "sweep": list(request.points)}
+    """Returns what a run folder's name stands for: every setting, the sweep, imported data.
+
+    Collected data follow from the settings; imported ones are known by their files alone.
+    """
+    meta = storage.imported(request.data)
+    data = {} if meta is None else {"data": {**storage.source_of(meta), "sha256": meta["sha256"]}}
+    return {**config_lib.to_dict(request.config), "sweep": list(request.points), **data}
 
 
 def folder_of(request):
@@ -153,6 +158,8 @@ def check_memory(task, programs):
 def needs(request):
     """Prints what data and states will take, before any is made; raises UserError as `check`."""
     data, state = build.check(request.config)
+    if storage.imported(request.data):  # as large as it is, whatever the settings say
+        data = storage.stored_bytes(request.data)
     state *= len(request.points) * request.config.run.num_seeds
     text = f"memory: data about {console.megabytes(data)}, states of all runs about "
     print(f"{text}{console.megabytes(state)}, scratch is known once compiled; ", end="")

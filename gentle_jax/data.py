@@ -29,8 +29,11 @@ def from_episodes(fields, mask, timeout_is_terminal):
     mask [task, level, episode, step], 1 for real steps; timeout_is_terminal, whether the last row
     of every episode ends the Bellman target (both releases: gentle_suite.md sec. 1).
     """
-    num_tasks, num_levels, num_episodes, horizon = mask.shape
-    lengths = mask.reshape(num_tasks, -1, horizon).sum(-1).astype(np.int32)  # [task, episode]
+    num_tasks, num_levels, num_episodes, _ = mask.shape
+    lengths = mask.sum(-1).astype(np.int32)  # [task, level, episode]
+    # empty episodes (files that an import lacks) come last in their level: `context_batch`
+    lengths = np.take_along_axis(lengths, np.argsort(lengths == 0, axis=-1, kind="stable"), -1)
+    lengths = lengths.reshape(num_tasks, -1)  # [task, episode]
     start = np.concatenate([np.zeros((num_tasks, 1), np.int32), lengths.cumsum(1)], 1)
     terminal = np.array(fields["terminal"], np.float32)
     if timeout_is_terminal:
@@ -125,7 +128,11 @@ def context_batch(dataset, task_id, size, key, draw, num_levels=1):
         return gather(dataset, task_id, _uniform_rows(low, high, (num_tasks, size), k_row))
     length = max(dataset.rows.reward.shape[1] // (starts.shape[1] - 1), 1)  # mean, rounded down
     count = -(-size // length)
-    episode = first_episodes(count) + jax.random.randint(k_row, (num_tasks, count), 0, per_level)
+    first = first_episodes(count)
+    draw = jax.random.randint(k_row, (num_tasks, count), 0, per_level)
+    there = (jnp.diff(starts, axis=1) > 0).reshape(num_tasks, -1, per_level).sum(-1)  # of a level
+    filled = jnp.take_along_axis(there, first // per_level, 1)
+    episode = first + draw * filled // per_level  # `draw` itself where no episode is empty
     slot = jnp.arange(size)
     chosen = episode[:, slot // length]
     low, high = at(chosen), at(chosen + 1)

@@ -29,6 +29,11 @@ def folder_of(root, config):
 def shapes(num_tasks, behaviour, env):
     """Returns {field: shape} of a dataset."""
     lead = (num_tasks, behaviour.num_levels, behaviour.episodes_per_level, env.horizon)
+    return shapes_of(lead, env)
+
+
+def shapes_of(lead, env):
+    """Returns {field: shape} for lead, (tasks, levels, episodes, steps)."""
     vectors = {"obs": env.obs_dim, "next_obs": env.obs_dim, "action": env.action_dim}
     return {name: lead + ((vectors[name],) if name in vectors else ()) for name in FIELDS}
 
@@ -74,7 +79,7 @@ def _reserve(path):
 
 def stored_bytes(folder):
     """Returns the space that a folder's arrays take already."""
-    found = [folder / f"{name}.npy" for name in FIELDS]
+    found = [pathlib.Path(folder) / f"{name}.npy" for name in FIELDS]
     return sum(path.stat().st_blocks * 512 for path in found if path.exists())
 
 
@@ -148,10 +153,26 @@ def read_meta(folder):
     return meta
 
 
+def source_of(meta):
+    """Returns where a dataset was imported from ({"format": ..., ...}), or None if collected."""
+    return meta.get("identity", {}).get("source")
+
+
+def imported(folder):
+    """Returns the meta.json of an imported dataset's own folder; None for anything else."""
+    if not is_complete(folder):
+        return None
+    meta = read_meta(folder)
+    return meta if source_of(meta) else None
+
+
 def check_identity(meta, config, folder):
-    """Raises UserError unless the dataset was made by the configuration that is asked for."""
+    """Raises UserError unless the dataset was made by the configuration that is asked for.
+
+    Imported data fit every run on their environment and suite: nobody here knows how it was made.
+    """
     wanted, found = config_lib.data_identity(config), meta.get("identity", {})
-    for key in wanted:
+    for key in ("env", "suite") if source_of(meta) else wanted:
         if isinstance(wanted[key], dict):
             mine, other = wanted[key], found.get(key) or {}
             pairs = [(f"{key}.{k}", other.get(k), mine[k]) for k in mine if mine[k] != other.get(k)]
@@ -179,11 +200,63 @@ def load(folder, config=None):
     for name in FIELDS:
         path = folder / f"{name}.npy"
         mend = "restore the file, or delete the folder to make the data anew"
-        if not path.exists():
-            raise errors.UserError(f"dataset file {path} is missing: {mend}")
-        if file_hash(path) != meta["sha256"].get(path.name):
-            raise errors.UserError(
-                f"dataset file {path} does not match its checksum (truncated or altered): {mend}"
-            )
+        damage = damage_of(path, meta)
+        if damage:
+            raise errors.UserError(f"dataset file {path} {damage}: {mend}")
         fields[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+    place = not_finite(fields)
+    if place:
+        raise errors.UserError(
+            f"dataset {folder} has NaN or infinite values in {place}: delete the folder to make "
+            f"the data anew, or pass another --data"
+        )
     return fields, meta
+
+
+def damage_of(path, meta):
+    """Returns what is wrong with a file of a dataset as a few words, or None."""
+    if not path.exists():
+        return "is missing"
+    if file_hash(path) != meta["sha256"].get(path.name):
+        return "does not match its checksum (truncated or altered)"
+    return None
+
+
+def not_finite(fields):
+    """Returns where the first value that is not finite is, as text; None if all are.
+
+    Args: fields, {name: array [task, level, episode, step, ...]} with `mask`. Rows that the mask
+    leaves out are never read, so what they hold is no matter.
+    """
+    for name, array in fields.items():
+        for task, values in enumerate(array):  # one task at a time: memory, not speed
+            with np.errstate(invalid="ignore"):  # inf - inf
+                total = np.sum(values, dtype=np.float64)
+            if np.isfinite(total):  # then every term is, and no array of booleans was made
+                continue
+            bad = ~np.isfinite(values).reshape(*array.shape[1:4], -1).all(-1)
+            bad &= fields["mask"][task] != 0
+            if bad.any():
+                level, episode, step = np.argwhere(bad)[0]
+                return f"{name}.npy (task {task}, level {level}, episode {episode}, step {step})"
+    return None
+
+
+def check_shapes(fields, env, settings):
+    """Raises UserError unless arrays {name: array} have an Env's sizes. Args: settings, EnvConfig.
+
+    Presets may leave out tasks and steps of a family, which imported data have all the same.
+    """
+    num_tasks, _, _, horizon = fields["mask"].shape
+    found = {"tasks": num_tasks, "steps an episode": horizon}
+    found |= {f"numbers an {name}": fields[name].shape[-1] for name in ("obs", "action")}
+    sizes = (len(env.parameters), env.horizon, env.obs_dim, env.action_dim)
+    for (what, had), wanted in zip(found.items(), sizes, strict=True):
+        if had != wanted:
+            shorter = [k for k in ("num_train", "num_test", "horizon") if getattr(settings, k)]
+            whole = " ".join(f"--config.env.{name}=0" for name in shorter)
+            mend = f"add {whole} for all of them" if whole else "make the data anew"
+            raise errors.UserError(
+                f"the dataset has {had} {what}, {env.name} of suite {env.suite} has {wanted} in "
+                f"this run: pass another --data, --env or --suite, or {mend}"
+            )

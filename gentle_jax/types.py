@@ -121,6 +121,7 @@ class Env(NamedTuple):
     landmarks: Any = None  # numpy [num_tasks, 2], goals in the plane of obs[:2], where there are
     optimal_return: Callable | None = None  # (num_samples) -> [num_tasks], where it is known
     system: Any = None  # the physics.System behind it, where there is one
+    context_reward: Callable | None = None  # (dense reward) -> Step.context_reward; None: equal
 
 
 class Step(NamedTuple):

@@ -158,6 +158,27 @@ def test_episode_context_of_ragged_episodes_stays_inside_them():
         assert (np.asarray(batch.obs[..., 0]) < LENGTHS[task, level, episode]).all()
 
 
+@pytest.mark.parametrize("draw", ["uniform", "level", "episodes"])
+def test_contexts_never_draw_an_episode_that_is_missing(draw):
+    """Empty episodes (gaps of an import) anywhere in a level, the last one of a task included."""
+    lengths = LENGTHS.copy()
+    for place in ((0, 1, 3), (0, 0, 0), (1, 0, 1), (1, 0, 2), (2, 1, 2), (2, 1, 3)):
+        lengths[place] = 0
+    made = jax.tree.map(jnp.asarray, build(lengths))
+    for seed in range(20):
+        batch = data_lib.context_batch(
+            made, jnp.arange(TASKS), 40, jax.random.key(seed), draw, num_levels=2
+        )
+        task, level, episode = parts(batch)
+        np.testing.assert_array_equal(task, np.arange(TASKS)[:, None].repeat(40, 1))
+        assert (np.asarray(batch.obs[..., 0]) < lengths[task, level, episode]).all()
+        np.testing.assert_array_equal(batch.next_obs[..., 0], batch.obs[..., 0] + 1)  # no padding
+        if draw == "episodes":  # each from its start, not one row of a neighbour again and again
+            share = made.rows.reward.shape[1] // (LEVELS * EPISODES)
+            expected = np.arange(40) % share % lengths[task, level, episode]
+            np.testing.assert_array_equal(batch.obs[..., 0], expected)
+
+
 def test_float_rounding_never_draws_past_the_last_row(dataset, monkeypatch):
     # uniform draws are below 1, but u * n may round to n: the largest draw must be n - 1
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.ones(shape))

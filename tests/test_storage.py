@@ -8,6 +8,7 @@ import pytest
 
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, storage
+from gentle_jax.envs import base
 
 SMALL = {
     "behaviour.num_steps": 3,
@@ -45,6 +46,14 @@ def dataset(tmp_path, wanted):
     del arrays
     storage.commit(folder, {"identity": config_lib.data_identity(config), "note": [1.5]})
     return folder, config, fields
+
+
+def commit_fields(folder, fields, config, identity=None):
+    """Writes a finished dataset of some arrays."""
+    arrays = storage.open_arrays(folder, {name: v.shape for name, v in fields.items()})
+    for level in range(fields["mask"].shape[1]):
+        storage.write_level(arrays, level, {n: v[:, level] for n, v in fields.items()})
+    storage.commit(folder, {"identity": identity or config_lib.data_identity(config)})
 
 
 def refused(folder, config=None):
@@ -132,6 +141,62 @@ def test_every_setting_that_the_data_depends_on_gives_another_folder(tmp_path):
     # and the number of seeds, or how it is trained, does not
     same = dataclasses.replace(config, run=dataclasses.replace(config.run, num_seeds=1))
     assert storage.folder_of(tmp_path, same) in folders
+
+
+@pytest.mark.parametrize("name", [name for name in storage.FIELDS if name != "mask"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_unless_masked(tmp_path, wanted, name, value):
+    config, fields = make_config(), make_fields(wanted)
+    fields["mask"][:] = 1.0
+    fields["mask"][2, 1, 1, 3] = 0.0
+    fields[name][2, 1, 1, 3] = value
+    commit_fields(tmp_path / "masked", fields, config)
+    storage.load(tmp_path / "masked", config)
+    fields[name][2, 1, 0, 3] = value
+    fields[name][2, 1, 0, 2] = -value  # whose sum with it is NaN
+    commit_fields(tmp_path / "bad", fields, config)
+    message = refused(tmp_path / "bad", config)
+    assert f"{name}.npy (task 2, level 1, episode 0, step 2)" in message
+
+
+def test_imported_data_fit_every_run_on_their_environment(tmp_path, wanted):
+    config, fields = make_config(), make_fields(wanted)
+    identity = config_lib.data_identity(config) | {"physics": "imported", "behaviour": None}
+    identity["source"] = {"format": "focal"}
+    commit_fields(tmp_path, fields, config, identity)
+    _, meta = storage.load(tmp_path, make_config(seed=9, lr=0.5))
+    assert (
+        storage.source_of(meta)
+        == {"format": "focal"}
+        == storage.source_of(storage.imported(tmp_path))
+    )
+    fast = dataclasses.replace(config, run=dataclasses.replace(config.run, physics="fast"))
+    storage.load(tmp_path, fast)
+    other = dataclasses.replace(config, run=dataclasses.replace(config.run, suite="ctmrl_b"))
+    assert "suite=ctmrl, this run asks for ctmrl_b" in refused(tmp_path, other)
+
+
+def test_collected_data_and_roots_are_not_imported(dataset, tmp_path):
+    folder, _, _ = dataset
+    assert storage.imported(folder) is None and storage.imported(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "change,part",
+    [
+        ({"obs_dim": 3}, "2 numbers an obs, point_robot of suite ctmrl has 3"),
+        ({"action_dim": 1}, "2 numbers an action"),
+        ({"horizon": 5}, "4 steps an episode"),
+        ({"parameters": np.zeros((7, 2))}, "5 tasks"),
+    ],
+)
+def test_sizes_of_another_environment_are_refused(wanted, change, part):
+    env = registry.load("environment", "point_robot").make("ctmrl")
+    env = env._replace(horizon=4, parameters=np.zeros((5, 2)))
+    storage.check_shapes(make_fields(wanted), env, base.EnvConfig())
+    with pytest.raises(errors.UserError, match="make the data anew") as caught:
+        storage.check_shapes(make_fields(wanted), env._replace(**change), base.EnvConfig())
+    assert part in str(caught.value)
 
 
 def test_no_meta_is_an_unfinished_dataset(dataset, tmp_path):

@@ -33,11 +33,14 @@ def make(
         obs = jax.random.uniform(key, (2,), minval=low, maxval=-low)
         return obs, obs
 
+    def near(reward):
+        """The sparse reward, from the dense one."""
+        return jnp.where(reward >= -sparse_radius, 1.0 + reward / max(sparse_radius, 1e-9), 0.0)
+
     def step(task, state, action):
         obs = state + base.scale_action(action, -MAX_SPEED, MAX_SPEED) + task["wind"]
         reward = -jnp.linalg.norm(obs - task["goal"])
-        near = jnp.where(reward >= -sparse_radius, 1.0 + reward / max(sparse_radius, 1e-9), 0.0)
-        context_reward = near if sparse_radius > 0 else reward
+        context_reward = near(reward) if sparse_radius > 0 else reward
         return obs, Step(obs, reward, context_reward, jnp.zeros(()))
 
     def optimal_return(num_samples):
@@ -74,4 +77,5 @@ def make(
         parameter_names=tuple(names),
         landmarks=goals.astype(np.float32),
         optimal_return=optimal_return,
+        context_reward=near if sparse_radius > 0 else None,
     )

@@ -1,0 +1,372 @@
+"""Datasets of others, and what is on disk: `python -m experiments.data COMMAND [flags]`.
+
+import: a folder of another project becomes a dataset that `--data=FOLDER` trains on. export: the
+other way. list, show, verify: what datasets there are, what is in one, whether they are whole.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import sys
+import textwrap
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import console, figures, flags, machine, tables
+from gentle_jax import config as config_lib
+from gentle_jax import errors, evaluation, interop, storage, sweep
+from gentle_jax.interop import table as table_lib
+
+EXTRA = (
+    ("format", str, "", "what the other side is: focal corro minari; export writes minari"),
+    ("from", str, "", "folder to import"),
+    ("to", str, "", "folder to write to; else import writes below --data, show into the dataset"),
+    ("steps", str, "", "S1,S2,...: only these levels (focal, minari); default: all"),
+    ("episodes", str, "sampled", "focal: sampled (trj_evalsample*) or deterministic (trj_eval*)"),
+    ("allow_pickle", bool, False, "focal, corro: read object arrays by pickle, which can run code"),
+)
+SHARED = {
+    "suite": "task definitions that the imported data are of [ctmrl]",
+    "env": "environment that the imported data are of [point_robot]",
+    "physics": "what the random policy's return is measured in; default: as `experiments.run`",
+    "data": "root of datasets, or one dataset's folder [data]",
+}
+
+
+class Command(NamedTuple):
+    """A subcommand: what it does, the flags it takes, those it must have, its function."""
+
+    text: str
+    flags: tuple
+    needed: tuple
+    function: object  # (Request) -> None
+
+
+def import_(request):
+    """Reads a folder of another project and writes it as a dataset."""
+    machine.start()
+    extra, config = request.extra, whole_family(request.config)
+    reader = interop.load(extra["format"])
+    options = options_of(request, reader.OPTIONS)
+    folder = existing(extra["from"], "--from")
+    env = config_lib.make_env(config)
+    if options.allow_pickle:
+        print(
+            "data: WARNING: --allow_pickle lets the files of this folder run any code", flush=True
+        )
+    print(f"data: reading {folder} as {extra['format']}", flush=True)
+    found = reader.read(folder, env, options)
+    for line in found.notes:
+        print(f"data: {line}")
+    identity = identity_of(found, config)
+    name = f"imported_{config_lib.fingerprint(identity)}"
+    target = pathlib.Path(request.data) / config.run.suite / config.run.env / name
+    target = pathlib.Path(extra["to"]) if extra["to"] else target
+    write(found, identity, env, config, target, "--to" if extra["to"] else "--data")
+    print(f"data: imported into {target}; train with --data={target}")
+
+
+def whole_family(config):
+    """Returns a config with all tasks and steps of its environment: presets may take fewer."""
+    sizes = dataclasses.replace(config.env, num_train=0, num_test=0, horizon=0)
+    return dataclasses.replace(config, env=sizes)
+
+
+def options_of(request, used):
+    """Returns the Options of a request; raises UserError for one that the format does not use."""
+    extra = request.extra
+    for name in ("steps", "episodes", "allow_pickle"):
+        if name in request.given and name not in used:
+            raise errors.UserError(
+                f"--format={extra['format']} does not use --{name}: leave it out"
+            )
+    try:
+        steps = tuple(int(part) for part in extra["steps"].split(",") if part)
+    except ValueError:
+        raise errors.UserError(
+            f"--steps={extra['steps']}: expected whole numbers separated by commas, for example "
+            f"--steps=1000,2000"
+        ) from None
+    return table_lib.Options(steps, extra["episodes"], extra["allow_pickle"])
+
+
+def existing(text, flag):
+    """Returns a folder that is there; raises UserError otherwise."""
+    folder = pathlib.Path(text)
+    if not folder.is_dir():
+        raise errors.UserError(f"{folder} is not a folder: pass another {flag}")
+    return folder
+
+
+def identity_of(found, config):
+    """Returns the identity of imported data: what they are, by their content, and whence."""
+    digest = hashlib.sha256()
+    for name in storage.FIELDS:
+        digest.update(np.ascontiguousarray(found.fields[name]))
+    return {
+        "env": config.run.env,
+        "suite": config.run.suite,
+        "physics": "imported",
+        "behaviour": None,
+        "random_episodes": config.eval.random_episodes,
+        "random_physics": config.run.physics,  # of the random policy, here
+        "source": {**found.source, "content": digest.hexdigest()[:12]},
+    }
+
+
+def write(found, identity, env, config, folder, flag):
+    """Writes a Table as a dataset; raises UserError if the folder holds anything else already."""
+    ours = {f"{name}.npy" for name in storage.FIELDS} | {".lock"}
+    if storage.is_complete(folder):
+        raise errors.UserError(
+            f"{folder} holds a dataset already: train with --data={folder}, or pass another --to"
+        )
+    if folder.exists() and {path.name for path in folder.iterdir()} - ours:
+        raise errors.UserError(f"{folder} is not empty: pass another --to")
+    shapes = {name: values.shape for name, values in found.fields.items()}
+    machine.prepare_folder(folder, storage.num_bytes(shapes), flag)
+    with machine.disk_may_fill(folder), machine.alone(folder):
+        arrays = storage.open_arrays(folder, shapes)
+        for level in range(len(found.levels)):
+            fields = {name: values[:, level] for name, values in found.fields.items()}
+            storage.write_level(arrays, level, fields)
+        storage.commit(folder, meta_of(found, identity, env, config))
+
+
+def meta_of(found, identity, env, config):
+    """Returns meta.json of imported data, with what `experiments.collect` writes.
+
+    The reference is the known optimum, else what the source says, else the last level's mean.
+    """
+    scores = returns_of(found.fields)
+    count = config.eval.random_episodes
+    print(f"data: measuring the random policy, {count} episodes a task", flush=True)
+    mesh = sweep.make_mesh(len(env.parameters))
+    random = evaluation.random_returns(env, count, jax.random.key(0), mesh)
+    best = scores[-1] if env.optimal_return is None else np.asarray(env.optimal_return(1000))
+    return {
+        "identity": identity,
+        "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
+        "train_ids": env.train_ids.tolist(),
+        "test_ids": env.test_ids.tolist(),
+        "levels": found.levels,
+        "behaviour_return": scores.tolist(),
+        "expert_return": scores.tolist(),  # no other episodes are known
+        "random_return": np.asarray(random).tolist(),
+        "reference_return": best.tolist(),
+        "environment": machine.environment(),
+        **found.known,
+    }
+
+
+def returns_of(fields):
+    """Returns [level, task]: the mean return of the episodes that are there."""
+    mask = np.asarray(fields["mask"])
+    totals = (np.asarray(fields["context_reward"], np.float64) * mask).sum(-1)
+    return (totals.sum(-1) / np.maximum((mask[..., 0] > 0).sum(-1), 1)).T
+
+
+def export(request):
+    """Writes a dataset in the format of another project."""
+    if request.extra["format"] != "minari":
+        raise errors.unknown("--format of export", request.extra["format"], ["minari"])
+    writer = interop.load("minari")
+    writer.require()
+    folder, target = existing(request.data, "--data"), pathlib.Path(request.extra["to"])
+    fields, meta = storage.load(folder)
+    size = storage.num_bytes({name: values.shape for name, values in fields.items()})
+    # HDF5 spends some 20 kB on an episode, however short it is
+    machine.prepare_folder(target, size + 20e3 * fields["mask"][..., 0].size, "--to")
+    bars = []
+
+    def progress(done, total):
+        bars[:] = bars or [console.Progress("export", total)]
+        bars[0].update(done)
+
+    with machine.disk_may_fill(target):
+        count = writer.export(fields, meta, target, progress)
+    bars[0].close()
+    print(f"data: {count} Minari datasets below {target}; set MINARI_DATASETS_PATH={target}")
+
+
+def datasets(root):
+    """Returns the folders of datasets below `root`, itself included, finished or not."""
+    found = {path.parent for name in ("meta.json", "mask.npy") for path in root.rglob(name)}
+    if not found:
+        raise errors.UserError(
+            f"{root} holds no dataset: pass another --data, or make one with "
+            f"`python -m experiments.collect` or `python -m experiments.data import`"
+        )
+    return sorted(found)
+
+
+def list_(request):
+    """Prints a line for every dataset below --data."""
+    rows = [["suite", "env", "source", "tasks x levels x episodes", "size", "reference", "folder"]]
+    for folder in datasets(existing(request.data, "--data")):
+        size = console.megabytes(storage.stored_bytes(folder))
+        if not storage.is_complete(folder):
+            rows.append(["-", "-", "unfinished", "-", size, "-", str(folder)])
+            continue
+        try:
+            meta = storage.read_meta(folder)
+        except errors.UserError:
+            rows.append(["-", "-", "damaged", "-", size, "-", str(folder)])
+            continue
+        source = (storage.source_of(meta) or {"format": "collected"})["format"]
+        reference = f"{np.mean(meta['reference_return']):.2f}"
+        names = [meta["identity"]["suite"], meta["identity"]["env"], source]
+        rows.append([*names, sizes_of(folder), size, reference, str(folder)])
+    print(tables.plain_grid(rows, len(rows[0])))
+
+
+def sizes_of(folder):
+    """Returns tasks x levels x episodes of a dataset as text, from one file's header."""
+    try:
+        shape = np.load(folder / "mask.npy", mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError):
+        return "damaged"
+    return " x ".join(map(str, shape[:3]))
+
+
+def show(request):
+    """Prints what is in a dataset and draws its returns."""
+    folder = existing(request.data, "--data")
+    fields, meta = storage.load(folder)
+    identity = meta["identity"]
+    print(f"data: {folder}")
+    for name, value in identity.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{key}={each}" for key, each in value.items())
+        print(textwrap.fill(f"{name}: {value}", 100, subsequent_indent="    "))
+    print(f"test tasks: {' '.join(map(str, meta['test_ids']))}\n")
+    print(tables.plain_grid(parameters_of(meta["tasks"]), 1) + "\n")
+    scores = np.asarray(meta["behaviour_return"])
+    there = (np.asarray(fields["mask"])[..., 0] > 0).sum((0, 2))
+    rows = [["level", "step", "episodes", "mean return", "worst task", "best task"]]
+    for level, step in enumerate(meta["levels"]):
+        numbers = [scores[level].mean(), scores[level].min(), scores[level].max()]
+        rows.append([str(level), str(step), str(there[level]), *(f"{n:.2f}" for n in numbers)])
+    print(tables.plain_grid(rows, 0))
+    random, reference = (np.asarray(meta[f"{name}_return"]) for name in ("random", "reference"))
+    print(f"random policy {random.mean():.2f}, reference {reference.mean():.2f}")
+    target = pathlib.Path(request.extra["to"] or folder / "figures")
+    machine.prepare_folder(target, 1e6, "--to")
+    source = (storage.source_of(meta) or {"format": "collected"})["format"]
+    title = f"{identity['env']}, suite {identity['suite']} ({source})"
+    with machine.disk_may_fill(target):
+        made = figures.behaviour_returns(target, meta["levels"], scores, random, reference, title)
+    print(f"figure: {made[0]}")
+
+
+def parameters_of(tasks):
+    """Returns rows of texts, a heading first: the parameters of every task, as far as they fit."""
+    columns = {}
+    for name, values in tasks.items():
+        flat = np.asarray(values).reshape(len(values), -1)
+        for i in range(min(flat.shape[1], 4)):
+            columns[name if flat.shape[1] == 1 else f"{name}[{i}]"] = flat[:, i]
+    rows = zip(*columns.values(), strict=True)
+    lines = [[str(task), *(f"{value:.4g}" for value in row)] for task, row in enumerate(rows)]
+    return [["task", *columns], *lines]
+
+
+def verify(request):
+    """Checks the files of one dataset, or of all below --data; raises UserError naming bad ones."""
+    bad, count = [], 0
+    for folder in datasets(existing(request.data, "--data")):
+        if not storage.is_complete(folder):
+            print(f"unfinished  {folder}")
+            continue
+        count += 1
+        found = damages(folder)
+        print(f"{'damaged' if found else 'whole':<11} {folder}", flush=True)
+        bad += found
+    if bad:
+        lines = "; ".join(table_lib.limited(bad))
+        raise errors.UserError(
+            f"damaged: {lines}; restore the files, or delete their folders to make the data anew"
+        )
+    print(f"data: {count} dataset(s) agree with their checksums")
+
+
+def damages(folder):
+    """Returns what is wrong with a finished dataset: a text for each file."""
+    try:
+        meta = storage.read_meta(folder)
+    except errors.UserError as error:
+        return [str(error)]
+    paths = [folder / f"{name}.npy" for name in storage.FIELDS]
+    found = [f"{path} {damage}" for path in paths if (damage := storage.damage_of(path, meta))]
+    if found:
+        return found
+    fields = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
+    place = storage.not_finite(fields)
+    return [f"{folder} has NaN or infinite values in {place}"] if place else []
+
+
+COMMANDS = {
+    "import": Command(
+        "reads a folder of another project as a dataset",
+        (
+            "format", "from", "suite", "env", "physics", "data", "to", "steps", "episodes",
+            "allow_pickle",
+        ),
+        ("format", "from"), import_,
+    ),
+    "export": Command(
+        "writes a dataset for another project",
+        ("format", "data", "to"), ("format", "data", "to"), export,
+    ),
+    "list": Command("lists every dataset below --data", ("data",), (), list_),
+    "show": Command(
+        "prints tasks and returns of a dataset, draws its returns",
+        ("data", "to"), ("data",), show,
+    ),
+    "verify": Command("checks one dataset's files, or all below --data", ("data",), (), verify),
+}  # fmt: skip
+
+
+def help_text():
+    """Returns --help: the subcommands, then every flag and who takes it."""
+    lines = ["python -m experiments.data COMMAND [flags]", "", "commands:"]
+    lines += [f"  {name:<8} {command.text}" for name, command in COMMANDS.items()]
+    texts = {**SHARED, **{name: text for name, _, _, text in EXTRA}}
+    for name, command in COMMANDS.items():
+        lines += ["", f"{name}:"]
+        for flag in command.flags:
+            must = " (needed)" if flag in command.needed else ""
+            first, *rest = textwrap.wrap(texts[flag] + must, 74)
+            lines.append(f"  --{flag:<12} {first}")
+            lines += [" " * 17 + more for more in rest]
+    return "\n".join(lines)
+
+
+def run(argv):
+    """The command."""
+    if len(argv) < 2 or any(argument in flags.HELP for argument in argv[1:]):
+        print(help_text())
+        return
+    if argv[1] not in COMMANDS:
+        raise errors.unknown("command", argv[1], COMMANDS)
+    command = COMMANDS[argv[1]]
+    request = flags.parse([argv[0], *argv[2:]], "data", "", lambda: False, EXTRA)
+    settings = [a.lstrip("-").partition("=")[0] for a in argv[2:] if "-config." in a]
+    useless = [name for name in [*request.given, *settings] if name not in command.flags]
+    if useless:
+        raise errors.UserError(
+            f"data {argv[1]} does not use --{useless[0]}: expected some of "
+            f"{', '.join('--' + name for name in command.flags)}"
+        )
+    for name in command.needed:
+        if name not in request.given:
+            raise errors.UserError(
+                f"data {argv[1]} needs --{name}: pass it; `python -m experiments.data --help`"
+            )
+    command.function(request)
+
+
+if __name__ == "__main__":
+    sys.exit(flags.main(run))

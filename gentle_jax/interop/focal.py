@@ -1,0 +1,128 @@
+"""The FOCAL family's folders: `goal_idx<i>/trj_evalsample<n>_step<S>.npy`, one episode a file.
+
+Layout: gentle_suite.md sec. 9.3, ctmrl_suite.md sec. 14. A file is an object array [T, 4] with the
+columns obs, action, reward, next_obs; task i, episode n, behaviour checkpoint S. There is no column
+of ends: an episode that stops before the horizon has ended truly where the environment can end
+early, and was cut short where it cannot; at the horizon only time was up. The releases' own rule,
+the last row of every file ends the Bellman target, is `train.timeout_is_terminal`.
+"""
+
+import re
+
+import numpy as np
+
+from gentle_jax import errors
+from gentle_jax.interop import table, unpickle
+
+OPTIONS = ("steps", "episodes", "allow_pickle")
+FOLDER = re.compile(r"goal_idx(0|[1-9]\d*)")
+FILES = {
+    "sampled": re.compile(r"trj_evalsample(\d+)_step(\d+)\.npy"),
+    "deterministic": re.compile(r"trj_eval(\d+)_step(\d+)\.npy"),
+}
+COLUMNS = ("obs", "action", "reward", "next_obs")
+
+
+def read(folder, env, options):
+    """Returns the Table of a folder; raises UserError for what cannot be an Env's data.
+
+    Files that other (task, level) pairs have are gaps: named in the notes, masked in the arrays.
+    """
+    if options.episodes not in FILES:
+        raise errors.unknown("--episodes", options.episodes, FILES)
+    files = _find(folder, env, FILES[options.episodes])
+    levels = table.choose_levels([step for _, step, _ in files], options.steps, folder)
+    files = {place: path for place, path in files.items() if place[1] in levels}
+    numbers = sorted({number for *_, number in files})
+    gaps = _gaps(files, folder, env, levels, numbers)
+    fields = table.empty(env, len(levels), len(numbers))
+    paths = {}
+    for (task, step, number), path in sorted(files.items()):
+        place = (task, levels.index(step), numbers.index(number))
+        paths[place] = path
+        table.put(fields, place, _columns(path, options.allow_pickle), path, env)
+    short = _mark_ends(fields, env)
+    odd = table.finish(fields, env, lambda *place: paths[tuple(map(int, place))])
+    wanted = len(env.parameters) * len(levels) * len(numbers)
+    notes = [f"{len(files)} of {wanted} files, {len(levels)} levels, {len(numbers)} episodes each"]
+    missing_numbers = sorted(set(range(numbers[-1] + 1)) - set(numbers))
+    if missing_numbers:
+        notes.append(f"no task has episodes {', '.join(map(str, missing_numbers[:20]))}")
+    if short:
+        ends = "ended early" if env.ends_early else f"were cut short: {env.name} never ends early"
+        notes.append(f"{short} episodes of fewer than {env.horizon} steps {ends}")
+    source = {"format": "focal", "steps": levels, "episodes": options.episodes}
+    return table.Table(fields, levels, notes + gaps + odd, source, {})
+
+
+def _find(folder, env, pattern):
+    """Returns {(task, step, number): path}; raises UserError unless every task has some."""
+    num_tasks = len(env.parameters)
+    found, seen = {}, set()
+    for below in sorted(folder.iterdir()):
+        match = FOLDER.fullmatch(below.name)
+        if match is None or not below.is_dir():
+            continue
+        task = int(match[1])
+        if task >= num_tasks:
+            raise errors.UserError(
+                f"{below} is of task {task}, {env.name} of suite {env.suite} has tasks 0 to "
+                f"{num_tasks - 1}: pass the --env and --suite that the data are of"
+            )
+        for path in below.iterdir():
+            name = pattern.fullmatch(path.name)
+            if name:
+                seen.add(task)
+                found[task, int(name[2]), int(name[1])] = path
+    missing = sorted(set(range(num_tasks)) - seen)
+    if missing:
+        raise errors.UserError(
+            f"{folder} has no {pattern.pattern.replace(chr(92), '')} of {len(missing)} of "
+            f"{num_tasks} tasks (goal_idx{missing[0]} first): pass another --from, --env or --suite"
+        )
+    return found
+
+
+def _gaps(files, folder, env, levels, numbers):
+    """Returns a line for each file that others of its kind have; raises if a level has none."""
+    gaps = []
+    for task in range(len(env.parameters)):
+        for step in levels:
+            absent = [number for number in numbers if (task, step, number) not in files]
+            if len(absent) == len(numbers):
+                raise errors.UserError(
+                    f"{folder / f'goal_idx{task}'} has no episode of step {step}, other tasks do: "
+                    f"restore them, or choose levels that all tasks have with --steps"
+                )
+            gaps += [f"missing: goal_idx{task}, step {step}, episode {n}" for n in absent]
+    return table.limited(gaps)
+
+
+def _columns(path, allow_pickle):
+    """Returns {field: array [T, ...]} of a file."""
+    rows = unpickle.read_array(path, allow_pickle)
+    if rows.ndim != 2 or rows.shape[1] != len(COLUMNS) or not len(rows):
+        raise errors.UserError(
+            f"{path} has shape {rows.shape}: expected rows of obs, action, reward, next_obs (T, 4)"
+        )
+    try:
+        columns = {
+            name: np.stack([np.asarray(cell, np.float64) for cell in rows[:, i]])
+            for i, name in enumerate(COLUMNS)
+        }
+    except (TypeError, ValueError):
+        raise errors.UserError(
+            f"{path} has cells that are not numbers, or rows of different widths: mend the file"
+        ) from None
+    if columns["reward"].size == len(rows):  # scalars, or arrays of one number
+        columns["reward"] = columns["reward"].reshape(len(rows))
+    return columns
+
+
+def _mark_ends(fields, env):
+    """Sets terminal where an episode ended before the horizon; returns how many are short."""
+    lengths = fields["mask"].sum(-1).astype(int)
+    place = np.nonzero((lengths > 0) & (lengths < env.horizon))
+    if env.ends_early:
+        fields["terminal"][(*place, lengths[place] - 1)] = 1.0
+    return len(place[0])

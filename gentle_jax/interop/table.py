@@ -1,0 +1,135 @@
+"""What every importer returns, and the checks that all of them share.
+
+A format's module defines `read(folder, env, options) -> Table` and `OPTIONS`, the names of the
+Options that it uses. It fills the arrays of `empty` and hands them to `finish`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gentle_jax import errors, storage
+
+ACTION_ROUNDING = 1e-6  # actions this far outside [-1, 1] are clipped, further ones are refused
+STEP_ROUNDING = 1e-5  # next_obs may differ from the next row's obs by this share
+MAX_NAMED = 10  # lines of one kind before the rest is only counted
+
+
+class Options(NamedTuple):
+    """What a user may choose of a source; formats name those that they use in `OPTIONS`."""
+
+    steps: tuple = ()  # the levels to read; () = all
+    episodes: str = "sampled"  # or "deterministic"
+    allow_pickle: bool = False  # whether array files may run code
+
+
+class Table(NamedTuple):
+    """Episodes of every task of an Env, and where they come from."""
+
+    fields: dict  # {name of storage.FIELDS: float32 [task, level, episode, step, ...]}
+    levels: list  # a number for each level: the step of its behaviour checkpoint
+    notes: list  # lines for the user: gaps, and what was found odd
+    source: dict  # JSON-able, becomes part of the dataset's identity
+    known: dict  # entries of meta.json that the source knows itself, such as reference_return
+
+
+def empty(env, num_levels, num_episodes):
+    """Returns {field: float32 zeros [task, level, episode, step, ...]}: mask 0 everywhere."""
+    lead = (len(env.parameters), num_levels, num_episodes, env.horizon)
+    return {name: np.zeros(s, np.float32) for name, s in storage.shapes_of(lead, env).items()}
+
+
+def put(fields, place, columns, path, env):
+    """Writes an episode's {field: [T, ...]} at place (task, level, episode), with its mask.
+
+    Raises UserError, naming the file, for lengths or widths that the Env does not have. Values
+    are looked at by `finish`, all at once.
+    """
+    length = len(columns["reward"])
+    if not 1 <= length <= env.horizon:
+        raise errors.UserError(
+            f"{path} has {length} rows, an episode of {env.name} has 1 to {env.horizon}: is it of "
+            f"another environment? Pass its --env and --suite"
+        )
+    for name, values in columns.items():
+        wanted = (length, *fields[name].shape[4:])
+        if values.shape != wanted:
+            raise errors.UserError(
+                f"{path} has {name} of shape {values.shape}, {env.name} needs {wanted}: is it of "
+                f"another environment? Pass its --env and --suite"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):  # `finish` names what is not finite
+            fields[name][place][:length] = values
+    fields["mask"][place][:length] = 1.0
+
+
+def finish(fields, env, path_of):
+    """Checks values, clips rounded actions and fills in context_reward; returns notes.
+
+    Args: path_of(task, level, episode), the file that an episode was read from, as text. Raises
+    UserError, naming the file, for values that are not finite and actions outside [-1, 1].
+    """
+    notes = []
+    for task in range(len(fields["mask"])):
+        own = {name: values[task] for name, values in fields.items()}
+        empty_levels = np.flatnonzero(own["mask"][..., 0].sum(-1) == 0)
+        if len(empty_levels):
+            raise errors.UserError(
+                f"level {empty_levels[0]} of task {task} has no episode: expected at least one of "
+                f"every task at every level; restore it, or leave the level out"
+            )
+        for name in ("obs", "action", "reward", "context_reward", "next_obs"):
+            _refuse(~np.isfinite(own[name]), task, path_of, f"NaN or infinite values in {name}")
+        action = own["action"]
+        beyond = np.abs(action) > 1.0 + ACTION_ROUNDING
+        _refuse(beyond, task, path_of, "actions outside [-1, 1]; scale them to it", action)
+        np.clip(action, -1.0, 1.0, out=action)
+        notes += _jumps(own, task, path_of)
+    fields["context_reward"][:] = context_reward(fields["reward"], env) * fields["mask"]
+    return limited(notes)
+
+
+def context_reward(reward, env):
+    """Returns what contexts see of dense rewards, by the Env's own rule, float32."""
+    return reward if env.context_reward is None else np.asarray(env.context_reward(reward))
+
+
+def _refuse(bad, task, path_of, what, values=None):
+    """Raises UserError for the first episode of bad [level, episode, step, ...] that has a True."""
+    episodes = bad.reshape(*bad.shape[:2], -1).any(-1)
+    if not episodes.any():
+        return
+    level, episode = np.argwhere(episodes)[0]
+    worst = "" if values is None else f" (up to {np.abs(values[level, episode]).max():.6g})"
+    raise errors.UserError(f"{path_of(task, level, episode)} has {what}{worst}: mend the file")
+
+
+def _jumps(own, task, path_of):
+    """Returns a note for each episode of a task whose next_obs is not the next row's obs."""
+    before, after = own["next_obs"][:, :, :-1], own["obs"][:, :, 1:]
+    inside = own["mask"][:, :, 1:, None] > 0
+    gap = np.where(inside, np.abs(before - after), 0.0)
+    odd = gap > STEP_ROUNDING * (1.0 + np.abs(after))
+    return [
+        f"{path_of(task, level, episode)}: next_obs differs from the next row's obs by up to "
+        f"{gap[level, episode].max():.3g}; kept as it is"
+        for level, episode in np.argwhere(odd.any((-2, -1)))
+    ]
+
+
+def limited(lines):
+    """Returns at most MAX_NAMED lines; the last one counts what was left out."""
+    if len(lines) <= MAX_NAMED:
+        return lines
+    return [*lines[:MAX_NAMED], f"... and {len(lines) - MAX_NAMED} more like these"]
+
+
+def choose_levels(found, asked, folder):
+    """Returns the sorted levels of `found` that are asked for; raises UserError for others."""
+    found = sorted(set(found))
+    unknown = [step for step in asked if step not in found]
+    if unknown:
+        raise errors.UserError(
+            f"--steps={unknown[0]} is not in {folder}: it has {', '.join(map(str, found))}"
+        )
+    return sorted(set(asked)) or found
