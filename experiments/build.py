@@ -24,7 +24,7 @@ def make_task(config, points, fields):
     settings that the algorithm or backbone cannot run with.
     """
     env = config_lib.make_env(config)
-    storage.check_shapes(fields, env, config.env)
+    storage.check_shapes(fields, env)
     mask = np.asarray(fields["mask"])
     episodes = {name: values for name, values in fields.items() if name != "mask"}
     dataset = data_lib.from_episodes(episodes, mask, config.train.timeout_is_terminal)

@@ -4,6 +4,7 @@ Online SAC for all tasks in one compiled program; the same command resumes: a ch
 after every level and every twentieth of the steps.
 """
 
+import dataclasses
 import functools
 import shutil
 import sys
@@ -17,8 +18,13 @@ from experiments import console, flags, machine
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import checkpoint, errors, evaluation, storage, sweep, training
 from gentle_jax import config as config_lib
+from gentle_jax.envs import base
 
 SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
+
+
+WHOLE = {"num_train": 0, "num_test": 0, "horizon": 0}  # env.* that takes all of a family
+RETURNS = ("behaviour_return", "expert_return", "random_return", "reference_return")
 
 
 def num_tasks(env):
@@ -42,6 +48,7 @@ def ensure(config, root):
         if source:
             print(f"data: imported from {source['format']}, its physics is unknown to us;", end=" ")
             print(f"evaluation uses this run's ({config.run.physics})", flush=True)
+            fields, meta = part_of(fields, meta, config)
         return fields, meta, 0.0
     env = config_lib.make_env(config)
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)
@@ -54,6 +61,23 @@ def ensure(config, root):
         _collect(config, env, folder, wanted)
     fields, meta = storage.load(folder, config)
     return fields, meta, time.perf_counter() - begin
+
+
+def part_of(fields, meta, config):
+    """Returns (fields, meta) of the tasks and steps that a run takes of a whole imported family."""
+    whole = dataclasses.replace(config, env=dataclasses.replace(config.env, **WHOLE))
+    whole = config_lib.make_env(whole)
+    kept, _, _ = base.kept_tasks(whole, config.env)
+    num_tasks, _, _, steps = fields["mask"].shape
+    length = min(config.env.horizon or steps, steps)
+    if num_tasks != len(whole.parameters) or (len(kept), length) == (num_tasks, steps):
+        return fields, meta  # another family's, which is told later; or all of it
+    print(
+        f"data: taking {len(kept)} of its {num_tasks} tasks, {length} of {steps} steps an episode"
+    )
+    fields = {name: values[kept][:, :, :, :length] for name, values in fields.items()}
+    own = {name: np.asarray(meta[name])[..., kept].tolist() for name in RETURNS}
+    return fields, meta | own
 
 
 def _collect(config, env, folder, wanted):

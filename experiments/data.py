@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import console, figures, flags, machine, tables
+from experiments import collect, console, figures, flags, machine, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, evaluation, interop, storage, sweep
 from gentle_jax.interop import table as table_lib
@@ -70,7 +70,7 @@ def import_(request):
 
 def whole_family(config):
     """Returns a config with all tasks and steps of its environment: presets may take fewer."""
-    sizes = dataclasses.replace(config.env, num_train=0, num_test=0, horizon=0)
+    sizes = dataclasses.replace(config.env, **collect.WHOLE)
     return dataclasses.replace(config, env=sizes)
 
 

@@ -242,21 +242,15 @@ def not_finite(fields):
     return None
 
 
-def check_shapes(fields, env, settings):
-    """Raises UserError unless arrays {name: array} have an Env's sizes. Args: settings, EnvConfig.
-
-    Presets may leave out tasks and steps of a family, which imported data have all the same.
-    """
+def check_shapes(fields, env):
+    """Raises UserError unless arrays {name: array} have an Env's sizes."""
     num_tasks, _, _, horizon = fields["mask"].shape
     found = {"tasks": num_tasks, "steps an episode": horizon}
     found |= {f"numbers an {name}": fields[name].shape[-1] for name in ("obs", "action")}
     sizes = (len(env.parameters), env.horizon, env.obs_dim, env.action_dim)
     for (what, had), wanted in zip(found.items(), sizes, strict=True):
         if had != wanted:
-            shorter = [k for k in ("num_train", "num_test", "horizon") if getattr(settings, k)]
-            whole = " ".join(f"--config.env.{name}=0" for name in shorter)
-            mend = f"add {whole} for all of them" if whole else "make the data anew"
             raise errors.UserError(
                 f"the dataset has {had} {what}, {env.name} of suite {env.suite} has {wanted} in "
-                f"this run: pass another --data, --env or --suite, or {mend}"
+                f"this run: pass another --data, --env or --suite, or make the data anew"
             )

@@ -8,7 +8,7 @@ import foreign
 import numpy as np
 import pytest
 
-from experiments import data, figures, flags, run
+from experiments import collect, data, figures, flags, run
 from gentle_jax import config as config_lib
 from gentle_jax import storage
 
@@ -85,11 +85,13 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
     assert folder.name.startswith("imported_") and f"--data={folder}" in out
     assert "holds a dataset already" in refused(capsys, *arguments)
 
-    # whatever the behaviour settings and the number of random episodes are
+    # whatever the behaviour settings and the number of random episodes are; fewer tasks too
     line = [*TINY, f"--data={folder}", f"--out={tmp_path / 'runs'}", "--config.behaviour.seed=3"]
+    line += ["--config.env.num_train=6", "--config.env.num_test=3"]
     code, out, err = shown(capsys, *line, command=run.run)
     assert code == 0, err
     assert "data: imported from focal, its physics is unknown to us; evaluation uses" in out
+    assert "taking 9 of its 40 tasks" in out
     (summary,) = (tmp_path / "runs").rglob("summary.json")
     found = json.loads(summary.read_text())
     assert not found["failed_seeds"]
@@ -100,6 +102,26 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
     )
     code, out, _ = shown(capsys, *line, command=run.run)
     assert "finished before" in out
+
+
+def test_fewer_tasks_of_an_imported_family_keep_their_rows_and_returns():
+    config = config_lib.resolve(
+        config_lib.RunConfig(),
+        ({"env.num_train": 2, "env.num_test": 1, "env.horizon": 3, "eval.random_episodes": 2},),
+    )
+    whole = config_lib.make_env(config_lib.resolve(config_lib.RunConfig()))
+    fields = {
+        name: np.arange(40.0).reshape(40, 1, 1, 1) * np.ones(20) for name in ("reward", "mask")
+    }
+    meta = {name: [list(range(40))] for name in collect.RETURNS[:2]}
+    meta |= {name: list(range(40)) for name in collect.RETURNS[2:]}
+    part, own = collect.part_of(fields, meta, config)
+    kept = sorted([whole.train_ids[0], whole.train_ids[-1], whole.test_ids[0]])
+    assert part["reward"].shape == (3, 1, 1, 3)
+    np.testing.assert_array_equal(part["reward"][:, 0, 0, 0], kept)
+    assert own["random_return"] == kept and own["expert_return"] == [kept]
+    everything = config_lib.resolve(config_lib.RunConfig())
+    assert collect.part_of(fields, meta, everything) == (fields, meta)
 
 
 def request_of(folder):

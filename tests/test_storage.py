@@ -8,7 +8,6 @@ import pytest
 
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, storage
-from gentle_jax.envs import base
 
 SMALL = {
     "behaviour.num_steps": 3,
@@ -193,9 +192,9 @@ def test_collected_data_and_roots_are_not_imported(dataset, tmp_path):
 def test_sizes_of_another_environment_are_refused(wanted, change, part):
     env = registry.load("environment", "point_robot").make("ctmrl")
     env = env._replace(horizon=4, parameters=np.zeros((5, 2)))
-    storage.check_shapes(make_fields(wanted), env, base.EnvConfig())
+    storage.check_shapes(make_fields(wanted), env)
     with pytest.raises(errors.UserError, match="make the data anew") as caught:
-        storage.check_shapes(make_fields(wanted), env._replace(**change), base.EnvConfig())
+        storage.check_shapes(make_fields(wanted), env._replace(**change))
     assert part in str(caught.value)
 
 

@@ -45,14 +45,12 @@ def shorten(env, settings):
 
     Tasks are chosen evenly along each split and keep their order; ids are counted anew.
     """
+    kept, train, test = kept_tasks(env, settings)
+    optimum = env.optimal_return
     if settings.horizon:
         env = env._replace(horizon=settings.horizon)
-    if not settings.num_train and not settings.num_test:
-        return env
-    train = _evenly(env.train_ids, settings.num_train, "env.num_train", env)
-    test = _evenly(env.test_ids, settings.num_test, "env.num_test", env)
-    kept = np.union1d(train, test)
-    optimum = env.optimal_return
+    if len(kept) == len(env.parameters):
+        return env._replace(train_ids=train, test_ids=test)
     return env._replace(
         tasks=jax.tree.map(lambda leaf: leaf[kept], env.tasks),
         train_ids=np.searchsorted(kept, train),
@@ -61,6 +59,13 @@ def shorten(env, settings):
         landmarks=None if env.landmarks is None else env.landmarks[kept],
         optimal_return=None if optimum is None else lambda samples: optimum(samples)[kept],
     )
+
+
+def kept_tasks(env, settings):
+    """Returns (task ids that `shorten` keeps, those to train on, those to test on), all sorted."""
+    train = _evenly(env.train_ids, settings.num_train, "env.num_train", env)
+    test = _evenly(env.test_ids, settings.num_test, "env.num_test", env)
+    return np.union1d(train, test), train, test
 
 
 def _evenly(ids, count, name, env):
