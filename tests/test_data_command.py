@@ -87,7 +87,7 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
 
     # whatever the behaviour settings and the number of random episodes are; fewer tasks too
     line = [*TINY, f"--data={folder}", f"--out={tmp_path / 'runs'}", "--config.behaviour.seed=3"]
-    line += ["--config.env.num_train=6", "--config.env.num_test=3"]
+    line += ["--config.env.num_train=6", "--config.env.num_test=3", "--config.algo.num_codes=2"]
     code, out, err = shown(capsys, *line, command=run.run)
     assert code == 0, err
     assert "data: imported from focal, its physics is unknown to us; evaluation uses" in out
@@ -284,12 +284,6 @@ def test_data_of_other_sizes_are_refused_before_training(capsys, tmp_path, datas
     storage.commit(copy, {key: meta[key] for key in meta if key not in ("sha256", "checksum")})
     line = refused(capsys, *TINY, f"--data={copy}", "--out=runs", command=run.run)
     assert "3 numbers an obs, point_robot of suite ctmrl has 2" in line
-
-
-def test_a_run_on_fewer_tasks_says_how_to_take_all(capsys, dataset):
-    fewer = ("--config.env.num_train=8", "--config.env.horizon=10")
-    line = refused(capsys, *TINY, *fewer, f"--data={dataset}", "--out=runs", command=run.run)
-    assert "add --config.env.num_train=0 --config.env.horizon=0 for all of them" in line
 
 
 def test_an_import_takes_the_whole_family_whatever_the_preset():

@@ -42,6 +42,7 @@ GENTLE = {
 QUICK = {
     "env.num_train": 6,
     "env.num_test": 2,
+    "ctmrl.num_codes": 3,
     "train.meta_batch": 6,
     "train.batch_size": 64,
     "train.final_lr": 0.1,
@@ -71,6 +72,7 @@ SMOKE = {
     "env.num_train": 4,
     "env.num_test": 2,
     "env.horizon": 10,
+    "ctmrl.num_codes": 2,
     "behaviour.num_envs": 4,
     "eval.two_phase_steps": 20,
     "eval.context_episodes": 1,
