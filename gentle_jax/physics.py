@@ -156,6 +156,12 @@ def c_model_of(system, fields):
     return model
 
 
+def fields_of(system, task):
+    """Returns those leaves of a task that replace fields of the model, {name: array}."""
+    is_field = lambda name: isinstance(getattr(system.c_model, name, None), np.ndarray)
+    return {name: leaf for name, leaf in task.items() if is_field(name)}
+
+
 def derived(system, fields):
     """Returns `fields` plus what MuJoCo would derive from them (`mj_setConst`), one task's."""
     model = c_model_of(system, fields)
