@@ -49,6 +49,8 @@ def _write(path, writer, frames, rewards, draw, title):
         axes[name].set_xlim(0, max(len(rewards), 1))
         cursors.append(axes[name].axvline(0, color=GREY, lw=1))
     axes["sum"].set_xlabel("step")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: it is most of a frame's time
     with writer.saving(figure, str(path), DPI):
         for index, step in enumerate(frames):
             update(index)

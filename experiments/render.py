@@ -110,7 +110,9 @@ def restore(folder, config, points, root):
         )
     fields, _ = storage.load(found, config)
     task, env, scale = build.make_task(config, points, fields)
-    like = training.empty_carry(task, training.state_shapes(task))
+    make = lambda name: registry.load("protocol", name).make(config.eval, env)
+    episodes = {name: make(name).num_episodes for name in config.run.protocols}
+    like = training.empty_carry(task, training.state_shapes(task), episodes)
     with machine.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
         kept = saves.restore(like)
     if kept is None:
@@ -218,7 +220,7 @@ def draw(env, task, shown):
     model = physics.c_model_of(system, physics.fields_of(system, mine))
     bodies = scene.poses(model, shown.qpos, system.torso)
     camera = scene.camera_of(model, bodies)
-    made = scene.of_bodies(model, bodies, camera, system.dt)
+    made = scene.of_bodies(bodies, camera, system.dt)
 
     def make_movie(frames):
         view = (camera["azimuth"], camera["elevation"], camera["distance"])

@@ -12,9 +12,11 @@ import numpy as np
 
 DIGITS = 4  # of numbers in the page: tenths of millimetres
 POINT_DT = 0.1  # seconds shown per step where there is no physics
-SPHERE, CAPSULE = mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CAPSULE
-CYLINDER, MESH = mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_MESH
-FLAT = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
+# as numbers: MuJoCo's enumeration is not equal to NumPy's integers, which `in` would ask
+PLANE, HFIELD, SPHERE, CAPSULE, CYLINDER, MESH = (
+    int(getattr(mujoco.mjtGeom, f"mjGEOM_{name}"))
+    for name in ("PLANE", "HFIELD", "SPHERE", "CAPSULE", "CYLINDER", "MESH")
+)
 
 
 def capsule_of(model, geom):
@@ -36,7 +38,7 @@ def poses(model, qpos, torso):
     "radius" [geom], "rgb" [geom, 3], "ends" [frames, geom, 2, 3] in the world, "torso" [frames, 3].
     Args: torso, the id of the body that the camera follows. Floors are left out.
     """
-    kept = [i for i in range(model.ngeom) if model.geom_type[i] not in FLAT]
+    kept = [i for i in range(model.ngeom) if model.geom_type[i] not in (PLANE, HFIELD)]
     shapes = [capsule_of(model, i) for i in kept]
     data, ends, centre = mujoco.MjData(model), [], []
     for row in qpos:
@@ -61,7 +63,7 @@ def camera_of(model, shown):
 
     Args: shown, from `poses`. Angles are those of MuJoCo's free camera, in degrees.
     """
-    free = (model.jnt_type == mujoco.mjtJoint.mjJNT_FREE).any()
+    free = bool((model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE)).any())
     reach = np.abs(shown["ends"][0] - shown["torso"][0]).max() + shown["radius"].max()
     return {
         "azimuth": 60.0 if free else 90.0,
@@ -70,7 +72,7 @@ def camera_of(model, shown):
     }
 
 
-def of_bodies(model, shown, camera, dt):
+def of_bodies(shown, camera, dt):
     """Returns the scene of `poses` `shown`; the camera looks at the torso, but does not hop."""
     middle = shown["torso"].copy()
     middle[:, 2] = middle[:, 2].mean()

@@ -95,13 +95,22 @@ def state_shapes(task):
     return jax.eval_shape(_init(task), task.hp, task.run_keys)
 
 
-def empty_carry(task, state):
-    """Returns the carry before the first step: state, and NaN where results will be."""
+def empty_carry(task, state, episodes=None):
+    """Returns the carry before the first step: state, and NaN where results will be.
+
+    Args: episodes, {protocol: its number of episodes} if they are known; else `evaluate` is traced
+    for them, which takes long with physics.
+    """
     step = jax.ShapeDtypeStruct((), jnp.int32)
     args = (state_shapes(task), task.run_keys, task.tasks, task.data, step)
     points = sum(c.evaluate for c in sweep.plan(task.algorithm.stages, task.num_evals))
     blank = lambda s: np.full((points, *s.shape), np.nan, np.float32)
-    returns = jax.eval_shape(sweep.over_runs(task.evaluate, 2, task.mesh), *args)
+    lead = (task.run_keys.shape[0], jax.tree.leaves(task.tasks)[0].shape[0])
+    if episodes is None:
+        returns = jax.eval_shape(sweep.over_runs(task.evaluate, 2, task.mesh), *args)
+    else:
+        shape = lambda count: jax.ShapeDtypeStruct((*lead, count), jnp.float32)
+        returns = {name: shape(count) for name, count in episodes.items()}
     embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2, task.mesh), *args[:2], *args[3:])
     return {
         "state": state,
