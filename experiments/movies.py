@@ -47,6 +47,7 @@ def _write(path, writer, frames, rewards, draw, title):
         axes[name].plot(steps, values, color=colour, lw=1.2)
         axes[name].set_title(text)
         axes[name].set_xlim(0, max(len(rewards), 1))
+        axes[name].xaxis.get_major_locator().set_params(integer=True)
         cursors.append(axes[name].axvline(0, color=GREY, lw=1))
     axes["sum"].set_xlabel("step")
     figure.draw_without_rendering()
