@@ -115,6 +115,13 @@ def test_the_viewer_draws_every_body_at_every_step(model, falling, tmp_path):
         # the camera looks at the torso: the capsule's outline lies around the canvas' middle
         x, y = np.mean([a[:2] for n, a, _ in drawn["world"] if n == "arc"][-8:], axis=0)
         assert abs(x - 360) < 100 and abs(y - 240) < 150
+        # mouse and keys: the view turns, one step back, then two of 0.05 s forwards
+        arcs = lambda calls: [arguments for name, arguments, _ in calls if name == "arc"]
+        assert len(arcs(drawn["turned"])) >= 9
+        assert arcs(drawn["turned"])[-1] != arcs(drawn["world"])[-1]
+        back = max(step - 1, 0)
+        assert drawn["back"].startswith(f"step {back} of 5")
+        assert drawn["played"].startswith(f"step {min(back + 2, 5)} of 5")
 
 
 # --- moving pictures
