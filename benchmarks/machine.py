@@ -1,8 +1,9 @@
-"""What a number was measured on: the machine, its matrix-product rate, a program's products."""
+"""What benchmarks share: their command line, the machine, its matrix-product rate, products."""
 
 import datetime
 import math
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+from absl import flags
 from jax.extend.core import Literal, Var
 
 from experiments.machine import cores
+from gentle_jax import errors
 
 
 def _cpu_model():
@@ -39,6 +42,37 @@ def describe(torch=None):
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def check_writable(out):
+    """Raises UserError unless the file `out` can be written, before measurements could be lost."""
+    if Path(out).is_dir():
+        raise errors.UserError(f"--out={out} is a folder: expected the name of a JSON file")
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with open(out, "a"):
+            pass
+    except OSError as error:
+        raise errors.UserError(f"--out={out} cannot be written: {error.strerror}") from error
+
+
+def command(argv, values, run, text):
+    """Runs `run(values)` with the flags of a command line; returns the exit code.
+
+    Bad input is one line and code 2; --help prints `text` and the flags.
+    """
+    if any(word in ("-h", "--help", "-help") for word in argv[1:]):
+        print(f"{text}\n{values.get_help()}")
+        return 0
+    try:
+        rest = values(argv)[1:]
+        if rest:
+            raise errors.UserError(f"unexpected argument {rest[0]!r}: expected only --flag=value")
+        run(values)
+    except (errors.UserError, flags.Error) as error:
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        return 2
+    return 0
 
 
 def seconds(call):

@@ -118,14 +118,7 @@ def _check(args):
         raise errors.UserError(
             f"--steps is {args.steps}, --rounds is {args.rounds}: expected 1 or more of each"
         )
-    if Path(args.out).is_dir():
-        raise errors.UserError(f"--out={args.out} is a folder: expected the name of a JSON file")
-    try:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        with open(args.out, "a"):  # before measurements could be lost
-            pass
-    except OSError as error:
-        raise errors.UserError(f"--out={args.out} cannot be written: {error.strerror}") from error
+    machine.check_writable(args.out)
 
 
 def _dataset(shapes, num_tasks, rows):
@@ -354,19 +347,7 @@ def run(args):
 def main(argv):
     """Runs the command; returns the exit code: 2, after one line, for bad input."""
     use_all_cores()
-    args = make_flags()
-    if any(word in ("-h", "--help", "-help") for word in argv[1:]):
-        print(f"{__doc__}\n{args.get_help()}")
-        return 0
-    try:
-        rest = args(argv)[1:]
-        if rest:
-            raise errors.UserError(f"unexpected argument {rest[0]!r}: expected only --flag=value")
-        run(args)
-    except (errors.UserError, flags.Error) as error:
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        return 2
-    return 0
+    return machine.command(argv, make_flags(), run, __doc__)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def make_task(config, points, fields):
     task = training.Task(
         algorithm=algorithm,
         evaluate=evaluation.make_evaluate(algorithm, env, protocols, config.eval.num_repeats),
+        episodes={name: protocol.num_episodes for name, protocol in protocols.items()},
         embed=evaluation.make_embed(algorithm, config.train, CONTEXTS_PER_TASK),
         trace=evaluation.make_trace(algorithm, env, native),
         data=sweep.place(dataset, mesh, shared=True),

@@ -272,6 +272,26 @@ def to_dict(config):
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def from_dict(tree):
+    """Returns the ExperimentConfig that `to_dict` wrote; raises UserError if it has other keys."""
+    try:
+        run = RunConfig(**tree["run"] | {"protocols": tuple(tree["run"]["protocols"])})
+        kinds = {
+            "env": EnvConfig,
+            "train": TrainConfig,
+            "behaviour": BehaviourConfig,
+            "eval": EvalConfig,
+            "algo": registry.load("algorithm", run.algorithm).Config,
+            "backbone": registry.load("backbone", run.backbone).Config,
+        }
+        sections = {name: kind(**tree[name]) for name, kind in kinds.items()}
+    except (KeyError, TypeError) as error:
+        raise errors.UserError(
+            f"these settings are of another version of the code ({error}): use that version"
+        ) from None
+    return ExperimentConfig(run=run, **sections)
+
+
 def fingerprint(tree):
     """Returns 12 hex digits that change when any value of a JSON-able tree changes."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

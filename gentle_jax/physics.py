@@ -76,6 +76,11 @@ def load(asset, mode, timestep, frame_skip, integrator, edit=None, with_contact_
         c_model = spec.compile()
     c_model.opt.timestep = timestep
     set_mode(c_model, mode, integrator)
+    return of_model(c_model, frame_skip, with_contact_cost)
+
+
+def of_model(c_model, frame_skip, with_contact_cost=False):
+    """Returns the System of a C model as it is, with the options that it has."""
     return System(
         c_model=c_model,
         model=_uncommitted(mjx.put_model(c_model, impl="jax")),
@@ -154,6 +159,12 @@ def c_model_of(system, fields):
     for name, value in fields.items():
         np.copyto(getattr(model, name), np.asarray(value, np.float64))
     return model
+
+
+def fields_of(system, task):
+    """Returns those leaves of a task that replace fields of the model, {name: array}."""
+    is_field = lambda name: isinstance(getattr(system.c_model, name, None), np.ndarray)
+    return {name: leaf for name, leaf in task.items() if is_field(name)}
 
 
 def derived(system, fields):

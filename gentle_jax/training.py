@@ -21,6 +21,7 @@ class Task(NamedTuple):
 
     algorithm: Algorithm
     evaluate: Any  # (state, run_key, tasks, data, at) -> {protocol: [task, E]}
+    episodes: dict  # {protocol: E}
     embed: Any  # (state, run_key, data, at) -> {name: [task, ...]}
     trace: Any  # (state, run_key, tasks, data, at) -> (paths, masks)
     data: Any  # Dataset of all tasks, training tasks first
@@ -101,7 +102,10 @@ def empty_carry(task, state):
     args = (state_shapes(task), task.run_keys, task.tasks, task.data, step)
     points = sum(c.evaluate for c in sweep.plan(task.algorithm.stages, task.num_evals))
     blank = lambda s: np.full((points, *s.shape), np.nan, np.float32)
-    returns = jax.eval_shape(sweep.over_runs(task.evaluate, 2, task.mesh), *args)
+    lead = (task.run_keys.shape[0], jax.tree.leaves(task.tasks)[0].shape[0])
+    # tracing `evaluate` only for its shapes would take long with physics
+    shape = lambda count: jax.ShapeDtypeStruct((*lead, count), jnp.float32)
+    returns = {name: shape(count) for name, count in task.episodes.items()}
     embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2, task.mesh), *args[:2], *args[3:])
     return {
         "state": state,

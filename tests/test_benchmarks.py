@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import machine, torch_step, train_step
+from benchmarks import env_returns, env_step, machine, torch_step, train_step
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import learner, rng, sweep
+from gentle_jax import learner, registry, rng, sweep
 from gentle_jax.types import MetaBatch
 
 STEP_KEYS = {
@@ -137,3 +137,128 @@ def test_torch_step_has_the_same_losses():
         for name, value in theirs.items():
             np.testing.assert_allclose(float(value), ours[name], rtol=1e-4, err_msg=name)
         assert ("bc_loss" in theirs) == (index % 2 == 0)
+
+
+# --- environment steps
+
+
+class FakeLoop:
+    """Stands in for MjxLoop: nothing is compiled."""
+
+    def __init__(self, step, tasks, states, actions):
+        self.devices, self.jitted = 1, None
+        names = ("compile_seconds", "cached_seconds", "temp_bytes", "argument_bytes")
+        self.costs = dict.fromkeys(names, 1)
+
+    def run(self, steps):
+        return 0.5, None
+
+    def check_compiled_once(self):
+        pass
+
+
+def test_environment_steps_write_the_report(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(env_step, "MjxLoop", FakeLoop)
+    out = tmp_path / "report.json"
+    chosen = ["--families=hopper_params", "--batches=1,3", "--physics=fast", "--steps=2"]
+    more = ["--rounds=2", "--cost_family=cheetah_dir", "--cost_batch=2", f"--out={out}"]
+    assert env_step.main(["env_step", *chosen, *more]) == 0
+    report = json.loads(out.read_text())
+    assert {"mujoco", "mujoco-mjx", "brax", "jax"} <= set(report["versions"])
+    steps = [row for row in report["rows"] if row["kind"] == "step"]
+    costs = [row for row in report["rows"] if row["kind"] == "cost"]
+    assert [row["batch"] for row in steps] == [1, 3]
+    assert [row["mjx_steps_per_second"] for row in steps] == [2 / 0.5, 6 / 0.5]
+    options = [(row["integrator"], row["iterations"], row["ls_iterations"]) for row in costs]
+    assert options == [("EULER", 1, 4), ("EULER", 4, 50), ("RK4", 1, 4), ("RK4", 4, 50)]
+    assert all(row["c_steps_per_second"] > 0 and row["c_bytes"] > 0 for row in steps + costs)
+    tables = capsys.readouterr().out.split("\n\n")
+    assert tables[0].startswith("C MuJoCo steps the physics only") and len(tables) == 3
+    for text, count in zip(tables[1:], (2, 4), strict=True):
+        lines = text.strip("\n").splitlines()
+        assert len(lines) == 1 + count and len({len(line) for line in lines}) == 1  # aligned
+
+
+@pytest.mark.mjx
+@pytest.mark.slow
+def test_both_engines_take_the_same_steps():
+    """Each simulation with its own masses: float32 and float64 agree to rounding."""
+    env = env_step.make_env("hopper_params", "fast")
+    given = env_step.inputs(env, 2, 2)
+    mjx = env_step.MjxLoop(env_step.whole_step(env), *given)
+    c_loop = env_step.CLoop(env.system, *given)
+    assert mjx.devices == 2 and mjx.costs["cached_seconds"] > 0
+    for steps in (1, 2):
+        (_, state), (_, qpos) = mjx.run(steps), c_loop.run(steps)
+        np.testing.assert_allclose(state.qpos, qpos, atol=2e-4)
+    assert np.abs(qpos[0] - qpos[1]).max() > 1e-2 and c_loop.resets() == 0
+    mjx.check_compiled_once()
+    mjx.jitted(*jax.device_get(mjx.args), jnp.int32(1))  # not split over the devices
+    with pytest.raises(RuntimeError, match="2 were compiled"):
+        mjx.check_compiled_once()
+
+
+def test_options_of_the_cost_table_are_those_of_the_modes():
+    options = lambda system: tuple(
+        getattr(system.c_model.opt, name)
+        for name in ("integrator", "iterations", "ls_iterations", "timestep", "jacobian")
+    )
+    modes = {m: env_step.make_env("walker_params", m).system for m in ("reference", "fast")}
+    for mode, chosen in (("fast", ("EULER", (1, 4))), ("reference", ("RK4", (4, 50)))):
+        made = env_step.with_options(modes["reference"], *chosen)
+        assert options(made) == options(modes[mode])
+        assert made.model.opt.iterations == modes[mode].model.opt.iterations
+    made = env_step.with_options(modes["reference"], "EULER", (1, 4))
+    assert made.c_model.opt.disableflags == modes["fast"].c_model.opt.disableflags
+    assert modes["reference"].c_model.opt.disableflags == 0  # the original is not changed
+
+
+def test_an_empty_cache_and_then_the_one_there_was():
+    before = jax.config.jax_compilation_cache_dir
+    with env_step.empty_cache():
+        assert jax.config.jax_compilation_cache_dir not in (None, before)
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.parametrize(
+    "flag, hint",
+    [
+        ("--families=hopper", "did you mean 'hopper_params'"),
+        ("--families=point_robot", "expected one of"),
+        ("--cost_family=ant", "did you mean"),
+        ("--physics=exact", "reference, fast"),
+        ("--batches=0", "--batches=16,128"),
+        ("--episodes=1", "2 or more"),
+        ("--horizon=-1", "0 or more"),
+        ("--out=/", "is a folder"),
+        ("--steps=0", "1 or more"),
+    ],
+)
+def test_bad_input_of_environment_steps_is_one_line(flag, hint, capsys):
+    assert env_step.main(["env_step", flag]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and hint in message
+
+
+def test_episodes_of_both_policies_have_the_same_starts():
+    env = registry.load("environment", "point_robot").make("gentle")._replace(horizon=3)
+    returns, obs, mask = env_returns.episodes_of(env, 4)
+    assert returns.shape == (2, 4) and obs.shape == (2, 4, 3, 2) and mask.all()
+    assert len(np.unique(returns)) == 8  # four tasks and starts, two policies
+    again = env_returns.episodes_of(env, 4)
+    np.testing.assert_array_equal(again[1], obs)
+
+
+def test_differences_of_returns_by_hand():
+    """Returns 1, 3 against 2, 6: differences 1 and 3, standard error 1."""
+    ones, mask = np.ones((2, 12, 5)), np.ones((2, 12))
+    mask[0, 5:] = 0  # the first episode ends early in one of the modes
+    fast = np.stack([2.0 * ones[0], 4.0 * ones[1]])
+    reference = (np.array([1.0, 3.0]), ones, mask)
+    row = env_returns.row_of(reference, (np.array([2.0, 6.0]), fast, np.ones_like(mask)))
+    assert (row["reference_mean"], row["fast_mean"], row["difference_mean"]) == (2, 4, 2)
+    assert row["difference_error"] == pytest.approx(1) and row["fast_error"] == pytest.approx(2)
+    assert row["obs_difference_1"] == 2 and row["obs_difference_10"] == 3
+    assert row["obs_difference_50"] is None
+    text = env_step.table([{"kind": "returns", "family": "a", "policy": "b", **row}], "returns")
+    assert "2.00" in text and text.splitlines()[1].rstrip().endswith("3")

@@ -1,0 +1,283 @@
+"""Shows one episode: `python -m experiments.render --run=RUN_FOLDER --task=3`.
+
+Restores the newest checkpoint, runs a protocol once on a task with the key of the run's own
+rollouts, and writes its last scored episode as an HTML page that needs no network and as a GIF
+(mp4 too where ffmpeg is installed). Physics states come from the same program that acts: see
+`exposed`.
+"""
+
+import json
+import pathlib
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import build, collect, flags, machine, movies, offscreen, scene
+from gentle_jax import checkpoint, errors, physics, registry, rng, storage, training
+from gentle_jax import config as config_lib
+from gentle_jax import data as data_lib
+
+SUMMARY = (
+    "Writes one episode of a trained agent as a page for the browser and as a moving picture. It "
+    "uses the flags of this command, --protocol (one; default: the run's first) and --data."
+)
+EXTRA = (
+    ("run", str, "", "the run folder"),
+    ("task", int, None, "task id of the environment; default: the first test task"),
+    ("seed", int, None, "one of the run's seeds; default: its first"),
+    ("point", int, 0, "grid point of a run with --sweep, counted from 0"),
+    ("to", str, "", "folder of the files; default: the folder `renders` of the run"),
+    ("movie", bool, True, "write the GIF (and mp4) beside the page"),
+)
+USED = (*(name for name, *_ in EXTRA), "protocol", "data")
+
+
+class Restored(NamedTuple):
+    """A run as it was at its newest checkpoint."""
+
+    config: config_lib.ExperimentConfig
+    task: training.Task
+    env: object  # normalised where the suite says so
+    scale: tuple  # (mean, std) of observations
+    state: object  # leaves [S, ...]
+    done: int  # steps behind the checkpoint
+
+
+class Episode(NamedTuple):
+    """One episode of N steps; nothing follows its end."""
+
+    obs: np.ndarray  # [N + 1, obs_dim], in the environment's units, the start first
+    qpos: np.ndarray  # [N + 1, nq], nq = 0 without physics
+    rewards: np.ndarray  # [N], as reported
+
+
+def exposed(algorithm, env):
+    """Returns (Algorithm, Env) that do the same, with qpos behind every observation.
+
+    The agent sees the first obs_dim numbers only, whoever calls it, so any protocol runs as it is
+    and its recorded rows hold the physics states too. Nothing is added without physics.
+    """
+    if env.system is None:
+        return algorithm, env
+    rep, rl = algorithm.rep, algorithm.rl
+    own = lambda obs: obs[..., : env.obs_dim]
+    longer = lambda obs, state: jnp.concatenate([obs, state.qpos])
+
+    def reset(task, key):
+        state, obs = env.reset(task, key)
+        return state, longer(obs, state)
+
+    def step(task, state, action):
+        state, out = env.step(task, state, action)
+        return state, out._replace(obs=longer(out.obs, state))
+
+    def extend(state, belief, rows, mask):
+        rows = rows._replace(obs=own(rows.obs), next_obs=own(rows.next_obs))
+        return rep.extend(state, belief, rows, mask)
+
+    size = env.obs_dim + env.system.c_model.nq
+    blind = rl._replace(
+        act=lambda state, obs, z, key: rl.act(state, own(obs), z, key),
+        mode=lambda state, obs, z: rl.mode(state, own(obs), z),
+    )
+    seeing = algorithm._replace(rep=rep._replace(extend=extend), rl=blind)
+    return seeing, env._replace(obs_dim=size, reset=reset, step=step)
+
+
+def read_config(folder):
+    """Returns (ExperimentConfig, grid points) of a run folder; raises UserError if it is none."""
+    path = folder / "config.json"
+    try:
+        tree = json.loads(path.read_text())
+        points = tuple(tree.pop("sweep"))
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise errors.UserError(
+            f"{folder} is not a run folder (no config.json that can be read): pass --run=FOLDER, "
+            f"the folder that `python -m experiments.run` names at its end"
+        ) from None
+    return config_lib.from_dict(tree), points
+
+
+def restore(folder, config, points, root):
+    """Returns the Restored run. Args: root, as `--data`; raises UserError for what is missing."""
+    found = collect.dataset_folder(config, root)
+    if not storage.is_complete(found):
+        raise errors.UserError(
+            f"the run's dataset is not in {found}: pass --data with the root that the run used"
+        )
+    fields, meta = storage.load(found, config)
+    if storage.source_of(meta):
+        fields, _ = collect.part_of(fields, meta, config)
+    task, env, scale = build.make_task(config, points, fields)
+    like = training.empty_carry(task, training.state_shapes(task))
+    with machine.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
+        kept = saves.restore(like)
+    if kept is None:
+        raise no_checkpoint(folder)
+    return Restored(config, task, env, scale, kept[0]["state"], kept[1]["done"])
+
+
+def no_checkpoint(folder):
+    """Returns the UserError for a run that has nothing to restore."""
+    return errors.UserError(
+        f"{folder} holds no checkpoint: give the run's command again, it trains on and keeps one"
+    )
+
+
+def choose(config, points, env, asked):
+    """Returns (run index, seed, task id, protocol's name); raises UserError for what is not there.
+
+    Args: asked, the own flags of the command line with "protocol", a list.
+    """
+    run = config.run
+    seeds = range(run.seed_offset, run.seed_offset + run.num_seeds)
+    seed = seeds[0] if asked["seed"] is None else asked["seed"]
+    task = int(env.test_ids[0]) if asked["task"] is None else asked["task"]
+    tasks = range(collect.num_tasks(env))
+    for name, given, allowed in (
+        ("seed", seed, seeds), ("task", task, tasks), ("point", asked["point"], range(len(points))),
+    ):  # fmt: skip
+        if given not in allowed:
+            raise errors.UserError(
+                f"--{name} is {given}: this run has {name}s {allowed[0]} to {allowed[-1]}"
+            )
+    if len(asked["protocol"]) > 1:
+        raise errors.UserError("--protocol is given more than once: one episode is shown, name one")
+    protocol = (asked["protocol"] or run.protocols)[0]
+    registry.load("protocol", protocol)
+    return asked["point"] * run.num_seeds + seed - seeds[0], seed, task, protocol
+
+
+def episode(restored, index, seed, task, protocol):
+    """Returns the Episode that a protocol scores last, for run `index` on task id `task`.
+
+    The key is that of `evaluation.make_trace`: with the run's first protocol it is the episode of
+    its `rollouts.npz`, up to how XLA compiles one task instead of all.
+    """
+    config, env, order = restored.config, restored.env, build.task_order(restored.env)
+    position = int(np.flatnonzero(order == task)[0])
+    run_protocol = registry.load("protocol", protocol).make(config.eval, env).run
+    algorithm, seen = exposed(restored.task.algorithm, env)
+    key = rng.stream(rng.run_keys(1, seed)[0], "trace", restored.done)
+    host = lambda tree: jax.tree.map(np.asarray, tree)
+    state = jax.tree.map(lambda leaf: np.asarray(leaf)[index], restored.state)
+    own = host(data_lib.take_tasks(restored.task.data, np.array([position])))
+    mine = jax.tree.map(lambda leaf: leaf[task], env.tasks)
+
+    def run(state, mine, own, key):
+        outcome = run_protocol(algorithm, state, seen, mine, own, key)
+        return jax.tree.map(lambda leaf: leaf[-1], outcome)
+
+    last = host(jax.jit(run)(state, mine, own, jax.random.split(key, len(order))[position]))
+    return cut(last, env.obs_dim, restored.scale)
+
+
+def cut(outcome, obs_dim, scale):
+    """Returns the Episode of an Outcome of `exposed`, up to its end; UserError if not finite."""
+    steps = int(outcome.mask.sum())
+    path = np.concatenate([outcome.rows.obs[:1], outcome.rows.next_obs])[: steps + 1]
+    rewards = outcome.rows.context_reward[:steps]
+    if not (np.isfinite(path).all() and np.isfinite(rewards).all()):
+        raise errors.UserError(
+            "this run diverged, its episode is not finite: choose another --seed"
+        )
+    mean, std = scale
+    return Episode(path[:, :obs_dim] * std + mean, path[:, obs_dim:], rewards)
+
+
+def describe(restored, seed, task, protocol, point):
+    """Returns (title, details) of a page."""
+    run, env = restored.config.run, restored.env
+    kind = "test" if task in env.test_ids else "training"
+    values = zip(env.parameter_names, env.parameters[task], strict=True)
+    facts = [f"{kind} task {task}", *(f"{name} {value:.3g}" for name, value in values)]
+    facts += [f"seed {seed}", f"step {restored.done}"]
+    facts += [f"{key}={value:g}" for key, value in point.items()]
+    if env.system is not None:
+        facts.append(f"{run.physics} physics")
+    return f"{run.algorithm} on {run.env}, {protocol}", ", ".join(facts)
+
+
+def draw(env, task, shown):
+    """Returns (scene, make_movie), make_movie(frames) -> (`draw` of `movies.write`, "" or why not).
+
+    Args: task, its id; shown, an Episode. Raises UserError for what nobody can see.
+    """
+    goal = None if env.landmarks is None else np.asarray(env.landmarks[task], np.float64)
+    if env.system is None:
+        if goal is None:
+            raise errors.UserError(
+                f"{env.name} has neither physics nor a plane to draw: see the run's figures/"
+            )
+        path = shown.obs[:, :2].astype(np.float64)
+        made = scene.of_plane(path, goal)
+        return made | {"goal": goal}, lambda frames: (movies.plane(path, goal, frames), "")
+    system = env.system
+    mine = jax.tree.map(lambda leaf: leaf[task], env.tasks)
+    model = physics.c_model_of(system, physics.fields_of(system, mine))
+    bodies = scene.poses(model, shown.qpos, system.torso)
+    camera = scene.camera_of(model, bodies)
+    made = scene.of_bodies(bodies, camera, system.dt)
+
+    def make_movie(frames):
+        view = (camera["azimuth"], camera["elevation"], camera["distance"])
+        images, why = offscreen.render(model, shown.qpos[frames], system.torso, view)
+        return (None if images is None else movies.pictures(images)), why
+
+    return made | {"goal": goal}, make_movie
+
+
+def write(target, env, task, shown, texts, movie):
+    """Writes `target`.html and its moving pictures; returns their paths.
+
+    Args: texts, from `describe`; movie, whether the pictures are wanted.
+    """
+    made, make_movie = draw(env, task, shown)
+    made |= {"title": texts[0], "details": texts[1], "rewards": shown.rewards}
+    pages = target.with_name(f"{target.name}.html")
+    pages.write_text(scene.page(made), encoding="utf-8")
+    if not movie:
+        return [pages]
+    stride = movies.stride_of(made["dt"])
+    frames = list(range(0, len(shown.rewards) + 1, stride))
+    show, why_not = make_movie(frames)
+    if show is None:
+        print(f"render: no moving picture, no graphics library works here ({why_not})")
+        return [pages]
+    title = f"{texts[0]}: {texts[1]}"
+    pause = stride * made["dt"]
+    return [pages, *movies.write(target, frames, shown.rewards, pause, show, title)]
+
+
+def run(argv):
+    """The command."""
+    machine.start()
+    request = flags.parse(argv, "render", SUMMARY, lambda: False, EXTRA)
+    useless = [name for name in request.given if name not in USED]
+    useless += [word.lstrip("-").partition("=")[0] for word in argv if "-config." in word]
+    if useless or not request.extra["run"]:
+        what = f"render does not use --{useless[0]}" if useless else "--run is missing"
+        raise errors.UserError(f"{what}: expected --run=FOLDER and some of --{', --'.join(USED)}")
+    folder, asked = pathlib.Path(request.extra["run"]), request.extra
+    asked |= {"protocol": request.given.get("protocol", [])}
+    config, points = read_config(folder)
+    index, seed, task, protocol = choose(config, points, config_lib.make_env(config), asked)
+    if not any((folder / "checkpoints").glob("[0-9]*")):
+        raise no_checkpoint(folder)
+    to = pathlib.Path(asked["to"] or folder / "renders")
+    machine.prepare_folder(to, 20e6, "--to")
+    restored = restore(folder, config, points, request.data)
+    print(f"render: step {restored.done}, seed {seed}, task {task}, {protocol}", flush=True)
+    shown = episode(restored, index, seed, task, protocol)
+    texts = describe(restored, seed, task, protocol, points[asked["point"]])
+    target = to / f"{protocol}_task{task}_seed{seed}_point{asked['point']}"
+    for path in write(target, restored.env, task, shown, texts, asked["movie"]):
+        print(f"render: {path}")
+    print(f"render: {len(shown.rewards)} steps, return {shown.rewards.sum():.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(flags.main(run))
