@@ -8,6 +8,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import threading
 
 import jax
 
@@ -56,12 +57,15 @@ def cores():
 
 
 def count_cache_hits():
-    """Returns a list that grows by one for every program that JAX takes from the cache."""
+    """Returns a list that grows with every program that JAX takes from the cache.
+
+    Each entry is the thread that compiled it: several programs compile at once.
+    """
     hits = []
 
     def listen(event, **_):
         if event == "/jax/compilation_cache/cache_hits":
-            hits.append(event)
+            hits.append(threading.get_ident())
 
     jax.monitoring.register_event_listener(listen)
     return hits

@@ -84,12 +84,15 @@ def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
     Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the
     Dataset of the same tasks (given_context reads it); at, the training step, which only picks
     random keys. Returns are means over `num_repeats` independent repeats, per episode index.
+    `evaluate` also takes `names`, the only protocols to run: programs of their own compile side by
+    side.
     """
 
-    def evaluate(state, run_key, tasks, offline, at):
+    def evaluate(state, run_key, tasks, offline, at, names=tuple(protocols)):
         results = {}
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        for name, protocol in protocols.items():
+        for name in names:
+            protocol = protocols[name]
             keys = jax.random.split(stream(run_key, "evaluate/" + name, at), num_tasks)
 
             def one(inputs, protocol=protocol):

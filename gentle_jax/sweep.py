@@ -11,6 +11,8 @@ Runs are split over the devices of a mesh. On each, an accelerator takes its run
 a fifth of the scratch memory, and makes a run's bits independent of how many others its device has.
 """
 
+import concurrent.futures
+import os
 import time
 from typing import NamedTuple
 
@@ -151,6 +153,15 @@ def compile_program(function, args, donate=(), out_sharding=None):
     memory = compiled.memory_analysis()
     temp = int(getattr(memory, "temp_size_in_bytes", 0) or 0)
     return Program(compiled, time.perf_counter() - begin, temp)
+
+
+def together(jobs):
+    """Calls functions () -> result in a few threads; returns their results in order.
+
+    For compiling: most of it runs outside Python, on one core.
+    """
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        return [future.result() for future in [pool.submit(job) for job in jobs]]
 
 
 def init_runs(algorithm, hp, run_keys, mesh=None):

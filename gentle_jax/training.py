@@ -5,6 +5,7 @@ that is running, and the one before it only within the moment that its save take
 run has produced so far (returns, embeddings) travels inside the checkpoint: one atomic unit.
 """
 
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -37,13 +38,13 @@ class Programs(NamedTuple):
 
     init: sweep.Program
     stages: tuple  # a Program, or None for an empty stage
-    evaluate: sweep.Program
+    evaluate: dict  # {protocol: Program}
     embed: sweep.Program
     trace: sweep.Program
 
     def all(self):
         """Returns the programs in a flat list."""
-        found = [self.init, *self.stages, self.evaluate, self.embed, self.trace]
+        found = [self.init, *self.stages, *self.evaluate.values(), self.embed, self.trace]
         return [program for program in found if program is not None]
 
 
@@ -57,33 +58,40 @@ class Hooks(NamedTuple):
 
 
 def compile_all(task, hooks=Hooks()):  # noqa: B008 an immutable default
-    """Compiles every program of a run ahead of time and returns them."""
+    """Compiles every program of a run ahead of time, several at once, and returns them."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     sharding = sweep.run_sharding(task.mesh)
-
-    def build(name, function, args, donate=()):
-        program = sweep.compile_program(function, args, donate, sharding)
-        if hooks.on_compile:
-            hooks.on_compile(name, program)
-        return program
-
     over = lambda function: sweep.over_runs(function, 2, task.mesh)
-    init = build("init", _init(task), (task.hp, task.run_keys))
     state = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), state_shapes(task)
     )
-    stages = []
+    whole = (state, task.run_keys, task.tasks, task.data, step)
+    jobs = {"init": (_init(task), (task.hp, task.run_keys))}
     for stage in task.algorithm.stages:
-        args = (state, task.run_keys, task.data, step, step)
-        chunk = over(sweep.make_chunk(stage))
-        stages.append(build(stage.name, chunk, args, (0,)) if stage.num_steps else None)
-    args = (state, task.run_keys, task.tasks, task.data, step)
+        if stage.num_steps:
+            args = (state, task.run_keys, task.data, step, step)
+            jobs["stage", stage.name] = (over(sweep.make_chunk(stage)), args, (0,))
+    for name in task.episodes:
+        only = functools.partial(task.evaluate, names=(name,))
+        jobs["evaluate", name] = (over(only), whole)
+    jobs["embed"] = (over(task.embed), whole[:2] + whole[3:])
+    jobs["trace"] = (over(task.trace), whole)
+
+    def build(key, function, args, donate=()):
+        program = sweep.compile_program(function, args, donate, sharding)
+        if hooks.on_compile:
+            hooks.on_compile(key if isinstance(key, str) else " ".join(key), program)
+        return program
+
+    order = sorted(jobs, key=lambda key: key[0] != "evaluate" and key != "trace")  # longest first
+    made = sweep.together([functools.partial(build, key, *jobs[key]) for key in order])
+    found = dict(zip(order, made, strict=True))
     return Programs(
-        init=init,
-        stages=tuple(stages),
-        evaluate=build("evaluate", over(task.evaluate), args),
-        embed=build("embed", over(task.embed), args[:2] + args[3:]),
-        trace=build("trace", over(task.trace), args),
+        init=found["init"],
+        stages=tuple(found.get(("stage", stage.name)) for stage in task.algorithm.stages),
+        evaluate={name: found["evaluate", name] for name in task.episodes},
+        embed=found["embed"],
+        trace=found["trace"],
     )
 
 
@@ -142,9 +150,9 @@ def chunked(task, programs, carry, done, hooks=Hooks()):  # noqa: B008 an immuta
             hooks.on_chunk(chunk, metrics, time.perf_counter() - begin)
         if chunk.evaluate:
             begin, at = time.perf_counter(), jnp.int32(chunk.done)
-            returns = jax.device_get(
-                programs.evaluate.call(state, task.run_keys, task.tasks, task.data, at)
-            )
+            args, returns = (state, task.run_keys, task.tasks, task.data, at), {}
+            for program in programs.evaluate.values():
+                returns |= jax.device_get(program.call(*args))
             embedded = jax.device_get(programs.embed.call(state, task.run_keys, task.data, at))
             index = points.index(chunk.done)
             for results, new in (("returns", returns), ("embeddings", embedded)):

@@ -296,9 +296,12 @@ def test_changing_one_run_leaves_the_other_alone(setting, what):
 
 
 def test_every_program_is_compiled_once(setting, fused):
-    # ahead of time: one per stage, and init, evaluate, embed, trace
-    names = ["init", *(s.name for s in setting.task.algorithm.stages), "evaluate", "embed", "trace"]
-    assert setting.compiled == names and len(setting.programs.all()) == len(names)
+    # ahead of time, in any order: one per stage and per protocol, and init, embed, trace
+    task = setting.task
+    names = {"init", "embed", "trace"} | {f"stage {stage.name}" for stage in task.algorithm.stages}
+    names |= {f"evaluate {protocol}" for protocol in task.episodes}
+    assert set(setting.compiled) == names
+    assert len(setting.compiled) == len(setting.programs.all()) == len(names)
     other = jax.tree.map(lambda x: x * 0.5, setting.task.hp)
     keys = jax.vmap(jax.random.key)(jnp.arange(5, 7))
     setting.run()
