@@ -105,7 +105,7 @@ def bare_step(system):
     """Returns a step of the physics alone, as C MuJoCo takes it."""
 
     def step(task, state, action):
-        state, finite = physics.step(system, physics.fields_of(system, task), state, action)
+        state, finite = system.step(physics.fields_of(system, task), state, action)
         return state, finite.astype(jnp.float32)
 
     return step

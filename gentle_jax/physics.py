@@ -11,10 +11,13 @@ carrying all of it through loops is six times slower to compile and three times 
 """
 
 import contextlib
+import copy
+import functools
 import importlib.util
 import io
 import pathlib
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +56,8 @@ class System(NamedTuple):
     frame_skip: int
     torso: int  # body id
     with_contact_cost: bool
+    reset: Callable  # (qpos, qvel) -> State
+    step: Callable  # (fields, State, control) -> (State, finite)
 
     @property
     def dt(self):
@@ -60,12 +65,14 @@ class System(NamedTuple):
         return float(self.c_model.opt.timestep) * self.frame_skip
 
 
+@functools.lru_cache(maxsize=32)
 def load(asset, mode, timestep, frame_skip, integrator, edit=None, with_contact_cost=False):
     """Returns the System of one of brax's MJCF files.
 
     Args: asset, the file's name without suffix; mode, one of MODES; timestep, seconds; frame_skip,
     substeps of an environment step; integrator, "RK4" or "EULER", of `reference`; edit, a function
-    of the mujoco.MjSpec that changes it before it is compiled.
+    of the mujoco.MjSpec that changes it before it is compiled. The same arguments give the same
+    System, which is traced once in a process, however many programs step it.
     """
     folder = pathlib.Path(importlib.util.find_spec("brax").origin).parent / "envs" / "assets"
     spec = mujoco.MjSpec.from_file(str(folder / f"{asset}.xml"))
@@ -81,14 +88,19 @@ def load(asset, mode, timestep, frame_skip, integrator, edit=None, with_contact_
 
 def of_model(c_model, frame_skip, with_contact_cost=False):
     """Returns the System of a C model as it is, with the options that it has."""
-    return System(
+    system = System(
         c_model=c_model,
         model=_uncommitted(mjx.put_model(c_model, impl="jax")),
         blank=_uncommitted(mjx.make_data(c_model, impl="jax")),
         frame_skip=frame_skip,
         torso=c_model.body("torso").id,
         with_contact_cost=with_contact_cost,
+        reset=None,
+        step=None,
     )
+    # within other programs `jit` only remembers what was traced: seconds for each of them
+    own = lambda function: jax.jit(functools.partial(function, system))
+    return system._replace(reset=own(_reset), step=own(_step))
 
 
 def set_mode(c_model, mode, integrator):
@@ -112,7 +124,7 @@ def _uncommitted(tree):
     return jax.tree.map(free, tree)
 
 
-def reset(system, qpos, qvel):
+def _reset(system, qpos, qvel):
     """Returns the State at a position and velocity; quaternions are normalised as by MuJoCo."""
     c_model = system.c_model
     for joint in np.flatnonzero(c_model.jnt_type == mujoco.mjtJoint.mjJNT_FREE):
@@ -123,7 +135,7 @@ def reset(system, qpos, qvel):
     return State(qpos, qvel, jnp.zeros(c_model.nv), torso, zero)
 
 
-def step(system, fields, state, control):
+def _step(system, fields, state, control):
     """Advances one environment step; returns (State, finite).
 
     Args: fields, {name of an mjx.Model field: array} that a task replaces, {} for none; control
@@ -153,8 +165,6 @@ def _contact_cost(model, data):
 
 def c_model_of(system, fields):
     """Returns a copy of the C model with the fields of one task: the oracle of tests."""
-    import copy
-
     model = copy.copy(system.c_model)
     for name, value in fields.items():
         np.copyto(getattr(model, name), np.asarray(value, np.float64))

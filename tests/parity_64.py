@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 
-from gentle_jax import physics, registry
+from gentle_jax import registry
 from tests import reference_mujoco
 
 NUM_STEPS, TASKS = 200, 4
@@ -26,10 +26,10 @@ def errors(name):
     actions = random.uniform(-1, 1, (NUM_STEPS // system.frame_skip, env.action_dim))
     qpos = system.c_model.qpos0 + random.uniform(-0.005, 0.005, system.c_model.nq)
     qvel = random.uniform(-0.005, 0.005, system.c_model.nv)
-    start = jax.device_get(physics.reset(system, jax.numpy.asarray(qpos), qvel))
+    start = jax.device_get(system.reset(jax.numpy.asarray(qpos), qvel))
 
     def one(fields):
-        advance = lambda state, action: (physics.step(system, fields, state, action)[0],) * 2
+        advance = lambda state, action: (system.step(fields, state, action)[0],) * 2
         return jax.lax.scan(advance, start, actions)[1]
 
     found = jax.device_get(jax.jit(jax.vmap(one))(fields) if fields else jax.jit(one)({}))

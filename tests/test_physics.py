@@ -208,5 +208,5 @@ def test_an_ant_on_its_back_does_not_sink_into_the_floor():
 
 
 def test_models_are_compiled_silently(capfd):
-    physics.load("half_cheetah", "fast", 0.01, 5, "EULER")
+    physics.load.__wrapped__("half_cheetah", "fast", 0.01, 5, "EULER")  # not the cached one
     assert capfd.readouterr() == ("", "")

@@ -15,13 +15,13 @@ def load(mode, settings):
     brax's model lets only the feet touch the ground; here the torso does so too, as in gym's:
     Ant-Goal does not end when the ant falls over, and a torso must not sink into the floor.
     """
-
-    def edit(spec):
-        spec.geom("torso_geom").contype = 1
-
     return physics.load(
-        "ant", mode, 0.01, 5, "RK4", edit=edit, with_contact_cost=settings.contact_cost
+        "ant", mode, 0.01, 5, "RK4", _torso_touches, with_contact_cost=settings.contact_cost
     )
+
+
+def _torso_touches(spec):
+    spec.geom("torso_geom").contype = 1
 
 
 def cost(after, action, action_weight):

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gentle_jax import physics
 from gentle_jax.envs import base
 from gentle_jax.types import Env, Step
 
@@ -97,7 +96,7 @@ def make(name, suite, system, tasks, split, observe, judge, noise, fields=(), **
     """
     start = jnp.asarray(system.c_model.qpos0, jnp.float32)
     zeros = (jnp.zeros(system.c_model.nq), jnp.zeros(system.c_model.nv))
-    blank = jax.eval_shape(lambda: physics.reset(system, *zeros))
+    blank = jax.eval_shape(lambda: system.reset(*zeros))
     action = jax.ShapeDtypeStruct((system.c_model.nu,), jnp.float32)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
     ends_early = jax.eval_shape(judge, one, blank, blank, action)[1] is not None
@@ -107,12 +106,12 @@ def make(name, suite, system, tasks, split, observe, judge, noise, fields=(), **
         k_position, k_velocity = jax.random.split(key)
         width, velocity = noise
         offset = jax.random.uniform(k_position, start.shape, minval=-width, maxval=width)
-        state = physics.reset(system, start + offset, velocity(k_velocity, zeros[1].shape))
+        state = system.reset(start + offset, velocity(k_velocity, zeros[1].shape))
         return state, observe(state)
 
     def step(task, state, action):
         own = {name: task[name] for name in fields}
-        after, finite = physics.step(system, own, state, base.scale_action(action, -1.0, 1.0))
+        after, finite = system.step(own, state, base.scale_action(action, -1.0, 1.0))
         reward, terminal = judge(task, state, after, action)
         over = jnp.logical_or(terminal, ~finite) if ends_early else jnp.zeros(())
         return after, Step(observe(after), reward, reward, over.astype(jnp.float32))
