@@ -1,15 +1,20 @@
 """How far returns and observations move between `reference` and `fast` physics, same policy.
 
 Two policies per family: the same uniform random actions in both modes, and a fixed random
-a = tanh(W obs), W ~ N(0, 1 / obs_dim), which reacts to what it sees. Starts and tasks are the same
-in both modes, so differences are paired.
+a = tanh(W obs), W ~ N(0, 1 / obs_dim), which reacts to what it sees; with `trained`, also agents of
+two tasks that SAC trained in `fast`, with their sampled actions. Starts, noise and tasks are the
+same in both modes, so differences are paired.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gentle_jax import evaluation, registry, sweep
+from experiments import presets
+from gentle_jax import behaviour, evaluation, registry, sweep
+from gentle_jax import config as config_lib
 from gentle_jax.envs import base
 from gentle_jax.physics import MODES
 
@@ -71,6 +76,37 @@ def compare(family, count, horizon=0):
             | row_of(*mine)
         )
     return rows
+
+
+def trained(family, steps, count):
+    """Returns the row of agents that SAC trained in `fast` physics, at the size of preset `quick`.
+
+    Args: steps, environment steps of each of two tasks; count, episodes of each.
+    """
+    suite = next(iter(registry.load("environment", family).SETTINGS))
+    run = config_lib.RunConfig(env=family, suite=suite, preset="quick")
+    sizes = {"env.num_train": 1, "env.num_test": 1}
+    config = config_lib.resolve(run, presets.layers("quick", config_lib.fill_names(run)), sizes)
+    levels = {"num_steps": steps, "first_level": steps, "num_levels": 1}
+    settings = dataclasses.replace(config.behaviour, episodes_per_level=count, **levels)
+    found = {}
+    for mode in reversed(MODES):  # `fast` first: it trains
+        filled = dataclasses.replace(config.run, physics=mode)
+        env = config_lib.make_env(dataclasses.replace(config, run=filled))
+        mesh = sweep.make_mesh(2)
+        collector = behaviour.make(env, settings, mesh)
+        whose = (env.tasks, behaviour.task_keys(settings, 2))
+        whose = tuple(sweep.place(tree, mesh) for tree in whose)
+        if not found:
+            state = jax.jit(collector.init)(*whose)
+            state, _ = jax.jit(collector.advance, donate_argnums=2)(*whose, state, 0, steps)
+        fields = jax.device_get(jax.jit(collector.episodes)(*whose, state, steps)[0])
+        rewards = (fields["context_reward"] * fields["mask"]).sum(-1)
+        join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # both tasks' episodes
+        found[mode] = [join(x) for x in (rewards, fields["next_obs"], fields["mask"])]
+    names = {"policy": f"SAC, {steps} steps", "episodes": 2 * count, "horizon": env.horizon}
+    rows = row_of(*(found[mode] for mode in MODES))
+    return {"kind": "returns", "family": family} | names | rows
 
 
 def row_of(reference, fast):

@@ -57,6 +57,7 @@ def make_flags():
     define(flags.DEFINE_integer, "cost_batch", 128, "simulations of the second table")
     define(flags.DEFINE_boolean, "returns", False, "also compare returns of the two physics")
     define(flags.DEFINE_integer, "episodes", 32, "episodes per policy of --returns")
+    define(flags.DEFINE_integer, "trained_steps", 0, "also train agents for --returns; 0 = none")
     define(flags.DEFINE_integer, "horizon", 0, "steps of an episode of --returns; 0 = the suite's")
     define(flags.DEFINE_string, "out", "benchmarks/results/env_step.json", "JSON file to write")
     return values
@@ -80,8 +81,13 @@ def check(args):
     for name, least in (("steps", 1), ("rounds", 1), ("cost_batch", 1), ("episodes", 2)):
         if args[name].value < least:
             raise errors.UserError(f"--{name} is {args[name].value}: expected {least} or more")
-    if args.horizon < 0:
-        raise errors.UserError(f"--horizon is {args.horizon}: expected 0 or more")
+    for name in ("horizon", "trained_steps"):
+        if args[name].value < 0:
+            raise errors.UserError(f"--{name} is {args[name].value}: expected 0 or more")
+    if args.trained_steps % 16:
+        raise errors.UserError(
+            f"--trained_steps is {args.trained_steps}: 16 copies step at once, expected a multiple"
+        )
     machine.check_writable(args.out)
 
 
@@ -325,6 +331,8 @@ def run(args):
     for family in args.families if args.returns else ():
         tell("returns of", family)
         rows += env_returns.compare(family, args.episodes, args.horizon)
+        if args.trained_steps:
+            rows.append(env_returns.trained(family, args.trained_steps, args.episodes))
     print("C MuJoCo steps the physics only; MJX computes observations and rewards too, in table 1.")
     for text in filter(None, (table(rows, kind) for kind in TABLES)):
         print(f"\n{text}")

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import shutil
 import sys
+import textwrap
 import time
 
 import jax
@@ -206,6 +207,8 @@ def run(argv):
     last = np.array(meta["expert_return"])[-1]
     print(f"data: {len(last)} tasks, last level's deterministic return {last.mean():.2f}", end=" ")
     print(f"(reference {np.mean(meta['reference_return']):.2f}), {seconds:.0f} s")
+    each = "  ".join(f"{task}: {score:.1f}" for task, score in enumerate(last))
+    print(textwrap.fill(f"data: per task  {each}", 100, subsequent_indent="    "))
 
 
 if __name__ == "__main__":

@@ -230,6 +230,7 @@ def test_an_empty_cache_and_then_the_one_there_was():
         ("--batches=0", "--batches=16,128"),
         ("--episodes=1", "2 or more"),
         ("--horizon=-1", "0 or more"),
+        ("--trained_steps=17", "a multiple"),
         ("--out=/", "is a folder"),
         ("--steps=0", "1 or more"),
     ],
@@ -247,6 +248,16 @@ def test_episodes_of_both_policies_have_the_same_starts():
     assert len(np.unique(returns)) == 8  # four tasks and starts, two policies
     again = env_returns.episodes_of(env, 4)
     np.testing.assert_array_equal(again[1], obs)
+
+
+@pytest.mark.slow
+@pytest.mark.mjx
+def test_trained_agents_meet_the_same_episodes_in_both_physics(monkeypatch):
+    # the same mode twice: every difference is that of the episodes' random numbers
+    monkeypatch.setattr(env_returns, "MODES", ("fast", "fast"))
+    row = env_returns.trained("hopper_params", 3216, 3)
+    assert row["episodes"] == 6 and row["fast_mean"] > 0 and row["fast_error"] > 0
+    assert row["difference_mean"] == row["difference_error"] == row["obs_difference_1"] == 0
 
 
 def test_differences_of_returns_by_hand():
