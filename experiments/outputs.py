@@ -168,6 +168,7 @@ def write(request, folder, task, env, meta, carry, trace, session):
         "backbone": run.backbone,
         "env": run.env,
         "suite": run.suite,
+        "physics": run.physics,
         "preset": run.preset,
         "fidelity": run.fidelity,
         "protocols": list(run.protocols),
@@ -194,7 +195,7 @@ def failed_seeds(session, carry):
 
 
 SUMMARY_KEYS = (
-    "algorithm", "backbone", "env", "suite", "preset", "fidelity", "num_seeds", "num_steps",
+    "algorithm", "backbone", "env", "suite", "physics", "preset", "fidelity", "num_seeds", "num_steps",
     "protocols", "results", "seconds", "seed_steps_per_second", "failed_seeds",
 )  # fmt: skip
 
@@ -216,6 +217,8 @@ def read_summary(folder):
         ) from None
     except ValueError:
         summary = None
+    if isinstance(summary, dict):
+        summary.setdefault("physics", "exact")  # runs from before there was a choice
     if not isinstance(summary, dict) or any(key not in summary for key in SUMMARY_KEYS):
         raise errors.UserError(
             f"{path} is not the summary of a run: delete it and give the run's command again"

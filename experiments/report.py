@@ -16,7 +16,8 @@ EXTRA = (
     ("markdown", bool, False, "print Markdown instead of plain text"),
 )
 COLUMNS = (
-    "algorithm", "backbone", "fidelity", "suite", "env", "preset", "num_seeds", "num_steps",
+    "algorithm", "backbone", "fidelity", "suite", "env", "physics", "preset", "num_seeds",
+    "num_steps",
 )  # fmt: skip
 CHOOSE = ("algo", *COLUMNS[1:])  # the flags that choose runs of the list
 

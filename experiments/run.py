@@ -47,7 +47,7 @@ def describe(request, folder):
     print(
         f"run: {run.algorithm} ({run.fidelity} fidelity) with {run.backbone} on {run.env}, ", end=""
     )
-    print(f"suite {run.suite}, preset {run.preset}{chosen}")
+    print(f"suite {run.suite}, physics {run.physics}, preset {run.preset}{chosen}")
     grid = f" x {points} grid points" if points > 1 else ""
     print(
         f"run: {run.num_seeds} seeds{grid}, {train.num_steps} steps of {train.meta_batch} tasks x ",

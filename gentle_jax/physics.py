@@ -16,6 +16,7 @@ import functools
 import importlib.util
 import io
 import pathlib
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,14 +27,40 @@ import mujoco
 import numpy as np
 from flax import struct
 
+from gentle_jax import cholesky
+
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional warp is absent
     from mujoco import mjx
+    from mujoco.mjx._src import forward as mjx_forward
+    from mujoco.mjx._src import smooth as mjx_smooth
+    from mujoco.mjx._src import solver as mjx_solver
 
 MODES = ("reference", "fast")
 FAST_ITERATIONS, FAST_LS_ITERATIONS = 1, 4
 # what `mj_setConst` derives from masses and what MJX reads of it; engines that only write the
 # randomised fields (the releases do) leave these at the values of the unchanged model
 DERIVED = ("body_subtreemass", "body_invweight0", "dof_invweight0")
+
+
+def _for_cpu(name):
+    """Returns SciPy's function as JAX has it, or on a CPU the one of `gentle_jax.cholesky`."""
+    theirs, ours = getattr(jax.scipy.linalg, name), getattr(cholesky, name)
+    return lambda *args: (ours if jax.default_backend() == "cpu" else theirs)(*args)
+
+
+def _without_lapack(module):
+    """Makes one of MJX's modules factor matrices by `_for_cpu`; JAX itself stays as it is."""
+    linalg = types.SimpleNamespace(
+        cho_factor=_for_cpu("cho_factor"), cho_solve=_for_cpu("cho_solve")
+    )
+    seen = types.ModuleType("jax")
+    seen.__getattr__ = lambda name: getattr(jax, name)
+    seen.scipy = types.SimpleNamespace(linalg=linalg)
+    module.jax = seen
+
+
+for _module in (mjx_forward, mjx_smooth, mjx_solver):
+    _without_lapack(_module)
 
 
 @struct.dataclass

@@ -1,5 +1,6 @@
 """What is particular to the MuJoCo families: tasks, resets, rewards by hand, sizes, data."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import presets
+from experiments import collect, presets
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
-from gentle_jax import errors, physics, registry, sweep
+from gentle_jax import errors, physics, registry, storage, sweep
 from gentle_jax.envs import base
 
 pytestmark = pytest.mark.mjx
@@ -228,7 +229,30 @@ def test_a_flag_overrides_the_presets_physics_and_bad_names_are_told():
         )
 
 
+def test_data_of_one_physics_are_refused_by_a_run_in_the_other():
+    def config(**names):
+        return config_lib.resolve(config_lib.RunConfig(env="ant_goal", preset="smoke", **names))
+
+    fast, reference = config(), config(physics="reference")
+    meta = {"identity": config_lib.data_identity(fast)}
+    storage.check_identity(meta, fast, "here")
+    with pytest.raises(errors.UserError, match="made with physics=fast, this run asks for ref"):
+        storage.check_identity(meta, reference, "here")
+    assert storage.folder_of("data", fast) != storage.folder_of("data", reference)
+    physical = dataclasses.replace(fast, env=base.EnvConfig(derive_constants="physical"))
+    with pytest.raises(errors.UserError, match="environment.derive_constants=peer"):
+        storage.check_identity(meta, physical, "here")
+
+
 # --- collecting
+
+
+def test_too_little_memory_is_told_before_anything_is_compiled(tmp_path, monkeypatch):
+    config = config_lib.resolve(config_lib.RunConfig(env="cheetah_vel", preset="smoke"), (TINY,))
+    monkeypatch.setattr(collect.machine, "available_bytes", lambda: 50_000)
+    monkeypatch.setattr(collect.sweep, "compile_program", lambda *args, **kwargs: pytest.fail())
+    with pytest.raises(errors.UserError, match=r"lower --config\.behaviour\.replay_rows"):
+        collect.ensure(config, tmp_path)
 
 
 TINY = {

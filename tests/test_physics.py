@@ -207,6 +207,22 @@ def test_an_ant_on_its_back_does_not_sink_into_the_floor():
     assert float(states.torso[0, -1, 2]) > 0.2  # its radius is 0.25
 
 
+@pytest.mark.parametrize("name", ["ant_goal", "hopper_params"])
+def test_a_step_calls_no_lapack_on_a_cpu(name):
+    """Batched LAPACK kernels on two devices of a CPU wait for each other for good."""
+    env = make(name, "reference")
+    state, _ = env.reset(row(env.tasks, 0), jax.random.key(0))
+    lowered = jax.jit(env.step).lower(row(env.tasks, 0), state, np.zeros(env.action_dim))
+    text = lowered.as_text()
+    assert jax.default_backend() != "cpu" or ("lapack" not in text and "blas" not in text)
+
+
+def test_importing_and_loading_print_nothing():
+    code = "from gentle_jax import physics; physics.load('hopper', 'fast', 0.004, 4, 'RK4')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_models_are_compiled_silently(capfd):
     physics.load.__wrapped__("half_cheetah", "fast", 0.01, 5, "EULER")  # not the cached one
     assert capfd.readouterr() == ("", "")

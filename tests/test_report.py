@@ -19,7 +19,7 @@ def make_summary(**changes):
     entries[1] |= {"normalized": 0.95, "mean": -4.2}
     plain = {
         "algorithm": "ctmrl", "backbone": "brac_sac", "env": "point_robot", "suite": "ctmrl",
-        "preset": "quick", "fidelity": "paper", "num_seeds": 2, "num_steps": 20,
+        "physics": "exact", "preset": "quick", "fidelity": "paper", "num_seeds": 2, "num_steps": 20,
         "protocols": [NATIVE, "given_context"], "results": entries,
         "seconds": {"train": 1.0, "total": 2.0}, "seed_steps_per_second": 3.0, "failed_seeds": [],
     }  # fmt: skip

@@ -44,7 +44,8 @@ ARGUMENTS = (
     *(f"--config.{key}={value}" for key, value in TINY.items()),
 )  # fmt: skip
 KEYS = {
-    "algorithm", "backbone", "env", "suite", "preset", "fidelity", "num_seeds", "num_steps",
+    "algorithm", "backbone", "env", "suite", "physics", "preset", "fidelity", "num_seeds",
+    "num_steps",
     "results", "seconds", "seed_steps_per_second", "peak_memory_bytes",
 }  # fmt: skip
 RESULT_KEYS = {
@@ -179,9 +180,12 @@ def test_the_run_folder_holds_what_it_should(finished):
 def test_summary_has_the_documented_keys_and_finite_numbers(finished):
     summary = summary_of(finished)
     assert summary.keys() >= KEYS
-    names = {key: summary[key] for key in ("algorithm", "backbone", "env", "suite", "preset")}
+    names = {
+        key: summary[key] for key in ("algorithm", "backbone", "env", "suite", "physics", "preset")
+    }
     assert names == {
         "algorithm": "ctmrl", "backbone": "td3_bc", "env": "point_robot", "suite": "ctmrl",
+        "physics": "exact",
         "preset": "smoke",
     }  # fmt: skip
     assert summary["fidelity"] == "paper"

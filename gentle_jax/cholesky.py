@@ -1,0 +1,38 @@
+"""Cholesky factors of small matrices without LAPACK, for CPUs.
+
+Two devices of a CPU that run batched LAPACK kernels at once wait for each other for good (jax
+0.10.2: MJX's ant in `reference`, 512 side by side, hung in its first calls). These are loops over
+columns of plain array operations: as fast where many matrices are factored side by side.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def cho_factor(matrix):
+    """Returns (upper factor [n, n], False) of a positive definite matrix [n, n], as SciPy does."""
+    rows = jnp.arange(matrix.shape[0])
+
+    def column(j, rest):
+        """Takes column j of the lower factor from what is left, and its part from the rest."""
+        pivot = rest[:, j]
+        own = jnp.where(rows >= j, pivot / jnp.sqrt(pivot[j]), 0.0)
+        below = jnp.where(rows > j, own, 0.0)
+        return (rest - below[:, None] * below[None, :]).at[:, j].set(own)
+
+    return jax.lax.fori_loop(0, len(rows), column, matrix).T, False
+
+
+def cho_solve(factor, right):
+    """Returns x [n] with U^T U x = right [n]. Args: factor, what `cho_factor` returns."""
+    upper, _ = factor
+    count = upper.shape[0]
+    rows = jnp.arange(count)
+
+    def substitute(matrix, j, after, x):
+        own = x[j] / matrix[j, j]
+        return jnp.where(rows == j, own, x - jnp.where(after, matrix[:, j], 0.0) * own)
+
+    down = lambda j, x: substitute(upper.T, j, rows > j, x)
+    up = lambda j, x: substitute(upper, count - 1 - j, rows < count - 1 - j, x)
+    return jax.lax.fori_loop(0, count, up, jax.lax.fori_loop(0, count, down, right))
