@@ -47,7 +47,9 @@ def ensure(config, root):
         print(f"data: reusing {folder} (checksums agree)", flush=True)
         source = storage.source_of(meta)
         if source:
-            print(f"data: imported from {source['format']}, its physics is unknown to us;", end=" ")
+            made_in = meta["identity"]["physics"]
+            known = "unknown to us" if made_in == "imported" else made_in
+            print(f"data: imported from {source['format']}, its physics is {known};", end=" ")
             print(f"evaluation uses this run's ({config.run.physics})", flush=True)
             fields, meta = part_of(fields, meta, config)
         return fields, meta, 0.0
@@ -55,9 +57,10 @@ def ensure(config, root):
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)
     size = storage.num_bytes(wanted)
     missing = 1.2 * size - storage.stored_bytes(folder)
-    machine.prepare_folder(folder, missing, "--data")
+    machine.prepare_folder(folder, missing + 2 * state_bytes(config, env), "--data")
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
-    print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC, {console.megabytes(size)}")
+    print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
+    print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)
     with machine.disk_may_fill(folder), machine.alone(folder):
         _collect(config, env, folder, wanted)
     fields, meta = storage.load(folder, config)
@@ -65,20 +68,50 @@ def ensure(config, root):
 
 
 def part_of(fields, meta, config):
-    """Returns (fields, meta) of the tasks and steps that a run takes of a whole imported family."""
+    """Returns (fields, meta) of the tasks and steps that a run takes of a whole imported family.
+
+    Returns in meta become those of the part, and of the run's physics.
+    """
     whole = dataclasses.replace(config, env=dataclasses.replace(config.env, **WHOLE))
     whole = config_lib.make_env(whole)
     kept, _, _ = base.kept_tasks(whole, config.env)
     num_tasks, _, _, steps = fields["mask"].shape
     length = min(config.env.horizon or steps, steps)
-    if num_tasks != len(whole.parameters) or (len(kept), length) == (num_tasks, steps):
-        return fields, meta  # another family's, which is told later; or all of it
-    print(
-        f"data: taking {len(kept)} of its {num_tasks} tasks, {length} of {steps} steps an episode"
-    )
-    fields = {name: values[kept][:, :, :, :length] for name, values in fields.items()}
-    own = {name: np.asarray(meta[name])[..., kept].tolist() for name in RETURNS}
+    if num_tasks != len(whole.parameters):
+        return fields, meta  # another family's: told later
+    if (len(kept), length) != (num_tasks, steps):
+        print(f"data: taking {len(kept)} of its {num_tasks} tasks, {length} of {steps} steps each")
+        fields = {name: values[kept][:, :, :, :length] for name, values in fields.items()}
+        meta = meta | {name: np.asarray(meta[name])[..., kept].tolist() for name in RETURNS}
+    own = {}
+    env = config_lib.make_env(config)
+    if length < steps:  # returns of whole episodes say nothing about shorter ones
+        own["behaviour_return"] = own["expert_return"] = returns_of(fields).tolist()
+        own["reference_return"] = reference_of(env, returns_of(fields)[-1])
+    if length < steps or meta["identity"]["random_physics"] != config.run.physics:
+        print("data: measuring the random policy as this run tests", flush=True)
+        own["random_return"] = random_of(config, env)
     return fields, meta | own
+
+
+def returns_of(fields):
+    """Returns [level, task]: the mean return of the episodes that are there."""
+    mask = np.asarray(fields["mask"])
+    totals = (np.asarray(fields["context_reward"], np.float64) * mask).sum(-1)
+    return (totals.sum(-1) / np.maximum((mask[..., 0] > 0).sum(-1), 1)).T
+
+
+def reference_of(env, best):
+    """Returns [task], the returns that normalize: the known optimum, else `best` [task]."""
+    known = best if env.optimal_return is None else env.optimal_return(1000)
+    return np.asarray(known).tolist()
+
+
+def random_of(config, env):
+    """Returns [task]: the random policy's mean returns."""
+    mesh = sweep.make_mesh(num_tasks(env))
+    count, key = config.eval.random_episodes, jax.random.key(0)
+    return np.asarray(evaluation.random_returns(env, count, key, mesh)).tolist()
 
 
 def _collect(config, env, folder, wanted):
@@ -89,14 +122,14 @@ def _collect(config, env, folder, wanted):
     keys = sweep.place(behaviour_lib.task_keys(settings, num_tasks(env)), mesh)
     whose = (sweep.place(env.tasks, mesh), keys)
     state = jax.eval_shape(collector.init, *whose)
-    check_memory(training.state_bytes(state), storage.num_bytes(wanted) / settings.num_levels)
+    check_memory(training.state_bytes(state), storage.num_bytes(wanted) / settings.num_levels, mesh)
     programs = compile_programs(collector, whose, state, mesh)
     if not storage.fits(folder, wanted):  # the levels that the checkpoint counts are not all there
         shutil.rmtree(folder / "progress", ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
     with checkpoint.Checkpoints(folder / "progress", keep=1) as saves:
         carry = _advance(config, programs, arrays, saves, state, whose)
-    _finish(config, env, folder, carry, mesh)
+    _finish(config, env, folder, carry)
 
 
 def compile_programs(collector, whose, state, mesh):
@@ -115,12 +148,24 @@ def compile_programs(collector, whose, state, mesh):
     return programs
 
 
-def check_memory(state, episodes):
+def state_bytes(config, env):
+    """Returns the bytes of all agents and replay buffers: of a checkpoint, two of which may lie."""
+    keys = behaviour_lib.task_keys(config.behaviour, num_tasks(env))
+    collector = behaviour_lib.make(env, config.behaviour)
+    return training.state_bytes(jax.eval_shape(collector.init, env.tasks, keys))
+
+
+def check_memory(state, episodes, mesh):
     """Prints what collecting takes on the device; raises UserError if there is not as much.
 
-    Args: state, bytes of agents and replay buffers; episodes, bytes of one level's episodes.
+    Args: state, bytes of agents and replay buffers; episodes, bytes of one level's episodes; mesh,
+    the devices that both are split over.
     """
-    needed = 2 * state + 2 * episodes  # a checkpoint is copied to the host; so are episodes
+    needed = state + 2 * episodes
+    if machine.on_accelerator():
+        needed /= 1 if mesh is None else mesh.size
+    else:
+        needed += state + episodes  # what is saved is copied within the same memory
     free = machine.available_bytes()
     text = f"memory: agents and replay buffers {console.megabytes(state)}"
     print(text, "" if free is None else f"({console.megabytes(free)} free)", flush=True)
@@ -160,6 +205,7 @@ def _advance(config, programs, arrays, saves, state, whose):
             fields, sampled, scored = jax.device_get(
                 programs.episodes.call(*whose, state, jnp.int32(at))
             )
+            check_finite(fields, at)
             storage.write_level(arrays, level, fields)
             carry["sampled"][level], carry["scored"][level] = sampled, scored
             shown = f"sampled {sampled.mean():.2f}  deterministic {scored.mean():.2f}"
@@ -167,6 +213,17 @@ def _advance(config, programs, arrays, saves, state, whose):
         progress.update(at, shown)
     progress.close()
     return carry
+
+
+def check_finite(fields, at):
+    """Raises UserError if the episodes of step `at` hold what no agent should learn from."""
+    for name, values in fields.items():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+        if len(bad):
+            raise errors.UserError(
+                f"after {at} steps {name} of task {bad[0]} is not finite: its agent diverged; pass "
+                f"a lower --config.behaviour.lr, or another --config.behaviour.seed or --physics"
+            )
 
 
 def pieces(levels, done, multiple=1, count=20):
@@ -178,11 +235,9 @@ def pieces(levels, done, multiple=1, count=20):
     return sorted({*levels, *(n for n in range(every, max(levels), every))} - {*range(done + 1)})
 
 
-def _finish(config, env, folder, carry, mesh=None):
+def _finish(config, env, folder, carry):
     """Writes meta.json: identity, tasks, returns, the normaliser's ends; removes the checkpoint."""
-    random = evaluation.random_returns(env, config.eval.random_episodes, jax.random.key(0), mesh)
     scored = carry["scored"]
-    best = scored[-1] if env.optimal_return is None else np.asarray(env.optimal_return(1000))
     meta = {
         "identity": config_lib.data_identity(config),
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
@@ -191,8 +246,8 @@ def _finish(config, env, folder, carry, mesh=None):
         "levels": behaviour_lib.levels(config.behaviour),
         "behaviour_return": carry["sampled"].tolist(),  # [level][task], sampled episodes
         "expert_return": scored.tolist(),  # [level][task], deterministic episodes
-        "random_return": np.asarray(random).tolist(),  # [task]
-        "reference_return": best.tolist(),  # [task]: the optimum where known, else the expert
+        "random_return": random_of(config, env),  # [task]
+        "reference_return": reference_of(env, scored[-1]),  # [task]
         "environment": machine.environment(),
     }
     storage.commit(folder, meta)

@@ -11,12 +11,11 @@ import sys
 import textwrap
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import collect, console, figures, flags, machine, tables
 from gentle_jax import config as config_lib
-from gentle_jax import errors, evaluation, interop, storage, sweep
+from gentle_jax import errors, interop, storage
 from gentle_jax.interop import table as table_lib
 
 EXTRA = (
@@ -105,13 +104,17 @@ def identity_of(found, config):
     digest = hashlib.sha256()
     for name in storage.FIELDS:
         digest.update(np.ascontiguousarray(found.fields[name]))
+    ours = found.source.get("exported") or {}  # an identity, where we wrote the data ourselves
+    made_in = ours.get("physics", "imported")
     return {
         "env": config.run.env,
         "suite": config.run.suite,
-        "physics": "imported",
+        "physics": made_in,
+        "environment": ours.get("environment"),
         "behaviour": None,
-        "random_episodes": config.eval.random_episodes,
-        "random_physics": config.run.physics,  # of the random policy, here
+        "random_episodes": ours.get("random_episodes", config.eval.random_episodes),
+        # of the random policy: measured here, unless the source says
+        "random_physics": ours.get("random_physics", made_in) if ours else config.run.physics,
         "source": {**found.source, "content": digest.hexdigest()[:12]},
     }
 
@@ -140,12 +143,12 @@ def meta_of(found, identity, env, config):
 
     The reference is the known optimum, else what the source says, else the last level's mean.
     """
-    scores = returns_of(found.fields)
-    count = config.eval.random_episodes
-    print(f"data: measuring the random policy, {count} episodes a task", flush=True)
-    mesh = sweep.make_mesh(len(env.parameters))
-    random = evaluation.random_returns(env, count, jax.random.key(0), mesh)
-    best = scores[-1] if env.optimal_return is None else np.asarray(env.optimal_return(1000))
+    scores = collect.returns_of(found.fields)
+    known = dict(found.known)
+    if "random_return" not in known:
+        count = config.eval.random_episodes
+        print(f"data: measuring the random policy, {count} episodes a task", flush=True)
+        known["random_return"] = collect.random_of(config, env)
     return {
         "identity": identity,
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
@@ -154,18 +157,10 @@ def meta_of(found, identity, env, config):
         "levels": found.levels,
         "behaviour_return": scores.tolist(),
         "expert_return": scores.tolist(),  # no other episodes are known
-        "random_return": np.asarray(random).tolist(),
-        "reference_return": best.tolist(),
+        "reference_return": collect.reference_of(env, scores[-1]),
         "environment": machine.environment(),
-        **found.known,
+        **known,
     }
-
-
-def returns_of(fields):
-    """Returns [level, task]: the mean return of the episodes that are there."""
-    mask = np.asarray(fields["mask"])
-    totals = (np.asarray(fields["context_reward"], np.float64) * mask).sum(-1)
-    return (totals.sum(-1) / np.maximum((mask[..., 0] > 0).sum(-1), 1)).T
 
 
 def export(request):

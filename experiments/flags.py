@@ -25,7 +25,7 @@ GROUPS = {
         ("fidelity", str, "",
          "paper (equations) or release (the authors' code); default: per algorithm"),
         ("preset", str, "auto",
-         "sizes: paper quick smoke; auto = quick on CPU, paper on accelerators"),
+         "sizes: paper fast quick smoke; auto = quick on CPU, paper on accelerators"),
         ("physics", str, "",
          "MuJoCo: reference (published integrator and solver) or fast; default: the preset's"),
     ),

@@ -19,7 +19,8 @@ try:
 except ImportError:  # not on this system: two processes in one folder are not noticed
     fcntl = None
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "mujoco")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "mujoco",
+            "mujoco-mjx", "brax")  # fmt: skip
 
 
 def start():

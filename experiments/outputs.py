@@ -195,8 +195,8 @@ def failed_seeds(session, carry):
 
 
 SUMMARY_KEYS = (
-    "algorithm", "backbone", "env", "suite", "physics", "preset", "fidelity", "num_seeds", "num_steps",
-    "protocols", "results", "seconds", "seed_steps_per_second", "failed_seeds",
+    "algorithm", "backbone", "env", "suite", "physics", "preset", "fidelity", "num_seeds",
+    "num_steps", "protocols", "results", "seconds", "seed_steps_per_second", "failed_seeds",
 )  # fmt: skip
 
 

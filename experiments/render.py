@@ -88,7 +88,10 @@ def exposed(algorithm, env):
 
 
 def read_config(folder):
-    """Returns (ExperimentConfig, grid points) of a run folder; raises UserError if it is none."""
+    """Returns (ExperimentConfig, grid points, checksums of imported data or None) of a run folder.
+
+    Raises UserError if it is none.
+    """
     path = folder / "config.json"
     try:
         tree = json.loads(path.read_text())
@@ -98,10 +101,10 @@ def read_config(folder):
             f"{folder} is not a run folder (no config.json that can be read): pass --run=FOLDER, "
             f"the folder that `python -m experiments.run` names at its end"
         ) from None
-    return config_lib.from_dict(tree), points
+    return config_lib.from_dict(tree), points, (tree.get("data") or {}).get("sha256")
 
 
-def restore(folder, config, points, root):
+def restore(folder, config, points, checksums, root):
     """Returns the Restored run. Args: root, as `--data`; raises UserError for what is missing."""
     found = collect.dataset_folder(config, root)
     if not storage.is_complete(found):
@@ -109,6 +112,10 @@ def restore(folder, config, points, root):
             f"the run's dataset is not in {found}: pass --data with the root that the run used"
         )
     fields, meta = storage.load(found, config)
+    if (meta["sha256"] if storage.source_of(meta) else None) != checksums:
+        raise errors.UserError(
+            f"the run was trained on other data than {found}: pass --data with the dataset's folder"
+        )
     if storage.source_of(meta):
         fields, _ = collect.part_of(fields, meta, config)
     task, env, scale = build.make_task(config, points, fields)
@@ -263,13 +270,13 @@ def run(argv):
         raise errors.UserError(f"{what}: expected --run=FOLDER and some of --{', --'.join(USED)}")
     folder, asked = pathlib.Path(request.extra["run"]), request.extra
     asked |= {"protocol": request.given.get("protocol", [])}
-    config, points = read_config(folder)
+    config, points, checksums = read_config(folder)
     index, seed, task, protocol = choose(config, points, config_lib.make_env(config), asked)
     if not any((folder / "checkpoints").glob("[0-9]*")):
         raise no_checkpoint(folder)
     to = pathlib.Path(asked["to"] or folder / "renders")
     machine.prepare_folder(to, 20e6, "--to")
-    restored = restore(folder, config, points, request.data)
+    restored = restore(folder, config, points, checksums, request.data)
     print(f"render: step {restored.done}, seed {seed}, task {task}, {protocol}", flush=True)
     shown = episode(restored, index, seed, task, protocol)
     texts = describe(restored, seed, task, protocol, points[asked["point"]])

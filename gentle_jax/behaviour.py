@@ -146,13 +146,18 @@ def _step_task(setup, task, key, state, index):
     write = lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(buffer, new, at, 0)
     replay = jax.tree.map(write, state.replay, rows)
     state = state.replace(env_state=env_state, obs=obs, clock=clock, replay=replay)
-    learn = lambda s: _learn(setup, s, k_learn, index)
+    learn = lambda agent: _learn(setup, agent, replay, k_learn, index)
     due = index >= behaviour.seed_steps
-    return jax.lax.cond(due, learn, lambda s: (s, jnp.zeros(())), state)
+    # the buffer is only read in the branch: as one of its results it could be copied every step
+    agent, loss = jax.lax.cond(due, learn, lambda agent: (agent, jnp.zeros(())), state.agent)
+    return state.replace(agent=agent), loss
 
 
-def _learn(setup, state, key, index):
-    """The updates that one step of all copies earns; the ring holds rows up to step `index`."""
+def _learn(setup, agent, replay, key, index):
+    """Returns (agent, mean critic loss) after the updates that a step of all copies earns.
+
+    Args: replay, the ring with rows up to step `index`.
+    """
     behaviour = setup.behaviour
     copies, size = behaviour.num_envs, behaviour.batch_size
     filled = jnp.minimum(index + copies, replay_rows(behaviour))
@@ -163,14 +168,14 @@ def _learn(setup, state, key, index):
         agent, total = carry
         k_rows, k_update = jax.random.split(key if count == 1 else jax.random.fold_in(key, i))
         rows = jax.random.randint(k_rows, (1, size), 0, filled)
-        batch = jax.tree.map(lambda x: x[rows], state.replay)
+        batch = jax.tree.map(lambda x: x[rows], replay)
         no_z = jnp.zeros((size, 0))
         agent, _, metrics = setup.rl.update(agent, setup.hp, batch, no_z, k_update, done + i)
         return agent, total + metrics["q_loss"]
 
-    carry = (state.agent, jnp.zeros(()))
+    carry = (agent, jnp.zeros(()))
     agent, total = update(0, carry) if count == 1 else jax.lax.fori_loop(0, count, update, carry)
-    return state.replace(agent=agent), total / count
+    return agent, total / count
 
 
 def _episodes_task(setup, task, key, state, at):
@@ -186,7 +191,7 @@ def _episodes_task(setup, task, key, state, at):
             k_act, k_random = jax.random.split(k)
             drawn = rl.act(state.agent, obs, no_z, k_act)
             # what the agent does at this point of its training: random during the seed phase
-            random = at <= setup.behaviour.seed_steps
+            random = at < setup.behaviour.seed_steps
             drawn = jnp.where(random, _uniform_action(env, k_random), drawn)
             return jnp.where(scored, rl.mode(state.agent, obs, no_z), drawn)
 

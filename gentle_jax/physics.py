@@ -70,7 +70,8 @@ class State:
     qpos: jax.Array  # [nq]
     qvel: jax.Array  # [nv]
     warmstart: jax.Array  # [nv], the solver's first guess
-    torso: jax.Array  # [3], the torso's position as MuJoCo reports it: one substep old after a step
+    torso: jax.Array  # [3], the torso's position as MuJoCo reports it after a step: where the
+    #                   last evaluation was, a substep ago (Euler) or at the last stage (RK4)
     contact_cost: jax.Array  # scalar, sum of clipped squared contact forces; 0 unless asked for
 
 
@@ -205,7 +206,10 @@ def fields_of(system, task):
 
 
 def derived(system, fields):
-    """Returns `fields` plus what MuJoCo would derive from them (`mj_setConst`), one task's."""
+    """Returns `fields` plus what MuJoCo would derive from them (`mj_setConst`), one task's.
+
+    Except `stat.meaninertia`, which only scales the solver's tolerance.
+    """
     model = c_model_of(system, fields)
     mujoco.mj_setConst(model, mujoco.MjData(model))
     return fields | {name: np.array(getattr(model, name), np.float32) for name in DERIVED}

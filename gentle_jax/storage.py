@@ -169,10 +169,17 @@ def imported(folder):
 def check_identity(meta, config, folder):
     """Raises UserError unless the dataset was made by the configuration that is asked for.
 
-    Imported data fit every run on their environment and suite: nobody here knows how it was made.
+    Imported data fit every run on their environment and suite: nobody here knows how they were
+    made, unless they were exported from here; then physics must agree as well.
     """
     wanted, found = config_lib.data_identity(config), meta.get("identity", {})
-    for key in ("env", "suite") if source_of(meta) else wanted:
+    if source_of(meta):
+        known = found.get("physics") != "imported"
+        wanted = {key: wanted[key] for key in ("env", "suite", *(("physics",) if known else ()))}
+        if known and found.get("environment"):
+            made = config_lib.data_identity(config)["environment"]
+            wanted["environment"] = {k: made[k] for k in ("derive_constants", "contact_cost")}
+    for key in wanted:
         if isinstance(wanted[key], dict):
             mine, other = wanted[key], found.get(key) or {}
             pairs = [(f"{key}.{k}", other.get(k), mine[k]) for k in mine if mine[k] != other.get(k)]

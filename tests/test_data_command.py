@@ -104,24 +104,37 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
     assert "finished before" in out
 
 
-def test_fewer_tasks_of_an_imported_family_keep_their_rows_and_returns():
-    config = config_lib.resolve(
-        config_lib.RunConfig(),
-        ({"env.num_train": 2, "env.num_test": 1, "env.horizon": 3, "eval.random_episodes": 2},),
-    )
-    whole = config_lib.make_env(config_lib.resolve(config_lib.RunConfig()))
-    fields = {
-        name: np.arange(40.0).reshape(40, 1, 1, 1) * np.ones(20) for name in ("reward", "mask")
-    }
+def test_a_part_of_an_imported_family_keeps_its_rows_and_has_returns_of_its_own(monkeypatch):
+    def resolve(**changes):
+        return config_lib.resolve(config_lib.RunConfig(), ({"eval.random_episodes": 2}, changes))
+
+    whole = config_lib.make_env(resolve())
+    values = np.arange(40.0).reshape(40, 1, 1, 1) * np.ones(20)
+    fields = {"context_reward": values, "mask": np.ones_like(values)}
     meta = {name: [list(range(40))] for name in collect.RETURNS[:2]}
     meta |= {name: list(range(40)) for name in collect.RETURNS[2:]}
-    part, own = collect.part_of(fields, meta, config)
+    meta |= {"identity": {"random_physics": "exact"}}
+    assert collect.part_of(fields, meta, resolve()) == (fields, meta)
+
+    fewer = {"env.num_train": 2, "env.num_test": 1}
     kept = sorted([whole.train_ids[0], whole.train_ids[-1], whole.test_ids[0]])
-    assert part["reward"].shape == (3, 1, 1, 3)
-    np.testing.assert_array_equal(part["reward"][:, 0, 0, 0], kept)
+    part, own = collect.part_of(fields, meta, resolve(**fewer))
+    np.testing.assert_array_equal(part["context_reward"][:, 0, 0], values[kept, 0, 0])
     assert own["random_return"] == kept and own["expert_return"] == [kept]
-    everything = config_lib.resolve(config_lib.RunConfig())
-    assert collect.part_of(fields, meta, everything) == (fields, meta)
+
+    # fewer steps: returns of 3 instead of 20, the optimum of 3, and random ones measured anew
+    shorter = resolve(**fewer, **{"env.horizon": 3})
+    part, own = collect.part_of(fields, meta, shorter)
+    assert part["context_reward"].shape == (3, 1, 1, 3)
+    np.testing.assert_allclose(own["expert_return"], 3.0 * np.array([kept]))
+    env = config_lib.make_env(shorter)
+    np.testing.assert_allclose(own["reference_return"], env.optimal_return(1))
+    assert -3.5 < np.mean(own["random_return"]) < -2.5  # some 1 away for 3 steps
+
+    # random returns of another physics than the run's
+    other = meta | {"identity": {"random_physics": "fast"}}
+    monkeypatch.setattr(collect, "random_of", lambda config, env: [7.0] * 40)
+    assert collect.part_of(fields, other, resolve())[1]["random_return"] == [7.0] * 40
 
 
 def request_of(folder):

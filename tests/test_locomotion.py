@@ -176,6 +176,59 @@ def test_a_cheetah_at_its_speed_pays_for_control_only():
     np.testing.assert_allclose(slower.reward, -0.7 - 0.05 * 1.39, rtol=1e-4)
 
 
+# --- settings
+
+# ctmrl_suite.md sec. 12.2 and 14: E, Z, T, N, CLUB, alpha, alpha_max, steps, B, levels
+CTMRL_SIZES = {
+    "cheetah_vel": (100, 20, 16, 16, 10.0, 50.0, 2_000.0, 105_000, 600, (100_000, 18)),
+    "ant_goal": (512, 20, 10, 2, 50.0, 500.0, 2_000.0, 210_000, 800, (100_000, 18)),
+    "hopper_params": (256, 20, 16, 16, 25.0, 50.0, 10_000.0, 105_000, 600, (50_000, 19)),
+    "walker_params": (256, 40, 16, 4, 25.0, 50.0, 10_000.0, 105_000, 600, (50_000, 19)),
+}
+
+
+@pytest.mark.parametrize("name", CTMRL_SIZES)
+def test_published_sizes_of_ctmrl(name):
+    config = config_lib.resolve(config_lib.RunConfig(env=name, preset="paper"))
+    train, algo, backbone, data = config.train, config.algo, config.backbone, config.behaviour
+    found = (
+        train.context_size, train.latent_dim, train.meta_batch, algo.num_codes, algo.club_weight,
+        backbone.alpha_init, backbone.alpha_max, train.num_steps, config.eval.two_phase_steps,
+        (data.first_level, data.num_levels),
+    )  # fmt: skip
+    assert found == CTMRL_SIZES[name]
+    assert algo.use_next_obs == (name in ("hopper_params", "walker_params"))
+    assert (algo.num_iterations, config.eval.context_episodes, backbone.use_brac) == (105, 2, True)
+    assert (backbone.discount, backbone.reward_scale) == (0.99, 5.0)
+    assert (data.num_steps, data.seed_steps, data.level_every) == (1_000_000, 50_000, 50_000)
+    assert (data.episodes_per_level, data.width, data.batch_size, data.lr) == (50, 1024, 1024, 1e-4)
+    last = data.first_level + (data.num_levels - 1) * data.level_every
+    assert last == 950_000 and (data.num_envs, data.updates_per_step) == (1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "name,latent,meta,cross,episodes,next_obs",
+    [
+        ("cheetah_vel", 5, 10, 3, 50, False),
+        ("cheetah_dir", 5, 4, 1, 100, False),
+        ("ant_dir", 5, 10, 3, 50, False),
+        ("hopper_params", 10, 10, 3, 50, True),
+        ("walker_params", 10, 10, 3, 50, True),
+    ],
+)
+def test_published_sizes_of_gentle(name, latent, meta, cross, episodes, next_obs):
+    # gentle_suite.md sec. 3.5 and 9.1
+    run = config_lib.RunConfig(algorithm="gentle", suite="gentle", env=name, preset="paper")
+    config = config_lib.resolve(run)
+    train, algo, data = config.train, config.algo, config.behaviour
+    found = (train.latent_dim, train.meta_batch, algo.num_cross_tasks, data.episodes_per_level)
+    assert found == (latent, meta, cross, episodes) and algo.use_next_obs == next_obs
+    assert (train.num_steps, train.context_size, config.eval.scored_steps) == (200_000, 256, 600)
+    assert (algo.width, config.backbone.width, config.backbone.discount) == (256, 256, 0.99)
+    assert (data.num_steps, data.seed_steps, data.first_level) == (1_000_000, 5_000, 1_000_000)
+    assert (config.eval.metric, data.num_levels) == ("all", 1)
+
+
 # --- fewer tasks
 
 
@@ -240,8 +293,15 @@ def test_data_of_one_physics_are_refused_by_a_run_in_the_other():
         storage.check_identity(meta, reference, "here")
     assert storage.folder_of("data", fast) != storage.folder_of("data", reference)
     physical = dataclasses.replace(fast, env=base.EnvConfig(derive_constants="physical"))
-    with pytest.raises(errors.UserError, match="environment.derive_constants=peer"):
+    with pytest.raises(errors.UserError, match=r"environment\.derive_constants=peer"):
         storage.check_identity(meta, physical, "here")
+    # imported data: unknown physics fits every run, our own exports keep theirs
+    meta["identity"]["source"] = {"format": "minari"}
+    for other in (reference, physical):
+        with pytest.raises(errors.UserError, match="was made with"):
+            storage.check_identity(meta, other, "here")
+        foreign = {"identity": meta["identity"] | {"physics": "imported"}}
+        storage.check_identity(foreign, other, "here")
 
 
 # --- collecting
@@ -284,6 +344,11 @@ def test_copies_fill_one_ring_learn_and_compile_once():
         )
         assert learned == (start >= 8) and np.isfinite(loss).all()
     assert advance._cache_size() == 1
+    # 24 steps of learning by 4 copies at 0.5 updates a step: 12, two after each of six steps
+    counts = [
+        leaf for leaf in jax.tree.leaves(state.agent.critic_moments) if leaf.dtype == jnp.int32
+    ]
+    assert counts and all((np.asarray(count) == 12).all() for count in counts)
     rows = state.replay
     assert rows.obs.shape == (6, 16, env.obs_dim)
     # the ring holds the last 16 steps: 4 of each copy, in blocks of 4 copies
@@ -296,6 +361,35 @@ def test_copies_fill_one_ring_learn_and_compile_once():
     # within an episode an observation is the one before's outcome; the horizon of 4 cuts once
     assert (follows.sum(1) >= 2).all() and (ended == 0).all()
     assert not np.array_equal(np.asarray(first.obs)[0, 0], np.asarray(first.obs)[0, 1])
+
+
+def test_an_early_end_is_stored_and_its_copy_starts_anew():
+    """A point that always ends its episode at x > 0.25, three steps of (1, 0) from the start."""
+    sizes = {"behaviour.num_envs": 2, "behaviour.num_steps": 16, "behaviour.num_levels": 1}
+    config = config_lib.resolve(config_lib.RunConfig(preset="smoke"), (TINY, sizes))
+    env = config_lib.make_env(config)._replace(horizon=7)
+
+    def step(task, state, action):
+        state, out = env.step(task, state, jnp.array([1.0, 0.0]))
+        return state, out._replace(terminal=(out.obs[0] > 0.25).astype(jnp.float32))
+
+    falls = env._replace(step=step, ends_early=True)
+    collector = behaviour_lib.make(falls, dataclasses.replace(config.behaviour, seed_steps=16))
+    whose = env.tasks, behaviour_lib.task_keys(config.behaviour, 6)
+    state, _ = jax.jit(collector.advance)(*whose, jax.jit(collector.init)(*whose), 0, 16)
+    first = jax.tree.map(lambda leaf: np.asarray(leaf)[0].reshape(8, 2, -1)[:, 0], state.replay)
+    np.testing.assert_array_equal(first.terminal[:, 0], [0, 0, 1, 0, 0, 1, 0, 0])
+    np.testing.assert_allclose(first.obs[:, 0], [0, 0.1, 0.2] * 2 + [0, 0.1], atol=1e-6)
+    np.testing.assert_allclose(first.next_obs[2, 0], 0.3, atol=1e-6)  # not the new start
+    np.testing.assert_array_equal(state.clock[0], [2, 2])
+
+
+def test_a_diverged_agent_is_told_when_its_episodes_are_stored():
+    fields = {"obs": np.zeros((3, 2, 4)), "reward": np.zeros((3, 2))}
+    collect.check_finite(fields, 100)
+    fields["reward"][1, 0] = np.nan
+    with pytest.raises(errors.UserError, match="after 100 steps reward of task 1 is not finite"):
+        collect.check_finite(fields, 100)
 
 
 @pytest.mark.parametrize(

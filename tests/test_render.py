@@ -290,7 +290,7 @@ def test_the_command_writes_the_episode_of_the_figures(finished, tmp_path, capsy
     assert {path.name for path in tmp_path.iterdir()} >= {f"{name}.html", f"{name}.gif"}
     text = (tmp_path / f"{name}.html").read_text().split('id="scene">')[1].split("</script>")[0]
     found = json.loads(text)
-    config, points = render.read_config(folder)
+    config, points, _ = render.read_config(folder)
     assert len(points) == 2 and "seed 4" in found["details"] and "=0.002" in found["details"]
     env = config_lib.make_env(config)
     np.testing.assert_allclose(found["goal"], env.landmarks[3], atol=1e-4)
@@ -357,7 +357,7 @@ def test_an_environment_that_cannot_be_drawn_is_told(finished):
 
 
 def test_settings_come_back_as_they_were_written(finished):
-    config, _ = render.read_config(finished[0])
+    config, _, _ = render.read_config(finished[0])
     tree = json.loads((finished[0] / "config.json").read_text())
     assert config_lib.to_dict(config) | {"sweep": tree["sweep"]} == tree
     assert config == config_lib.from_dict(config_lib.to_dict(config))

@@ -12,8 +12,8 @@ CONTACT_WEIGHT = 5e-4
 def load(mode, settings):
     """Returns the physics System. Args: mode; settings, an EnvConfig with `contact_cost`.
 
-    brax's model lets only the feet touch the ground; here the torso does so too, as in gym's:
-    Ant-Goal does not end when the ant falls over, and a torso must not sink into the floor.
+    brax's model lets only the feet touch the ground; here the torso does so too. In gym's every
+    part does. Ant-Goal does not end when the ant falls over, and a torso must not sink.
     """
     return physics.load(
         "ant", mode, 0.01, 5, "RK4", _torso_touches, with_contact_cost=settings.contact_cost

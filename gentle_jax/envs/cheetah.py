@@ -1,4 +1,8 @@
-"""The half-cheetah that Cheetah-Vel and Cheetah-Dir share (both sheets; gym's own, .01 s x 5)."""
+"""The half-cheetah that Cheetah-Vel and Cheetah-Dir share (both sheets: Euler, .01 s x 5).
+
+brax's model differs from gym's in what touches the ground: head, thighs and feet do, torso and
+shins do not.
+"""
 
 import jax.numpy as jnp
 

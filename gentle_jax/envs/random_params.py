@@ -1,6 +1,7 @@
 """Hopper and Walker with random mass, inertia, damping and friction (both sheets).
 
-RK4, .004 s x 4; r = v + 1 - 1e-3 |a|^2; the suites differ in the stream of tasks only.
+RK4, .004 s x 4; r = v + 1 - 1e-3 |a|^2; the suites differ in the stream of tasks only. In brax's
+models the hopper's foot and the walker's feet and torso touch the ground, in gym's every part does.
 """
 
 import jax.numpy as jnp
