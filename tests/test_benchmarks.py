@@ -2,16 +2,17 @@
 
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import env_returns, env_step, machine, torch_step, train_step
+from benchmarks import behaviour_sac, env_returns, env_step, machine, torch_step, train_step
+from gentle_jax import behaviour, learner, registry, rng, sweep
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import learner, registry, rng, sweep
 from gentle_jax.types import MetaBatch
 
 STEP_KEYS = {
@@ -258,6 +259,22 @@ def test_trained_agents_meet_the_same_episodes_in_both_physics(monkeypatch):
     row = env_returns.trained("hopper_params", 3216, 3)
     assert row["episodes"] == 6 and row["fast_mean"] > 0 and row["fast_error"] > 0
     assert row["difference_mean"] == row["difference_error"] == row["obs_difference_1"] == 0
+
+
+def test_behaviour_sac_is_configured_by_its_flags_and_bad_ones_are_told(capsys, tmp_path):
+    config = behaviour_sac.make_config(64_000, 4)
+    assert config.run.physics == "fast" and len(behaviour.levels(config.behaviour)) == 4
+    assert behaviour.levels(config.behaviour)[-1] == config.behaviour.num_steps == 64_000
+    assert behaviour_sac.main(["", "--steps=1000", "--levels=1", f"--out={tmp_path / 'a'}"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "multiple of behaviour.num_envs" in message
+
+
+@pytest.mark.slow
+@pytest.mark.mjx
+@pytest.mark.skipif("GENTLE_JAX_BY_HAND" not in os.environ, reason="minutes; run by hand")
+def test_behaviour_sac_learns_both_directions():
+    assert behaviour_sac.measure(240_000, 6)["learned"]
 
 
 def test_differences_of_returns_by_hand():

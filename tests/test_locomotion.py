@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import collect, presets
+from experiments import collect, flags, presets, run
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax import errors, physics, registry, storage, sweep
@@ -406,3 +407,22 @@ def test_impossible_collection_settings_are_told(bad, message):
     run = config_lib.RunConfig(env="hopper_params", preset="smoke")
     with pytest.raises(errors.UserError, match=message):
         config_lib.resolve(run, (TINY, bad))
+
+
+@pytest.mark.slow
+def test_the_main_command_runs_a_mujoco_family(tmp_path, capsys):
+    line = ["run", "--algo=gentle", "--suite=gentle", "--env=ant_dir", "--preset=smoke"]
+    line += ["--num_seeds=2", "--protocol=given_context", "--config.train.num_evals=1"]
+    line += [f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'runs'}"]
+    assert flags.main(run.run, line) == 0
+    assert "physics fast" in capsys.readouterr().out
+    (path,) = (tmp_path / "runs").rglob("summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["physics"] == "fast" and not summary["failed_seeds"]
+    (meta,) = (tmp_path / "data").rglob("meta.json")
+    meta = json.loads(meta.read_text())
+    assert meta["identity"]["physics"] == "fast" and len(meta["expert_return"][-1]) == 6
+    assert meta["identity"]["environment"]["num_train"] == 4
+    assert {"mujoco-mjx", "brax"} <= set(meta["environment"]["versions"])
+    assert flags.main(run.run, line) == 0
+    assert "finished before" in capsys.readouterr().out
