@@ -78,14 +78,15 @@ def compare(family, count, horizon=0):
     return rows
 
 
-def trained(family, steps, count):
+def trained(family, steps, count, horizon=0):
     """Returns the row of agents that SAC trained in `fast` physics, at the size of preset `quick`.
 
-    Args: steps, environment steps of each of two tasks; count, episodes of each.
+    Args: steps, environment steps of each of two tasks; count, episodes of each; horizon, 0
+    = the suite's.
     """
     suite = next(iter(registry.load("environment", family).SETTINGS))
     run = config_lib.RunConfig(env=family, suite=suite, preset="quick")
-    sizes = {"env.num_train": 1, "env.num_test": 1}
+    sizes = {"env.num_train": 1, "env.num_test": 1, "env.horizon": horizon}
     config = config_lib.resolve(run, presets.layers("quick", config_lib.fill_names(run)), sizes)
     levels = {"num_steps": steps, "first_level": steps, "num_levels": 1}
     settings = dataclasses.replace(config.behaviour, episodes_per_level=count, **levels)

@@ -332,7 +332,9 @@ def run(args):
         tell("returns of", family)
         rows += env_returns.compare(family, args.episodes, args.horizon)
         if args.trained_steps:
-            rows.append(env_returns.trained(family, args.trained_steps, args.episodes))
+            rows.append(
+                env_returns.trained(family, args.trained_steps, args.episodes, args.horizon)
+            )
     print("C MuJoCo steps the physics only; MJX computes observations and rewards too, in table 1.")
     for text in filter(None, (table(rows, kind) for kind in TABLES)):
         print(f"\n{text}")

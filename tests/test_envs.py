@@ -71,7 +71,8 @@ def test_suites_have_their_task_counts(name, suite, sizes):
 @pytest.mark.parametrize("name,horizon", [("point_robot", 20), ("point_robot_wind", 25),
                                           ("sparse_point_robot", 20)])  # fmt: skip
 def test_horizons(name, horizon):
-    assert {make(n, suite).horizon for n, suite in PAIRS if n == name} == {horizon}
+    suites = registry.load("environment", name).SETTINGS
+    assert {make(name, suite).horizon for suite in suites} == {horizon}
 
 
 # --- tasks
