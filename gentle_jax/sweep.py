@@ -13,6 +13,7 @@ a fifth of the scratch memory, and makes a run's bits independent of how many ot
 
 import concurrent.futures
 import os
+import threading
 import time
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gentle_jax.rng import stream
 
 RUNS = "runs"  # the mesh axis
+_tracing = threading.Lock()
 
 
 class Chunk(NamedTuple):
@@ -149,7 +151,9 @@ def compile_program(function, args, donate=(), out_sharding=None):
     """Lowers and compiles `function` for `args` (arrays or shapes) ahead of time."""
     begin = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_sharding)
-    compiled = jitted.lower(*args).compile()
+    with _tracing:  # Python code: in several threads at once it only gets slower
+        lowered = jitted.lower(*args)
+    compiled = lowered.compile()
     memory = compiled.memory_analysis()
     temp = int(getattr(memory, "temp_size_in_bytes", 0) or 0)
     return Program(compiled, time.perf_counter() - begin, temp)
