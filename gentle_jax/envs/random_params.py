@@ -15,6 +15,15 @@ NOISE = (0.005, locomotion.uniform(0.005))
 RANDOMISED = {"body_mass": 1.5, "body_inertia": 1.5, "dof_damping": 1.3, "geom_friction": 1.5}
 SEEDS = {"ctmrl": 1234, "ctmrl_b": 1234, "gentle": 1337}
 LOG_SCALE = 3.0
+CTMRL = {
+    **locomotion.CTMRL,
+    "train.context_size": 256,
+    "brac_sac.alpha_init": 50.0,
+    "brac_sac.alpha_max": 10_000.0,
+    "ctmrl.use_next_obs": True,
+    "ctmrl.club_weight": 25.0,
+}
+GENTLE = {**locomotion.GENTLE, "train.latent_dim": 10, "gentle.use_next_obs": True}
 SPEED_LIMIT = 10.0  # of observed velocities
 
 

@@ -10,21 +10,8 @@ from gentle_jax.envs import base, locomotion, random_params
 from gentle_jax.physics import MODES
 
 PHYSICS = MODES
-SHARED = {
-    **locomotion.CTMRL,
-    "train.context_size": 256,
-    "train.latent_dim": 40,
-    "brac_sac.alpha_init": 50.0,
-    "brac_sac.alpha_max": 10_000.0,
-    "ctmrl.use_next_obs": True,
-    "ctmrl.num_codes": 4,
-    "ctmrl.club_weight": 25.0,
-}
-SETTINGS = {
-    "ctmrl": SHARED,
-    "ctmrl_b": SHARED,
-    "gentle": {**locomotion.GENTLE, "train.latent_dim": 10, "gentle.use_next_obs": True},
-}
+SHARED = {**random_params.CTMRL, "train.latent_dim": 40, "ctmrl.num_codes": 4}
+SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED, "gentle": random_params.GENTLE}
 PRESETS = locomotion.PRESETS
 
 
