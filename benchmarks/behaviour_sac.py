@@ -43,7 +43,7 @@ def make_config(steps, levels):
 
 def random_distance(env, episodes=32):
     """Returns the mean |sum of speeds| (m/s) of episodes of uniform random actions."""
-    policy = lambda obs, key, index: jax.random.uniform(key, (env.action_dim,), minval=-1.0)
+    policy = lambda obs, key, index: evaluation.uniform_action(env, key)
     task = jax.tree.map(lambda leaf: leaf[0], env.tasks)
 
     def one(key):

@@ -38,7 +38,7 @@ def episodes_of(env, count):
 
     def one(task, key, reacts):
         def policy(obs, k, index):
-            uniform = jax.random.uniform(k, (env.action_dim,), minval=-1.0, maxval=1.0)
+            uniform = evaluation.uniform_action(env, k)
             return jnp.where(reacts, jnp.tanh(obs @ weights), uniform)
 
         rows, mask = evaluation.rollout(env, task, policy, key)

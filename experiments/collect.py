@@ -24,7 +24,6 @@ from gentle_jax.envs import base
 SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
 
 
-WHOLE = {"num_train": 0, "num_test": 0, "horizon": 0}  # env.* that takes all of a family
 RETURNS = ("behaviour_return", "expert_return", "random_return", "reference_return")
 
 
@@ -67,13 +66,18 @@ def ensure(config, root):
     return fields, meta, time.perf_counter() - begin
 
 
+def whole_family(config):
+    """Returns a config with all tasks and steps of its environment: presets may take fewer."""
+    sizes = dataclasses.replace(config.env, num_train=0, num_test=0, horizon=0)
+    return dataclasses.replace(config, env=sizes)
+
+
 def part_of(fields, meta, config):
     """Returns (fields, meta) of the tasks and steps that a run takes of a whole imported family.
 
     Returns in meta become those of the part, and of the run's physics.
     """
-    whole = dataclasses.replace(config, env=dataclasses.replace(config.env, **WHOLE))
-    whole = config_lib.make_env(whole)
+    whole = config_lib.make_env(whole_family(config))
     kept, _, _ = base.kept_tasks(whole, config.env)
     num_tasks, _, _, steps = fields["mask"].shape
     length = min(config.env.horizon or steps, steps)

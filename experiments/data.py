@@ -4,7 +4,6 @@ import: a folder of another project becomes a dataset that `--data=FOLDER` train
 other way. list, show, verify: what datasets there are, what is in one, whether they are whole.
 """
 
-import dataclasses
 import hashlib
 import pathlib
 import sys
@@ -46,7 +45,7 @@ class Command(NamedTuple):
 def import_(request):
     """Reads a folder of another project and writes it as a dataset."""
     machine.start()
-    extra, config = request.extra, whole_family(request.config)
+    extra, config = request.extra, collect.whole_family(request.config)
     reader = interop.load(extra["format"])
     options = options_of(request, reader.OPTIONS)
     folder = existing(extra["from"], "--from")
@@ -65,12 +64,6 @@ def import_(request):
     target = pathlib.Path(extra["to"]) if extra["to"] else target
     write(found, identity, env, config, target, "--to" if extra["to"] else "--data")
     print(f"data: imported into {target}; train with --data={target}")
-
-
-def whole_family(config):
-    """Returns a config with all tasks and steps of its environment: presets may take fewer."""
-    sizes = dataclasses.replace(config.env, **collect.WHOLE)
-    return dataclasses.replace(config, env=sizes)
 
 
 def options_of(request, used):

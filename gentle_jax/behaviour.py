@@ -128,7 +128,9 @@ def _step_task(setup, task, key, state, index):
 
     def copy_step(env_state, obs, clock, k_act, k_random, k_reset):
         sampled = setup.rl.act(state.agent, obs, jnp.zeros(0), k_act)
-        action = jnp.where(index < behaviour.seed_steps, _uniform_action(env, k_random), sampled)
+        action = jnp.where(
+            index < behaviour.seed_steps, evaluation.uniform_action(env, k_random), sampled
+        )
         env_state, out = env.step(task, env_state, action)
         row = Transition(obs, action, out.reward, out.context_reward, out.obs, out.terminal)
         over = (out.terminal > 0) | (clock + 1 >= env.horizon)
@@ -192,7 +194,7 @@ def _episodes_task(setup, task, key, state, at):
             drawn = rl.act(state.agent, obs, no_z, k_act)
             # what the agent does at this point of its training: random during the seed phase
             random = at < setup.behaviour.seed_steps
-            drawn = jnp.where(random, _uniform_action(env, k_random), drawn)
+            drawn = jnp.where(random, evaluation.uniform_action(env, k_random), drawn)
             return jnp.where(scored, rl.mode(state.agent, obs, no_z), drawn)
 
         return evaluation.rollout(env, task, policy, k)
@@ -209,7 +211,3 @@ def _per_copy(key, copies):
     """Returns keys [N]; the first is `key` itself: one copy's stream does not depend on N."""
     rest = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(1, copies))
     return jnp.concatenate([key[None], rest])
-
-
-def _uniform_action(env, key):
-    return jax.random.uniform(key, (env.action_dim,), minval=-1.0, maxval=1.0)

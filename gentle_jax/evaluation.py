@@ -58,6 +58,11 @@ def stochastic(rl, state, z):
     return lambda obs, key, index: rl.act(state, obs, z, key)
 
 
+def uniform_action(env, key):
+    """Returns a uniform random action [action_dim] in [-1, 1)."""
+    return jax.random.uniform(key, (env.action_dim,), minval=-1.0, maxval=1.0)
+
+
 def random_returns(env, num_episodes, key, mesh=None):
     """Returns [num_tasks]: the mean return of uniform random actions.
 
@@ -66,7 +71,7 @@ def random_returns(env, num_episodes, key, mesh=None):
 
     def policy(obs, k, index):
         del obs, index
-        return jax.random.uniform(k, (env.action_dim,), minval=-1.0, maxval=1.0)
+        return uniform_action(env, k)
 
     def one(task, k):
         keys = jax.random.split(k, num_episodes)

@@ -4,7 +4,7 @@ Models are the MJCF files that the brax package ships, adjusted in code; C MuJoC
 beside the MJX one, as the oracle of tests and for rendering. Two modes (ecosystem.md sec. 2.3):
 `reference`, the sheets' integrator with the solver limits of the files (4 Newton iterations, 50
 line-search steps), and `fast`, semi-implicit Euler without implicit damping, 1 iteration and 4
-line-search steps: the fewest at which every family stays stable (tests/test_physics.py).
+line-search steps.
 
 Between steps only what the next step reads is kept (`State`), and MJX's `Data` is made anew inside:
 carrying all of it through loops is six times slower to compile and three times slower to run.

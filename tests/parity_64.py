@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 
-from gentle_jax import registry
+from gentle_jax import physics, registry
 from tests import reference_mujoco
 
 NUM_STEPS, TASKS = 200, 4
@@ -19,7 +19,7 @@ def errors(name):
     module = registry.load("environment", name)
     env = module.make(next(iter(module.SETTINGS)), "reference")
     system, random = env.system, np.random.RandomState(0)
-    fields = {f: v for f, v in env.tasks.items() if hasattr(system.c_model, f)}
+    fields = physics.fields_of(system, env.tasks)
     ids = np.linspace(0, len(env.parameters) - 1, TASKS if fields else 1).astype(int)
     tasks = {f: np.asarray(v[ids], float) for f, v in env.tasks.items()}
     fields = {f: tasks[f] for f in fields}

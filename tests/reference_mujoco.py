@@ -14,8 +14,7 @@ DT = {"cheetah": 0.05, "ant": 0.05, "params": 0.016}
 
 def model_of(env, task):
     """Returns the C model of one task."""
-    fields = {name: leaf for name, leaf in task.items() if hasattr(env.system.c_model, name)}
-    return physics.c_model_of(env.system, fields)
+    return physics.c_model_of(env.system, physics.fields_of(env.system, task))
 
 
 def snapshot(env, data):

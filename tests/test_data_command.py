@@ -303,7 +303,7 @@ def test_an_import_takes_the_whole_family_whatever_the_preset():
     arguments = ["data", "--env=ant_dir", "--suite=gentle", "--config.env.horizon=50"]
     config = flags.parse(arguments, "data", "", lambda: False).config
     assert config.env.num_train > 0 and config.env.num_test > 0  # what the preset for CPUs leaves
-    sizes = data.whole_family(config).env
+    sizes = collect.whole_family(config).env
     assert (sizes.num_train, sizes.num_test, sizes.horizon) == (0, 0, 0)
 
 

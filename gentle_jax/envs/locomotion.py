@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gentle_jax import physics
 from gentle_jax.envs import base
 from gentle_jax.types import Env, Step
 
@@ -85,14 +86,14 @@ EXPERTS = {  # the suite's data are the last agent's
 PRESETS = {"quick": QUICK, "quick:gentle": EXPERTS, "smoke": SMOKE}
 
 
-def make(name, suite, system, tasks, split, observe, judge, noise, fields=(), **columns):
+def make(name, suite, system, tasks, split, observe, judge, noise, **columns):
     """Returns an Env; every episode has at most HORIZON steps.
 
     Args: system, a physics.System; tasks, numpy leaves [num_tasks, ...]; split, (train ids, test
     ids); observe, physics.State -> obs [obs_dim]; judge, (task, State before, State after, action)
     -> (reward, terminal or None where episodes never end early); noise, (half width of positions,
-    velocity sampler (key, shape) -> array); fields, the task leaves that replace fields of the
-    model; columns, `parameters`, `parameter_names` and `landmarks` of the Env.
+    velocity sampler (key, shape) -> array); columns, `parameters`, `parameter_names` and
+    `landmarks` of the Env. Task leaves with the name of a field of the model replace it.
     """
     start = jnp.asarray(system.c_model.qpos0, jnp.float32)
     zeros = (jnp.zeros(system.c_model.nq), jnp.zeros(system.c_model.nv))
@@ -110,7 +111,7 @@ def make(name, suite, system, tasks, split, observe, judge, noise, fields=(), **
         return state, observe(state)
 
     def step(task, state, action):
-        own = {name: task[name] for name in fields}
+        own = physics.fields_of(system, task)
         after, finite = system.step(own, state, base.scale_action(action, -1.0, 1.0))
         reward, terminal = judge(task, state, after, action)
         over = jnp.logical_or(terminal, ~finite) if ends_early else jnp.zeros(())

@@ -87,7 +87,6 @@ def make(name, asset, suite, mode, settings, healthy):
         observe,
         judge,
         NOISE,
-        fields=tuple(tasks),
         parameters=np.stack([mass, damping], -1),
         parameter_names=("total mass (kg)", "total damping"),
     )
