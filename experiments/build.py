@@ -15,13 +15,15 @@ from gentle_jax.types import Spec
 CONTEXTS_PER_TASK = 8  # of the embedding figure
 
 
-def make_task(config, points, fields):
+def make_task(config, points, fields, devices=None, shard_data=False):
     """Returns (Task, Env, (mean, std)) of a sweep: runs are grid points x seeds, point-major.
 
     Args: config, an ExperimentConfig; points, grid points of `--sweep`; fields, the dataset's
-    arrays. Tasks are ordered training first, in the dataset and in the Env's task leaves; mean and
-    std are those of observations (0 and 1 in suites that do not normalise). Raises UserError for
-    settings that the algorithm or backbone cannot run with.
+    arrays; devices, those that runs are split over (default: this process's); shard_data, whether
+    each of them holds some of the tasks' data instead of a copy. Tasks are ordered training first,
+    in the dataset and in the Env's task leaves; mean and std are those of observations (0 and 1 in
+    suites that do not normalise). Raises UserError for settings that the algorithm or backbone
+    cannot run with.
     """
     env = config_lib.make_env(config)
     storage.check_shapes(fields, env)
@@ -37,7 +39,10 @@ def make_task(config, points, fields):
     algorithm, protocols = make_algorithm(config, env, dataset)
     native = protocols[config.run.protocols[0]]
     seeds = rng.run_keys(config.run.num_seeds, config.run.seed_offset)
-    mesh = sweep.make_mesh(len(points) * config.run.num_seeds)
+    num_runs = len(points) * config.run.num_seeds
+    mesh = sweep.make_mesh(num_runs, devices)
+    if shard_data and mesh is not None:
+        dataset = data_lib.split_tasks(dataset, mesh.size)
     hp = jax.tree.map(
         functools.partial(jnp.repeat, repeats=config.run.num_seeds),
         config_lib.hyper_params(config, points),
@@ -55,6 +60,7 @@ def make_task(config, points, fields):
         run_keys=sweep.place(jnp.tile(seeds, len(points)), mesh),
         num_evals=config.train.num_evals,
         mesh=mesh,
+        num_runs=num_runs,
     )
     return task, env, (mean, std)
 

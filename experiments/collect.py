@@ -1,13 +1,12 @@
 """Makes behaviour data: `python -m experiments.collect --env=point_robot --suite=ctmrl`.
 
-Online SAC for all tasks in one compiled program; the same command resumes: a checkpoint is kept
-after every level and every twentieth of the steps.
+Online SAC for all tasks in one compiled program; the same command resumes from a checkpoint, which
+is taken every `--save_every` seconds, and when the command is asked to stop.
 """
 
 import dataclasses
 import functools
 import shutil
-import sys
 import textwrap
 import time
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import console, flags, machine
+from experiments import console, flags, hosts, machine, preemption
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import checkpoint, errors, evaluation, storage, sweep, training
 from gentle_jax import config as config_lib
@@ -37,10 +36,14 @@ def dataset_folder(config, root):
     return root if storage.is_complete(root) else storage.folder_of(root, config)
 
 
-def ensure(config, root):
-    """Returns (fields, meta, seconds spent) of the config's dataset, making it if it is absent."""
+def ensure(config, root, save_every=30):
+    """Returns (fields, meta, seconds spent) of the config's dataset, making it if it is absent.
+
+    Args: save_every, seconds between checkpoints while it is made.
+    """
     begin = time.perf_counter()
     folder = dataset_folder(config, root)
+    hosts.wait_for(lambda: storage.is_complete(folder), f"it makes {folder}")
     if storage.is_complete(folder):
         fields, meta = storage.load(folder, config)
         print(f"data: reusing {folder} (checksums agree)", flush=True)
@@ -61,7 +64,7 @@ def ensure(config, root):
     print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
     print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)
     with machine.disk_may_fill(folder), machine.alone(folder):
-        _collect(config, env, folder, wanted)
+        _collect(config, env, folder, wanted, save_every)
     fields, meta = storage.load(folder, config)
     return fields, meta, time.perf_counter() - begin
 
@@ -118,13 +121,13 @@ def random_of(config, env):
     return np.asarray(evaluation.random_returns(env, count, key, mesh)).tolist()
 
 
-def _collect(config, env, folder, wanted):
+def _collect(config, env, folder, wanted, save_every):
     """Trains, stores each level, checkpoints after it; leaves a finished dataset in `folder`."""
     settings = config.behaviour
     mesh = sweep.make_mesh(num_tasks(env))
     collector = behaviour_lib.make(env, settings, mesh)
     keys = sweep.place(behaviour_lib.task_keys(settings, num_tasks(env)), mesh)
-    whose = (sweep.place(env.tasks, mesh), keys)
+    whose = (sweep.place(env.tasks, mesh), keys)  # the last task again where devices are left over
     state = jax.eval_shape(collector.init, *whose)
     check_memory(training.state_bytes(state), storage.num_bytes(wanted) / settings.num_levels, mesh)
     programs = compile_programs(collector, whose, state, mesh)
@@ -132,7 +135,9 @@ def _collect(config, env, folder, wanted):
         shutil.rmtree(folder / "progress", ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
     with checkpoint.Checkpoints(folder / "progress", keep=1) as saves:
-        carry = _advance(config, programs, arrays, saves, state, whose)
+        saver = Saver(saves, num_tasks(env), save_every)
+        with preemption.held():
+            carry = _advance(settings, programs, arrays, saver, state, whose, mesh)
     _finish(config, env, folder, carry)
 
 
@@ -181,40 +186,63 @@ def check_memory(state, episodes, mesh):
         )
 
 
-def _advance(config, programs, arrays, saves, state, whose):
+class Saver:
+    """Keeps checkpoints of a collection: every so many seconds, and when it is asked to stop."""
+
+    def __init__(self, saves, num_tasks, every):
+        self.saves, self.num_tasks, self.every = saves, num_tasks, every
+        self.saved = time.perf_counter()
+
+    def pause(self, done, carry):
+        """Saves if it is time; raises Preempted, after saving, if a signal has arrived."""
+        stop = preemption.requested()
+        if stop or time.perf_counter() - self.saved >= self.every:
+            kept = carry | {"state": sweep.fetch(carry["state"], self.num_tasks)}
+            self.saves.save(done, kept, {"steps": done})
+            self.saved = time.perf_counter()
+        if stop:
+            print(f"\ndata: stopping after step {done}", flush=True)
+            preemption.check()
+
+
+def _advance(settings, programs, arrays, saver, state, whose, mesh):
     """Trains from the newest checkpoint, or from the start, storing levels; returns the carry."""
-    settings = config.behaviour
-    blank = np.full((settings.num_levels, whose[1].shape[0]), np.nan, np.float32)
-    found = saves.restore({"state": state, "sampled": blank, "scored": blank})
+    count = saver.num_tasks
+    blank = np.full((settings.num_levels, count), np.nan, np.float32)
+    cut = lambda s: jax.ShapeDtypeStruct((count, *s.shape[1:]), s.dtype)
+    found = saver.saves.restore(
+        {"state": jax.tree.map(cut, state), "sampled": blank, "scored": blank}
+    )
     if found is None:
-        carry = {
-            "state": programs.init.call(*whose),
-            "sampled": blank.copy(),
-            "scored": blank.copy(),
-        }
-        done = 0
+        done, carry = 0, {"sampled": blank.copy(), "scored": blank.copy()}
+        carry["state"] = programs.init.call(*whose)
     else:
-        carry, meta = found
-        carry = {**carry, "sampled": carry["sampled"].copy(), "scored": carry["scored"].copy()}
-        done = meta["steps"]
-        print(f"data: resuming after step {done} of {settings.num_steps}")
+        carry, done = jax.tree.map(np.copy, found[0]), found[1]["steps"]
+        carry["state"] = sweep.place(carry["state"], mesh)
+        print(f"data: resuming after step {done} of {settings.num_steps}", flush=True)
     at_level = {step: level for level, step in enumerate(behaviour_lib.levels(settings))}
     progress, shown = console.Progress("collect", max(at_level), done), ""
-    for at in pieces(at_level, done, settings.num_envs):
-        span = jnp.int32(done), jnp.int32(at - done)
-        state, _ = programs.advance.call(*whose, carry["state"], *span)
-        carry["state"], done = state, at
+    pace, copies = training.Pace(), settings.num_envs
+    for at in pieces(at_level, done, copies):
+        while done < at:  # pieces of some seconds
+            size, begin = pace.size(0, (at - done) // copies) * copies, time.perf_counter()
+            span = np.int32(done), np.int32(size)
+            carry["state"], loss = programs.advance.call(*whose, carry["state"], *span)
+            jax.block_until_ready(loss)
+            pace.took(0, size // copies, time.perf_counter() - begin)
+            done += size
+            progress.update(done, shown)
+            if done < at:
+                saver.pause(done, carry)
         if at in at_level:
             level = at_level[at]
-            fields, sampled, scored = jax.device_get(
-                programs.episodes.call(*whose, state, jnp.int32(at))
-            )
+            made = programs.episodes.call(*whose, carry["state"], np.int32(at))
+            fields, sampled, scored = sweep.fetch(made, count)
             check_finite(fields, at)
             storage.write_level(arrays, level, fields)
             carry["sampled"][level], carry["scored"][level] = sampled, scored
             shown = f"sampled {sampled.mean():.2f}  deterministic {scored.mean():.2f}"
-        saves.save(at, carry, {"steps": at})
-        progress.update(at, shown)
+        saver.pause(done, carry)
     progress.close()
     return carry
 
@@ -260,9 +288,9 @@ def _finish(config, env, folder, carry):
 
 def run(argv):
     """The command."""
-    machine.start()
+    machine.start(argv)
     request = flags.parse(argv, "collect", SUMMARY, machine.on_accelerator)
-    _, meta, seconds = ensure(request.config, request.data)
+    _, meta, seconds = ensure(request.config, request.data, request.save_every)
     last = np.array(meta["expert_return"])[-1]
     print(f"data: {len(last)} tasks, last level's deterministic return {last.mean():.2f}", end=" ")
     print(f"(reference {np.mean(meta['reference_return']):.2f}), {seconds:.0f} s")
@@ -271,4 +299,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(flags.main(run))
+    flags.command(run)

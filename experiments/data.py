@@ -6,7 +6,6 @@ other way. list, show, verify: what datasets there are, what is in one, whether 
 
 import hashlib
 import pathlib
-import sys
 import textwrap
 from typing import NamedTuple
 
@@ -357,4 +356,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(flags.main(run))
+    flags.command(run)

@@ -4,13 +4,14 @@ import dataclasses
 import errno
 import itertools
 import math
+import os
 import sys
 import textwrap
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import presets
+from experiments import preemption, presets
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, suites
 
@@ -38,6 +39,11 @@ GROUPS = {
     "testing": (
         ("protocol", list, [], "repeatable: " + " ".join(registry.PROTOCOLS) + "; default: all"),
     ),
+    "devices": (
+        ("shard_data", bool, False, "split the data by task over devices: they do not fit on one"),
+        ("multihost", bool, False, "one program over several processes (jax.distributed)"),
+        ("save_every", int, 30, "seconds between checkpoints; 0: as often as possible"),
+    ),
     "files": (
         ("data", str, "data", "root of generated datasets, or one dataset's folder"),
         ("out", str, "runs", "root of run folders"),
@@ -62,6 +68,8 @@ class Request:
     extra: dict  # the command's own flags
     given: dict = dataclasses.field(default_factory=dict)  # named flags of the command line
     automatic: bool = False  # whether --preset=auto chose the preset
+    save_every: int = 30  # seconds between checkpoints
+    shard_data: bool = False  # whether the data are split over devices
 
 
 def help_text(command, summary, extra=()):
@@ -216,12 +224,18 @@ def parse(argv, command, summary, on_accelerator, extra=()):
         if values[name].present
     }
     points = parse_sweep(config, values.sweep)
-    return Request(config, points, values.data, values.out, own, given, automatic)
+    if values.save_every < 0:
+        raise errors.UserError(f"--save_every is {values.save_every}: expected seconds, 0 or more")
+    return Request(
+        config, points, values.data, values.out, own, given, automatic, values.save_every,
+        values.shard_data,
+    )  # fmt: skip
 
 
 def main(function, argv=None):
-    """Runs a command: user errors become one line on stderr and exit code 2."""
+    """Runs a command: user errors become one line on stderr and exit code 2, signals code 42."""
     try:
+        preemption.install()
         return function(sys.argv if argv is None else argv) or 0
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -232,6 +246,16 @@ def main(function, argv=None):
         where = f" {error.filename}" if error.filename else ""
         print(f"error: cannot use{where}: {error.strerror}; pass another folder", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, preemption.Preempted):
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+        return preemption.EXIT_CODE
+
+
+def command(function):
+    """Runs a command and ends the process with its exit code."""
+    code = main(function)
+    if code == preemption.EXIT_CODE:  # at once: threads that compile would hold it up
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

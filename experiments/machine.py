@@ -12,6 +12,7 @@ import threading
 
 import jax
 
+from experiments import hosts
 from gentle_jax import errors
 
 try:
@@ -23,10 +24,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoin
             "mujoco-mjx", "brax")  # fmt: skip
 
 
-def start():
-    """Sets JAX up for a command, before it starts: compilation cache, a device for each core."""
+def start(argv=()):
+    """Sets JAX up for a command, before it starts: compilation cache, a device for each core.
+
+    Args: argv, the command line: with `--multihost` it joins the other processes.
+    """
     enable_compile_cache()
     use_all_cores()
+    if {"--multihost", "-multihost", "--multihost=true", "--multihost=True"} & set(argv):
+        hosts.start()
 
 
 def enable_compile_cache():

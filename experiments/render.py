@@ -8,7 +8,6 @@ rollouts, and writes its last scored episode as an HTML page that needs no netwo
 
 import json
 import pathlib
-import sys
 from typing import NamedTuple
 
 import jax
@@ -119,7 +118,7 @@ def restore(folder, config, points, checksums, root):
     if storage.source_of(meta):
         fields, _ = collect.part_of(fields, meta, config)
     task, env, scale = build.make_task(config, points, fields)
-    like = training.empty_carry(task, training.state_shapes(task))
+    like = training.carry_shapes(task)
     with machine.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
         kept = saves.restore(like)
     if kept is None:
@@ -287,4 +286,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(flags.main(run))
+    flags.command(run)

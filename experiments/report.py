@@ -5,7 +5,6 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 """
 
 import pathlib
-import sys
 
 from experiments import flags, outputs, tables
 from gentle_jax import errors
@@ -73,4 +72,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(flags.main(run))
+    flags.command(run)

@@ -4,7 +4,6 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 """
 
 import pathlib
-import sys
 
 from absl import flags as absl_flags
 
@@ -130,7 +129,7 @@ def main(argv):
     if any(argument in flags.HELP for argument in argv[1:]):
         print(flags.help_text("reproduce", SUMMARY, EXTRA))
         return
-    machine.start()
+    machine.start(argv)
     own, shared = shared_flags(argv)
     table = own["table"]
     if table not in TABLES:
@@ -157,4 +156,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(flags.main(main))
+    flags.command(main)

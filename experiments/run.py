@@ -6,17 +6,27 @@ run folder; the same command resumes, and prints the table again once the run is
 
 import collections
 import pathlib
-import sys
 import threading
 import time
 
 import jax
+import numpy as np
 
-from experiments import build, collect, console, flags, machine, outputs
+from experiments import (
+    build,
+    collect,
+    console,
+    flags,
+    hosts,
+    machine,
+    outputs,
+    preemption,
+)  # fmt: skip
 from gentle_jax import checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
 
+FAILED_RUNS = 3  # exit code
 SUMMARY = (
     "Trains and evaluates one algorithm on one task family: a whole seed sweep in one program."
 )
@@ -53,8 +63,9 @@ def describe(request, folder):
         f"run: {run.num_seeds} seeds{grid}, {train.num_steps} steps of {train.meta_batch} tasks x ",
         end="",
     )
-    count = len(sweep.devices_for(points * run.num_seeds, jax.local_devices()))
-    where = f"{count} x {jax.devices()[0].device_kind}"
+    mesh = sweep.make_mesh(points * run.num_seeds, hosts.devices())
+    where = f"{1 if mesh is None else mesh.size} x {jax.devices()[0].device_kind}"
+    where += f" of {jax.process_count()} processes" if hosts.several() else ""
     print(f"({train.batch_size} RL + {train.context_size} context) rows on {where}")
     print(f"run: protocols {' '.join(run.protocols)}; folder {folder}", flush=True)
 
@@ -68,14 +79,17 @@ class Session:
         self.begin = time.perf_counter()
         self.stage = None  # the number of the stage whose progress is shown
         self.total = sum(stage.num_steps for stage in task.algorithm.stages)
-        self.runs = task.run_keys.shape[0]
+        self.runs = task.runs
         self.progress = self.log = None
         self.before = 0.0  # total seconds of earlier invocations
-        self.score, self.test = "", test  # positions of the test tasks
+        self.saved = time.perf_counter()
+        self.metrics, self.score, self.test = "", "", test  # test: positions of the test tasks
+        self.lost = np.zeros(self.runs, bool)  # runs whose metrics are not finite any more
 
     def start(self, done):
         """Opens logs, forgetting what was logged after the checkpoint at step `done`."""
-        self.log = outputs.MetricsLog(self.folder, done, self.labels())
+        if hosts.leader():
+            self.log = outputs.MetricsLog(self.folder, done, self.labels())
 
     def labels(self):
         """Returns (seed, grid point) of every run."""
@@ -83,19 +97,33 @@ class Session:
         seeds = range(run.seed_offset, run.seed_offset + run.num_seeds)
         return [(seed, point) for point in self.request.points for seed in seeds]
 
-    def on_chunk(self, chunk, metrics, seconds):
+    def on_piece(self, chunk, position, steps, seconds):
         self.seconds["train"] += seconds
         stage = self.task.algorithm.stages[chunk.stage]
-        self.log.write(chunk, stage.name, metrics)
+        done = chunk.start + chunk.length - (chunk.done - position.done)
         if self.stage != chunk.stage:  # one bar for each stage: their steps cost differently
             self.close()
             self.stage = chunk.stage
-            self.progress = console.Progress(stage.name, stage.num_steps, chunk.start)
-        rate = self.runs * chunk.length / seconds
+            self.progress = console.Progress(stage.name, stage.num_steps, done - steps)
+        rate = self.runs * steps / seconds
+        self.progress.update(done, f"{rate:.0f} seed-steps/s{self.metrics}{self.score}")
+
+    def on_chunk(self, chunk, metrics):
+        stage = self.task.algorithm.stages[chunk.stage]
+        if self.log is not None:
+            self.log.write(chunk, stage.name, metrics)
         names = stage.shown or tuple(metrics)[:2]
-        shown = "  ".join(f"{k} {float(metrics[k].mean()):.3g}" for k in names)
-        done = chunk.start + chunk.length
-        self.progress.update(done, f"{rate:.0f} seed-steps/s  {shown}{self.score}")
+        self.metrics = "  " + "  ".join(f"{k} {float(metrics[k].mean()):.3g}" for k in names)
+        lost = ~np.isfinite(np.stack(list(metrics.values()))).all(0)
+        for index in np.flatnonzero(lost & ~self.lost):
+            seed, point = self.labels()[index]
+            where = f" ({outputs.label(point)})" if point else ""
+            print(
+                f"\nrun: seed {seed}{where} is not finite after step {chunk.done}: its agent",
+                end="",
+            )
+            print(" diverged; the others go on", flush=True)
+        self.lost |= lost
 
     def close(self):
         """Ends the bar of the stage that is running."""
@@ -105,12 +133,29 @@ class Session:
     def on_evaluate(self, chunk, returns, seconds):
         self.seconds["evaluate"] += seconds
         name = self.request.config.run.protocols[0]
-        score = base.METRICS[self.request.config.eval.metric](returns[name])
-        self.score = f"  test {name} {float(score[:, self.test].mean()):.2f}"
+        if name in returns:
+            score = base.METRICS[self.request.config.eval.metric](returns[name])
+            self.score = f"  test {name} {float(score[:, self.test].mean()):.2f}"
 
-    def on_save(self, done, carry):
-        self.seconds["total"] = self.before + time.perf_counter() - self.begin
-        self.saves.save(done, carry, {"done": done, "seconds": self.seconds})
+    def on_pause(self, position, carry, last):
+        """Saves if it is time, or if the process is asked to stop, and then stops."""
+        stop = hosts.any_of(preemption.requested())
+        due = time.perf_counter() - self.saved >= self.request.save_every
+        if hosts.agree(last or stop or due):
+            self.save(position, carry)
+        if stop:
+            self.close()
+            print(f"\nrun: stopping after step {position.done} of {self.total}", flush=True)
+            raise preemption.Preempted("asked to stop")
+
+    def save(self, position, carry):
+        """Saves a carry, in the background."""
+        self.saved = time.perf_counter()
+        self.seconds["total"] = self.before + self.saved - self.begin
+        kept = training.to_host(self.task, carry)
+        if hosts.leader():
+            meta = {**position._asdict(), "seconds": self.seconds}
+            self.saves.save(checkpoint.number(position), kept, meta)
 
     def resume(self, meta):
         """Takes over the clocks of the invocation that was interrupted."""
@@ -138,16 +183,19 @@ def compile_programs(task, hits):
 
 def check_memory(task, programs):
     """Prints the memory that the run takes; raises UserError if the device has less."""
-    data = training.state_bytes(task.data)
     state = training.state_bytes(training.state_shapes(task))
     scratch = max(program.temp_bytes for program in programs.all())
     count = 1 if task.mesh is None else task.mesh.size
+    parts = task.data.split
+    data = training.state_bytes(task.data) / parts  # of one device
     if machine.on_accelerator():  # each device has a memory of its own
         needed = data + 2 * state / count + scratch
-    else:
-        needed = count * (data + scratch) + 2 * state
+    else:  # all of this process
+        here = -(-count // jax.process_count())
+        needed = here * (data + scratch + 2 * state / count)
     free = machine.available_bytes()
     once = "once" if count == 1 else f"once on each of {count} devices"
+    once = f"on each of {count} devices, a part of the tasks" if parts > 1 else once
     parts = f"data {console.megabytes(data)} {once}, state {console.megabytes(state)}"
     print(f"memory: {parts}, scratch {console.megabytes(scratch)}", end="")
     print("" if free is None else f"; {console.megabytes(free)} free", flush=True)
@@ -185,22 +233,31 @@ def write_environment(folder):
 
 def train(request, folder, hits):
     """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
-    fields, meta, collected = collect.ensure(request.config, request.data)
-    task, env, scale = build.make_task(request.config, request.points, fields)
-    size = training.state_bytes(training.state_shapes(task))
-    machine.prepare_folder(folder, 4 * size + 20e6, "--out")
-    storage.write_json(folder / "config.json", identity(request))
-    write_environment(folder)
+    fields, meta, collected = collect.ensure(request.config, request.data, request.save_every)
+    task, env, scale = build.make_task(
+        request.config, request.points, fields, hosts.devices(), request.shard_data
+    )
+    if hosts.leader():
+        size = training.state_bytes(training.state_shapes(task))
+        machine.prepare_folder(folder, 4 * size + 20e6, "--out")
+        storage.write_json(folder / "config.json", identity(request))
+        write_environment(folder)
     session = Session(request, folder, task, build.task_sets(env)["test"])
     programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)
-    with checkpoint.Checkpoints(folder / "checkpoints") as saves:
-        carry = advance(programs, saves, session, {"collect": collected, "compile": compiled})
-    trace = jax.device_get(
-        programs.trace.call(carry["state"], task.run_keys, task.tasks, task.data, last_step(task))
-    )
+    spent = {"collect": collected, "compile": compiled}
+    if hosts.leader():
+        with checkpoint.Checkpoints(folder / "checkpoints") as saves:
+            carry = advance(programs, saves, session, spent)
+    else:
+        carry = advance(programs, None, session, spent)
+    args = (carry["state"], task.run_keys, task.tasks, task.data, last_step(task))
+    trace = sweep.fetch(programs.trace.call(*args), task.runs)
     trace = (trace[0] * scale[1] + scale[0], trace[1])
     session.seconds["total"] = session.before + time.perf_counter() - session.begin
+    if not hosts.leader():
+        return None
+    print("run: writing results", flush=True)
     return outputs.write(request, folder, task, env, meta, carry, trace, session)
 
 
@@ -210,26 +267,47 @@ def advance(programs, saves, session, spent):
     Args: spent, {phase: seconds} of this invocation so far.
     """
     task, session.saves = session.task, saves
-    like = training.empty_carry(task, training.state_shapes(task))
-    found = saves.restore(like)
-    if found is None:
-        done, carry = 0, {**like, "state": programs.init.call(task.hp, task.run_keys)}
+    position, kept = restore(task, saves, session)
+    if position == training.Position():
+        carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys))
     else:
-        carry, saved = found
-        carry = jax.tree.map(lambda x: x.copy(), carry)
-        done = saved["done"]
-        session.resume(saved)
-        print(f"run: resuming after step {done} of {session.total}", flush=True)
+        carry = training.to_device(task, kept)
+        print(f"run: resuming after step {position.done} of {session.total}", flush=True)
     for phase, seconds in spent.items():
         session.seconds[phase] += seconds
     session.before += spent["collect"]  # its own clock began after it
-    session.start(done)
+    session.start(position.done)
     hooks = training.Hooks(
-        on_chunk=session.on_chunk, on_evaluate=session.on_evaluate, on_save=session.on_save
+        on_piece=session.on_piece,
+        on_chunk=session.on_chunk,
+        on_evaluate=session.on_evaluate,
+        on_pause=session.on_pause,
     )
-    carry = training.chunked(task, programs, carry, done, hooks)
+    with preemption.held():  # what was trained since the last save is worth one
+        carry = training.chunked(
+            task, programs, carry, position, hooks, training.Pace(agree=hosts.agree)
+        )
     session.close()
     return carry
+
+
+def restore(task, saves, session):
+    """Returns (Position, numpy carry) of the newest checkpoint, or (Position(), None).
+
+    The leader reads it; other processes get it from there and pass saves=None.
+    """
+    like = training.carry_shapes(task)
+    found = saves.restore(like) if saves is not None else None
+    position, kept = training.Position(), None
+    if found is not None:
+        kept, meta = found
+        position = training.Position(meta["done"], meta["scored"])
+        session.resume(meta)
+    position = training.Position(*(int(x) for x in hosts.share(np.array(position))))
+    if position != training.Position() and hosts.several():
+        zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
+        kept = hosts.share(zeros if kept is None else kept)
+    return position, kept
 
 
 def execute(request):
@@ -243,6 +321,9 @@ def execute(request):
         return summary
     hits = machine.count_cache_hits()
     needs(request)
+    if not hosts.leader():
+        train(request, folder, hits)
+        return None
     machine.prepare_folder(folder, 20e6, "--out")
     with machine.disk_may_fill(folder), machine.alone(folder):
         summary = train(request, folder, hits)
@@ -251,15 +332,16 @@ def execute(request):
 
 
 def last_step(task):
-    """Returns the last step of a run as a device scalar."""
-    return jax.numpy.int32(sweep.plan(task.algorithm.stages, task.num_evals)[-1].done)
+    """Returns the last step of a run as a scalar."""
+    return np.int32(sweep.plan(task.algorithm.stages, task.num_evals)[-1].done)
 
 
 def run(argv):
-    """The command."""
-    machine.start()
-    execute(flags.parse(argv, "run", SUMMARY, machine.on_accelerator))
+    """The command; returns its exit code: FAILED_RUNS if a run did not stay finite."""
+    machine.start(argv)
+    summary = execute(flags.parse(argv, "run", SUMMARY, machine.on_accelerator))
+    return FAILED_RUNS if summary and summary["failed_seeds"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(flags.main(run))
+    flags.command(run)

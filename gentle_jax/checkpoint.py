@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from gentle_jax import errors
 from gentle_jax.config import fingerprint
 
+UNITS = 100  # more than the evaluation programs at one step
+
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at info level
 
 
@@ -98,6 +100,11 @@ class Checkpoints:
         """Ends the save that is under way, also after Ctrl-C; an error of its own is secondary."""
         with contextlib.suppress(*() if kind is None else (Exception,)):
             self.close()
+
+
+def number(position):
+    """Returns the number of the checkpoint of a `training.Position`: later ones are larger."""
+    return position.done * UNITS + position.scored
 
 
 def _layout(leaves):

@@ -1,15 +1,19 @@
 """Offline data on the device: flat rows per task, and jitted samplers of indices.
 
 The dataset is one argument of every program, shared by all runs: never mapped over, never copied
-per seed. Rows of an episode are contiguous, episodes of a behaviour level too.
+per seed. Every device has a copy, or, where that is too large, some of the tasks (`split`). Rows of
+an episode are contiguous, episodes of a behaviour level too.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from gentle_jax.types import Transition
+
+DEVICES = "runs"  # the mesh axis that a split dataset lies along: `sweep.RUNS`
 
 
 @struct.dataclass
@@ -20,6 +24,15 @@ class Dataset:
     episode_start: jax.Array  # [task, episode + 1] int32, the last entry is the number of rows
     level_episodes: int = struct.field(pytree_node=False)  # episodes of one behaviour level
     num_levels: int = struct.field(pytree_node=False)
+    place: jax.Array | None = None  # [task], where in `rows` a task lies; None: in this order
+    split: int = struct.field(pytree_node=False, default=1)  # devices that `rows` is split over
+
+    def partition(self):
+        """Returns the PartitionSpec of every part: what `sweep` shards a shared argument by."""
+        rows = PartitionSpec(DEVICES) if self.split > 1 else PartitionSpec()
+        whole = PartitionSpec()
+        place = None if self.place is None else whole
+        return self.replace(rows=rows, episode_start=whole, place=place)
 
 
 def from_episodes(fields, mask, timeout_is_terminal):
@@ -57,8 +70,30 @@ def from_episodes(fields, mask, timeout_is_terminal):
 
 
 def take_tasks(dataset, ids):
-    """Returns the Dataset of some tasks, in the order of `ids`."""
+    """Returns the Dataset of some tasks, in the order of `ids`: a copy of their rows."""
     return jax.tree.map(lambda x: x[ids], dataset)
+
+
+def view_tasks(dataset, ids):
+    """Returns the Dataset of some tasks without copying rows. Args: ids, which may be traced."""
+    place = ids if dataset.place is None else dataset.place[ids]
+    return dataset.replace(episode_start=dataset.episode_start[ids], place=place)
+
+
+def split_tasks(dataset, num_devices):
+    """Returns a numpy Dataset whose rows can be split by task over devices: padded with zeros.
+
+    Inside `jax.shard_map` every device then holds some tasks' rows, and `gather` fetches what it
+    draws from where it lies.
+    """
+    if num_devices == 1:
+        return dataset
+    missing = -dataset.episode_start.shape[0] % num_devices
+
+    def pad(leaf):
+        return np.concatenate([leaf, np.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
+
+    return dataset.replace(rows=jax.tree.map(pad, dataset.rows), split=num_devices)
 
 
 def statistics(dataset):
@@ -91,8 +126,24 @@ def _uniform_rows(low, high, shape, key):
 
 
 def gather(dataset, task_id, index):
-    """Returns rows `index` [T, B] of tasks `task_id` [T]: a Transition, leaves [T, B, ...]."""
-    return jax.tree.map(lambda x: x[task_id[:, None], index], dataset.rows)
+    """Returns rows `index` [T, ...] of tasks `task_id` [T]: a Transition, leaves [T, ..., ...]."""
+    at = task_id if dataset.place is None else dataset.place[task_id]
+    at = at.reshape(at.shape + (1,) * (index.ndim - 1))
+    if dataset.split == 1:
+        return jax.tree.map(lambda x: x[at, index], dataset.rows)
+    # every device asks all for its rows; each answers from its tasks, with zeros elsewhere
+    at, index = jax.lax.all_gather((at, index), DEVICES)
+    size = dataset.rows.reward.shape[0]
+    at = at - jax.lax.axis_index(DEVICES) * size
+    mine = (at >= 0) & (at < size)
+
+    def exchange(x):
+        found = x[jnp.where(mine, at, 0), index]
+        here = mine.reshape(mine.shape + (1,) * (found.ndim - mine.ndim))
+        found = jnp.where(here, found, 0.0)
+        return jax.lax.psum_scatter(found, DEVICES, scatter_dimension=0)
+
+    return jax.tree.map(exchange, dataset.rows)
 
 
 def rl_batch(dataset, task_id, size, key):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from gentle_jax import data as data_lib
 from gentle_jax import errors as errors_lib
 from gentle_jax import learner, networks
 
@@ -147,14 +148,14 @@ def _gradient_step(setup, state, data, index, lr):
     slots = (index % setup.steps_per_epoch) * setup.batch_size + jnp.arange(setup.batch_size)
     inside = (slots < setup.num_train).astype(jnp.float32)  # the last batch of an epoch is short
     rows = state.order[:, :, jnp.minimum(slots, setup.num_train - 1)]  # [N, K, batch]
+    batches = data_lib.gather(data, jnp.arange(setup.num_tasks), rows)
 
-    def task_loss(params, task, rows):
-        batch = jax.tree.map(lambda x: x[task][rows], data.rows)
+    def task_loss(params, batch):
         error = (_errors(setup, params, batch) * inside).sum(-1) / inside.sum()
         return error.sum() + _weight_decay(setup, params), error.mean()
 
     def total(params):
-        value, error = jax.vmap(task_loss)(params, jnp.arange(setup.num_tasks), rows)
+        value, error = jax.vmap(task_loss)(params, batches)
         return value.sum(), error.mean()
 
     (_, error), grads = jax.value_and_grad(total, has_aux=True)(state.params)
@@ -171,11 +172,12 @@ def _gradient_step(setup, state, data, index, lr):
 def _end_of_epoch(setup, state, data, key):
     """Keeps the members whose holdout error improved, and draws the next epoch's order."""
 
-    def holdout_error(params, task, rows):
-        batch = jax.tree.map(lambda x: x[task][rows][None].repeat(setup.members, 0), data.rows)
+    def holdout_error(params, batch):
+        batch = jax.tree.map(lambda x: x[None].repeat(setup.members, 0), batch)
         return _errors(setup, params, batch).mean(-1)
 
-    error = jax.vmap(holdout_error)(state.params, jnp.arange(setup.num_tasks), state.holdout)
+    batches = data_lib.gather(data, jnp.arange(setup.num_tasks), state.holdout)
+    error = jax.vmap(holdout_error)(state.params, batches)
     running = (state.stale < setup.patience)[:, None]
     better = (error < (1 - IMPROVEMENT) * state.best_error) & running
     take = lambda new, old: jnp.where(_like(better, new), new, old)

@@ -80,7 +80,8 @@ def random_returns(env, num_episodes, key, mesh=None):
     num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
     keys = jax.random.split(key, num_tasks)
     over_tasks = sweep.over_runs(one, 2, mesh, in_turn=False)
-    return jax.jit(over_tasks)(sweep.place(env.tasks, mesh), sweep.place(keys, mesh))
+    found = jax.jit(over_tasks)(sweep.place(env.tasks, mesh), sweep.place(keys, mesh))
+    return sweep.fetch(found, num_tasks)
 
 
 def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
@@ -102,7 +103,7 @@ def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
 
             def one(inputs, protocol=protocol):
                 task, index, key = inputs
-                own = data_lib.take_tasks(offline, index[None])
+                own = data_lib.view_tasks(offline, index[None])
                 repeat = lambda k: protocol.run(algorithm, state, env, task, own, k).returns
                 return jax.vmap(repeat)(jax.random.split(key, num_repeats)).mean(0)
 
@@ -123,7 +124,7 @@ def make_trace(algorithm, env, protocol):
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
 
         def one(task, index, key):
-            own = data_lib.take_tasks(offline, index[None])
+            own = data_lib.view_tasks(offline, index[None])
             outcome = protocol.run(algorithm, state, env, task, own, key)
             last = jax.tree.map(lambda x: x[-1], outcome)
             path = jnp.concatenate([last.rows.obs[:1], last.rows.next_obs])

@@ -6,7 +6,8 @@ side, XLA fuses the two programs differently and a step agrees to some 1e-6. Run
 dataset is shared, state is donated, and every program is compiled once, ahead of time: a shape
 that changes later is an error, not a silent second compilation.
 
-Runs are split over the devices of a mesh. On each, an accelerator takes its runs side by side
+Runs are split over the devices of a mesh; where they do not divide, the last run is repeated and
+its copies are dropped on the host. On each device, an accelerator takes its runs side by side
 (vmap); a CPU takes them one after the other (lax.map), which costs no speed, takes
 a fifth of the scratch memory, and makes a run's bits independent of how many others its device has.
 """
@@ -19,6 +20,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gentle_jax.rng import stream
@@ -64,36 +67,54 @@ def plan(stages, num_evals, num_chunks=50):
     return chunks
 
 
-def make_chunk(stage):
-    """Returns chunk(state, run_key, data, start, length) -> (state, mean metrics) of one run.
+def make_piece(stage):
+    """Returns piece(state, totals, run_key, data, start, length) -> (state, totals) of one run.
 
-    `start` and `length` are traced and have no run axis: any split into chunks runs one program,
-    and a step's key depends on (run, stage, step) only, so the split changes no bit.
+    `start` and `length` are traced and have no run axis: any split of a chunk into pieces runs one
+    program, and a step's key depends on (run, stage, step) only, so the split changes no bit.
+    `totals` are the sums of the stage's metrics, see `metric_shapes`.
     """
 
-    def chunk(state, run_key, data, start, length):
+    def piece(state, totals, run_key, data, start, length):
         def body(i, carry):
             state, totals = carry
             at = start + i
             state, metrics = stage.step(state, data, stream(run_key, stage.name, at), at)
             return state, jax.tree.map(jnp.add, totals, metrics)
 
-        shapes = jax.eval_shape(stage.step, state, data, run_key, start)[1]
+        return jax.lax.fori_loop(0, length, body, (state, totals))
+
+    return piece
+
+
+def metric_shapes(stage, state, data, run_key):
+    """Returns the shapes of a stage's metrics for one run. Args: arrays or shapes of one run."""
+    whole = data.replace(split=1) if hasattr(data, "split") else data  # outside of a mesh
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return jax.eval_shape(stage.step, state, whole, run_key, step)[1]
+
+
+def make_chunk(stage):
+    """Returns chunk(state, run_key, data, start, length) -> (state, mean metrics) of one run."""
+    piece = make_piece(stage)
+
+    def chunk(state, run_key, data, start, length):
+        shapes = metric_shapes(stage, state, data, run_key)
         totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        state, totals = jax.lax.fori_loop(0, length, body, (state, totals))
+        state, totals = piece(state, totals, run_key, data, start, length)
         return state, jax.tree.map(lambda t: t / length, totals)
 
     return chunk
 
 
-def devices_for(num_runs, devices):
-    """Returns as many of the devices as divide the runs evenly."""
-    return devices[: max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)]
+def make_mesh(num_runs, devices=None):
+    """Returns a mesh over as few devices as take the runs in the same time, or None for one.
 
-
-def make_mesh(num_runs):
-    """Returns a mesh over the local devices that `devices_for` chooses, or None if that is one."""
-    chosen = devices_for(num_runs, jax.local_devices())
+    Args: devices, by default those of this process; `jax.devices()` for all of several hosts.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    width = -(-num_runs // len(devices))  # runs of the device that has most
+    chosen = devices[: -(-num_runs // width)]
     if len(chosen) == 1:
         return None
     return jax.make_mesh((len(chosen),), (RUNS,), axis_types=(AxisType.Auto,), devices=chosen)
@@ -105,11 +126,56 @@ def run_sharding(mesh):
 
 
 def place(tree, mesh, shared=False):
-    """Puts leaves [S, ...] on the devices of a mesh, or whole copies of a `shared` tree."""
+    """Puts leaves [S, ...] on the devices of a mesh, or a `shared` tree as its `partition` says.
+
+    Without `partition` every device gets a whole copy. S is padded to a multiple of the mesh by
+    repeating the last run; `fetch` drops what was added.
+    """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    spec = PartitionSpec() if shared else PartitionSpec(RUNS)
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+    if shared:
+        specs = _partition(tree)
+    else:
+        specs = PartitionSpec(RUNS)
+        tree = jax.tree.map(lambda leaf: _padded(leaf, mesh.size), tree)
+    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+    if mesh.is_multi_process:
+        return jax.tree.map(_put_global, tree, jax.tree.broadcast(shardings, tree))
+    return jax.device_put(tree, shardings)
+
+
+def _partition(tree):
+    """Returns a pytree prefix of PartitionSpecs for a shared argument."""
+    return tree.partition() if hasattr(tree, "partition") else PartitionSpec()
+
+
+def _padded(leaf, multiple):
+    missing = -leaf.shape[0] % multiple
+    if not missing:
+        return leaf
+    index = np.minimum(np.arange(leaf.shape[0] + missing), leaf.shape[0] - 1)
+    return leaf[index]
+
+
+def _put_global(leaf, sharding):
+    """Puts an array that every process holds whole on the devices of several hosts."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put_global(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+
+def fetch(tree, num_runs):
+    """Returns leaves [S, ...] as numpy arrays on the host, of the first `num_runs` runs.
+
+    Of several hosts each gets all runs.
+    """
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves):
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:num_runs], jax.device_get(tree))
 
 
 def over_runs(function, num_mapped, mesh=None, in_turn=None):
@@ -128,10 +194,10 @@ def over_runs(function, num_mapped, mesh=None, in_turn=None):
 
     if mesh is None:
         return mapped
-    own, whole = PartitionSpec(RUNS), PartitionSpec()
+    own = PartitionSpec(RUNS)
 
     def split(*args):
-        specs = (own,) * num_mapped + (whole,) * (len(args) - num_mapped)
+        specs = (own,) * num_mapped + tuple(map(_partition, args[num_mapped:]))
         return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)(
             *args
         )
@@ -175,12 +241,12 @@ def init_runs(algorithm, hp, run_keys, mesh=None):
     return over_runs(init, 2, mesh)(hp, run_keys)
 
 
-def fused(algorithm, evaluate, data, tasks, hp, num_evals, mesh=None):
+def fused(algorithm, evaluate, data, tasks, hp, num_evals, mesh=None, num_runs=None):
     """Returns run(run_keys [S]) -> {"state", "returns", "metrics"}: a whole sweep as one program.
 
     Args: evaluate, from `evaluation.make_evaluate`; data, the Dataset of all tasks, training tasks
     first; tasks, task leaves in that order; hp, leaves [S]; num_evals, evaluations along training;
-    mesh, the one that `place` put them on.
+    mesh, the one that `place` put them on; num_runs, how many runs are real where S was padded.
     Results: returns {protocol: [point, S, task, E]}; metrics {stage: {name: [chunk, S]}}. The
     numbers are the chunked driver's, up to XLA's fusion. `run.jitted` is the compiled function
     itself, for those who count.
@@ -207,7 +273,9 @@ def fused(algorithm, evaluate, data, tasks, hp, num_evals, mesh=None):
             due = [i for i, c in enumerate(mine) if c.evaluate]
             returns.append(jax.tree.map(lambda x, due=due: x[jnp.array(due, int)], scores))
         stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *returns)
-        return {"state": state, "returns": stacked, "metrics": metrics}
+        real = lambda tree: jax.tree.map(lambda x: x[:, :num_runs], tree)
+        state = jax.tree.map(lambda x: x[:num_runs], state)
+        return {"state": state, "returns": real(stacked), "metrics": real(metrics)}
 
     jitted = jax.jit(run)
 

@@ -1,8 +1,9 @@
-"""The chunked driver: the same chunks as `sweep.fused`, with the host in between.
+"""The chunked driver: the same steps as `sweep.fused`, with the host in between.
 
-Between chunks the host saves a checkpoint in the background, and reports: a kill loses the chunk
-that is running, and the one before it only within the moment that its save takes. What a
-run has produced so far (returns, embeddings) travels inside the checkpoint: one atomic unit.
+A chunk (between two lines of the log) is trained in pieces of some seconds, whose lengths follow
+the clock and change no bit. After every piece and every evaluation the host may save, or stop: what
+a run has produced so far (state, sums of metrics, returns, embeddings) and its `Position` are one
+checkpoint, from which it goes on as if nothing had happened.
 """
 
 import functools
@@ -31,6 +32,12 @@ class Task(NamedTuple):
     run_keys: Any  # [S]
     num_evals: int
     mesh: Any = None  # the devices that the runs are split over; None: one device
+    num_runs: int | None = None  # real runs where S is padded to the devices; None: all
+
+    @property
+    def runs(self):
+        """How many runs there are."""
+        return self.run_keys.shape[0] if self.num_runs is None else self.num_runs
 
 
 class Programs(NamedTuple):
@@ -48,13 +55,41 @@ class Programs(NamedTuple):
         return [program for program in found if program is not None]
 
 
+class Position(NamedTuple):
+    """How far a run is: what a checkpoint says beside its arrays."""
+
+    done: int = 0  # steps of all stages
+    scored: int = 0  # evaluation programs that have run at this step
+
+
 class Hooks(NamedTuple):
-    """What the host does between chunks; every hook may be None."""
+    """What the host does meanwhile; every hook may be None."""
 
     on_compile: Any = None  # (name, Program)
-    on_chunk: Any = None  # (Chunk, metrics {name: [S]}, seconds)
+    on_piece: Any = None  # (Chunk, Position, steps, seconds)
+    on_chunk: Any = None  # (Chunk, metrics {name: [S]})
     on_evaluate: Any = None  # (Chunk, returns {protocol: [S, task, E]}, seconds)
-    on_save: Any = None  # (step, carry): called after every chunk
+    on_pause: Any = None  # (Position, carry, last): a moment to save, or to stop by raising
+
+
+class Pace:
+    """Chooses how many steps to take at once, so that the host is asked every `seconds`."""
+
+    def __init__(self, seconds=5.0, agree=lambda value: value):
+        self.seconds, self.agree = seconds, agree  # agree: one number for all hosts
+        self.per_step = {}  # stage -> seconds
+
+    def size(self, stage, left):
+        """Returns how many of the `left` steps of a chunk to take."""
+        if stage not in self.per_step:
+            wanted = max(left // 8, 1)
+        else:
+            wanted = max(int(self.seconds / max(self.per_step[stage], 1e-9)), 1)
+        return int(self.agree(left if left < 1.5 * wanted else wanted))
+
+    def took(self, stage, steps, seconds):
+        """Notes how long some steps of a stage have taken."""
+        self.per_step[stage] = seconds / steps
 
 
 def compile_all(task, hooks=Hooks()):  # noqa: B008 an immutable default
@@ -62,15 +97,14 @@ def compile_all(task, hooks=Hooks()):  # noqa: B008 an immutable default
     step = jax.ShapeDtypeStruct((), jnp.int32)
     sharding = sweep.run_sharding(task.mesh)
     over = lambda function: sweep.over_runs(function, 2, task.mesh)
-    state = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), state_shapes(task)
-    )
+    state = _on(state_shapes(task), sharding)
     whole = (state, task.run_keys, task.tasks, task.data, step)
     jobs = {"init": (_init(task), (task.hp, task.run_keys))}
-    for stage in task.algorithm.stages:
+    for stage, totals in zip(task.algorithm.stages, total_shapes(task), strict=True):
         if stage.num_steps:
-            args = (state, task.run_keys, task.data, step, step)
-            jobs["stage", stage.name] = (over(sweep.make_chunk(stage)), args, (0,))
+            args = (state, _on(totals, sharding), task.run_keys, task.data, step, step)
+            piece = sweep.over_runs(sweep.make_piece(stage), 3, task.mesh)
+            jobs["stage", stage.name] = (piece, args, (0, 1))
     for name in task.episodes:
         only = functools.partial(task.evaluate, names=(name,))
         jobs["evaluate", name] = (over(only), whole)
@@ -99,27 +133,82 @@ def _init(task):
     return lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys, task.mesh)
 
 
+def _on(shapes, sharding):
+    """Returns shapes of arrays that lie on devices."""
+    struct = jax.ShapeDtypeStruct
+    return jax.tree.map(lambda s: struct(s.shape, s.dtype, sharding=sharding), shapes)
+
+
 def state_shapes(task):
-    """Returns the shapes of the state of all runs, without computing anything."""
+    """Returns the shapes of the state of all runs, padded ones too, without computing anything."""
     return jax.eval_shape(_init(task), task.hp, task.run_keys)
 
 
-def empty_carry(task, state):
-    """Returns the carry before the first step: state, and NaN where results will be."""
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    args = (state_shapes(task), task.run_keys, task.tasks, task.data, step)
-    points = sum(c.evaluate for c in sweep.plan(task.algorithm.stages, task.num_evals))
-    blank = lambda s: np.full((points, *s.shape), np.nan, np.float32)
-    lead = (task.run_keys.shape[0], jax.tree.leaves(task.tasks)[0].shape[0])
+def total_shapes(task):
+    """Returns the shapes of the sums of metrics of every stage: leaves [S], padded runs too."""
+    runs = task.run_keys.shape[0]
+    one = lambda tree: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), tree)
+    state, key = one(state_shapes(task)), jax.eval_shape(lambda keys: keys[0], task.run_keys)
+    wide = lambda s: jax.ShapeDtypeStruct((runs, *s.shape), s.dtype)
+    return tuple(
+        jax.tree.map(wide, sweep.metric_shapes(stage, state, task.data, key))
+        if stage.num_steps
+        else {}
+        for stage in task.algorithm.stages
+    )
+
+
+def carry_shapes(task):
+    """Returns the shapes of what `chunked` hands on, and a checkpoint holds: real runs only.
+
+    Leaves: state [S, ...]; totals [S] of every stage; returns and embeddings [point, S, ...].
+    """
+    cut = lambda s: jax.ShapeDtypeStruct((task.runs, *s.shape[1:]), s.dtype)
+    points = len(eval_steps(task))
+    stack = lambda s: jax.ShapeDtypeStruct((points, task.runs, *s.shape[1:]), jnp.float32)
+    lead = (task.runs, jax.tree.leaves(task.tasks)[0].shape[0])
     # tracing `evaluate` only for its shapes would take long with physics
-    shape = lambda count: jax.ShapeDtypeStruct((*lead, count), jnp.float32)
-    returns = {name: shape(count) for name, count in task.episodes.items()}
-    embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2, task.mesh), *args[:2], *args[3:])
+    returns = {
+        name: jax.ShapeDtypeStruct((*lead, count), jnp.float32)
+        for name, count in task.episodes.items()
+    }
+    args = (state_shapes(task), task.run_keys, task.data, jax.ShapeDtypeStruct((), jnp.int32))
+    embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2, task.mesh), *args)
+    return {
+        "state": jax.tree.map(cut, state_shapes(task)),
+        "totals": jax.tree.map(cut, total_shapes(task)),
+        "returns": jax.tree.map(stack, returns),
+        "embeddings": jax.tree.map(stack, embeddings),
+    }
+
+
+def empty_carry(task, state):
+    """Returns the carry before the first step: state, zero sums, and NaN where results will be."""
+    shapes = carry_shapes(task)
+    blank = lambda s: np.full(s.shape, np.nan, np.float32)
+    totals = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes["totals"])
     return {
         "state": state,
-        "returns": jax.tree.map(blank, returns),
-        "embeddings": jax.tree.map(blank, embeddings),
+        "totals": sweep.place(totals, task.mesh),
+        "returns": jax.tree.map(blank, shapes["returns"]),
+        "embeddings": jax.tree.map(blank, shapes["embeddings"]),
     }
+
+
+def to_host(task, carry):
+    """Returns a carry as numpy arrays of the real runs: what a checkpoint holds."""
+    on_device = {name: carry[name] for name in ("state", "totals")}
+    return {**carry, **sweep.fetch(on_device, task.runs)}
+
+
+def to_device(task, carry):
+    """Returns the carry of a checkpoint with state and sums on the task's devices.
+
+    Nothing is shared with `carry`: a CPU would use its memory, which is donated.
+    """
+    carry = jax.tree.map(np.copy, carry)
+    placed = {name: sweep.place(carry[name], task.mesh) for name in ("state", "totals")}
+    return {**carry, **placed}
 
 
 def eval_steps(task):
@@ -127,42 +216,80 @@ def eval_steps(task):
     return [c.done for c in sweep.plan(task.algorithm.stages, task.num_evals) if c.evaluate]
 
 
-def chunked(task, programs, carry, done, hooks=Hooks()):  # noqa: B008 an immutable default
-    """Runs the chunks after step `done` and returns the final carry.
+def chunked(task, programs, carry, position, hooks=Hooks(), pace=None):  # noqa: B008 immutable
+    """Runs what is left after a Position and returns the final carry.
 
-    Args: carry, from `empty_carry` or a checkpoint taken at step `done`.
+    Args: carry, from `empty_carry` or `to_device`, at that position.
     """
-    points = eval_steps(task)
+    pace = pace or Pace()
+    units = len(programs.evaluate) + 1  # protocols, then embeddings
     for chunk in sweep.plan(task.algorithm.stages, task.num_evals):
-        if chunk.done <= done:
+        if chunk.done > position.done:
+            carry = _train_chunk(task, programs, carry, chunk, position, hooks, pace)
+            position = Position(chunk.done)
+        elif chunk.done < position.done:
             continue
-        begin = time.perf_counter()
-        state, metrics = programs.stages[chunk.stage].call(
+        while chunk.evaluate and position.scored < units:
+            _score(task, programs, carry, chunk, position.scored, hooks)
+            position = Position(chunk.done, position.scored + 1)
+            if hooks.on_pause and position.scored < units:
+                hooks.on_pause(position, carry, False)
+        if hooks.on_pause:
+            hooks.on_pause(position, carry, chunk.done == eval_steps(task)[-1])
+    return carry
+
+
+def _train_chunk(task, programs, carry, chunk, position, hooks, pace):
+    """Trains from a position to the end of a chunk; returns the carry."""
+    number, begin = chunk.stage, chunk.done - chunk.length
+    program = programs.stages[number]
+    at = max(position.done - begin, 0)
+    while at < chunk.length:
+        size, since = pace.size(number, chunk.length - at), time.perf_counter()
+        state, sums = program.call(
             carry["state"],
+            carry["totals"][number],
             task.run_keys,
             task.data,
-            jnp.int32(chunk.start),
-            jnp.int32(chunk.length),
+            np.int32(chunk.start + at),
+            np.int32(size),
         )
-        metrics = jax.device_get(metrics)
-        carry = {**carry, "state": state}
-        if hooks.on_chunk:
-            hooks.on_chunk(chunk, metrics, time.perf_counter() - begin)
-        if chunk.evaluate:
-            begin, at = time.perf_counter(), jnp.int32(chunk.done)
-            args, returns = (state, task.run_keys, task.tasks, task.data, at), {}
-            for program in programs.evaluate.values():
-                returns |= jax.device_get(program.call(*args))
-            embedded = jax.device_get(programs.embed.call(state, task.run_keys, task.data, at))
-            index = points.index(chunk.done)
-            for results, new in (("returns", returns), ("embeddings", embedded)):
-                for name, values in new.items():
-                    carry[results][name][index] = values
-            if hooks.on_evaluate:
-                hooks.on_evaluate(chunk, returns, time.perf_counter() - begin)
-        if hooks.on_save:
-            hooks.on_save(chunk.done, carry)
-    return carry
+        jax.block_until_ready(sums)
+        seconds = time.perf_counter() - since
+        pace.took(number, size, seconds)
+        at += size
+        totals = tuple(sums if i == number else t for i, t in enumerate(carry["totals"]))
+        carry = {**carry, "state": state, "totals": totals}
+        now = Position(begin + at)
+        if hooks.on_piece:
+            hooks.on_piece(chunk, now, size, seconds)
+        if hooks.on_pause and at < chunk.length:
+            hooks.on_pause(now, carry, False)
+    sums = sweep.fetch(carry["totals"][number], task.runs)
+    if hooks.on_chunk:
+        hooks.on_chunk(chunk, jax.tree.map(lambda total: total / chunk.length, sums))
+    # from here on the sums are those of the next chunk
+    zero = sweep.place(jax.tree.map(np.zeros_like, sums), task.mesh)
+    totals = tuple(zero if i == number else t for i, t in enumerate(carry["totals"]))
+    return {**carry, "totals": totals}
+
+
+def _score(task, programs, carry, chunk, unit, hooks):
+    """Runs one evaluation program, and writes its results into the carry."""
+    since, at = time.perf_counter(), np.int32(chunk.done)
+    index = eval_steps(task).index(chunk.done)
+    state, keys = carry["state"], task.run_keys
+    if unit < len(programs.evaluate):
+        program = list(programs.evaluate.values())[unit]
+        found, results = program.call(state, keys, task.tasks, task.data, at), "returns"
+    else:
+        found, results = programs.embed.call(state, keys, task.data, at), "embeddings"
+    found = sweep.fetch(found, task.runs)
+    for name, values in found.items():
+        carry[results][name][index] = values
+    if hooks.on_evaluate:
+        scores = found if results == "returns" else {}
+        hooks.on_evaluate(chunk, scores, time.perf_counter() - since)
 
 
 def state_bytes(state):

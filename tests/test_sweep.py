@@ -11,11 +11,13 @@ from jax import monitoring
 
 from experiments import build, flags
 from gentle_jax import config as config_lib
+from gentle_jax import data as data_lib
 from gentle_jax import evaluation, registry, storage, sweep, training
 from gentle_jax.types import Stage
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 NUM_EVALS = 2
+START = training.Position()
 
 
 def same(a, b):
@@ -28,9 +30,15 @@ def row(tree, index):
     return jax.tree.map(lambda x: np.asarray(x)[index], tree)
 
 
-def results_of(carry):
+def results_of(task, carry):
     """Everything of a chunked run on the host: its device buffers are reused later."""
-    return jax.tree.map(np.array, carry)
+    return jax.tree.map(np.array, training.to_host(task, carry))
+
+
+def run_all(task, programs, **options):
+    """The results of a chunked run from its start."""
+    carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys))
+    return results_of(task, training.chunked(task, programs, carry, START, **options))
 
 
 class Setting(NamedTuple):
@@ -43,11 +51,7 @@ class Setting(NamedTuple):
 
     def run(self, **changes):
         """Runs all chunks with the same programs and some other `hp` or `run_keys`."""
-        task = self.task._replace(**changes)
-        state = self.programs.init.call(task.hp, task.run_keys)
-        return results_of(
-            training.chunked(task, self.programs, training.empty_carry(task, state), 0)
-        )
+        return run_all(self.task._replace(**changes), self.programs)
 
 
 class Counter:
@@ -172,16 +176,44 @@ def test_the_number_of_chunks_changes_no_bit(setting, monkeypatch, num_chunks):
     assert same(setting.run(), setting.plain)
 
 
-def test_resume_from_any_chunk_changes_no_bit(setting):
-    saved = {}
-    task, programs = setting.task, setting.programs
-    state = programs.init.call(task.hp, task.run_keys)
-    hooks = training.Hooks(on_save=lambda done, carry: saved.update({done: results_of(carry)}))
-    training.chunked(task, programs, training.empty_carry(task, state), 0, hooks)
-    total = max(saved)
-    for done in (1, total // 2, total):
-        again = training.chunked(task, programs, jax.tree.map(np.copy, saved[done]), done)
-        assert same(results_of(again), setting.plain), done
+class OneByOne(training.Pace):
+    """Asks the host after every single step."""
+
+    def size(self, stage, left):
+        return 1
+
+
+def test_pieces_of_any_size_and_resuming_at_any_pause_change_no_bit(setting, monkeypatch):
+    # chunks of several steps, so that there are positions within one
+    monkeypatch.setattr(sweep, "plan", functools.partial(sweep.plan, num_chunks=2))
+    task, programs, saved, logs = setting.task, setting.programs, {}, []
+
+    def hooks(log):
+        def on_pause(position, carry, last):
+            saved[position] = results_of(task, carry), last
+
+        return training.Hooks(
+            on_chunk=lambda chunk, metrics: log.append((chunk, metrics)), on_pause=on_pause
+        )
+
+    whole, pieces = [], []
+    assert same(run_all(task, programs, hooks=hooks(whole)), setting.plain)
+    saved.clear()
+    assert same(run_all(task, programs, hooks=hooks(pieces), pace=OneByOne()), setting.plain)
+    assert [c for c, _ in whole] == [c for c, _ in pieces] and len(whole) < 12
+    assert same([m for _, m in whole], [m for _, m in pieces])  # metrics are means over chunks
+    total = sum(stage.num_steps for stage in task.algorithm.stages)
+    units = len(task.episodes) + 1
+    within = {training.Position(done) for done in range(1, total)} & set(saved)
+    assert len(within) > total // 2 and training.Position(total, 1) in saved
+    assert [p for p, (_, last) in saved.items() if last] == [training.Position(total, units)]
+    for position in sorted(saved)[:: len(saved) // 5] + [training.Position(total, 1)]:
+        carry = training.to_device(task, saved[position][0])
+        again = training.chunked(task, programs, carry, position, hooks(logs))
+        assert same(results_of(task, again), setting.plain), position
+        first = whole[-1][1] if position.done < total else None
+        if first is not None:  # sums were taken over from before the interruption
+            assert same(logs[-1][1], first), position
 
 
 def test_fused_and_chunked_drivers_agree_bit_by_bit(setting, fused):
@@ -199,8 +231,9 @@ def test_runs_together_equal_each_run_alone(setting):
     task, programs = setting.task, setting.programs
     warmup, stage = task.algorithm.stages
     state = programs.init.call(task.hp, task.run_keys)
+    totals = training.empty_carry(task, state)["totals"][0]
     state, _ = programs.stages[0].call(
-        state, task.run_keys, task.data, jnp.int32(0), jnp.int32(warmup.num_steps)
+        state, totals, task.run_keys, task.data, jnp.int32(0), jnp.int32(warmup.num_steps)
     )
     alone = jax.jit(sweep.make_chunk(stage))
     for index in range(2):
@@ -230,53 +263,126 @@ def test_side_by_side_equals_in_turn(setting):
 
 
 @pytest.mark.parametrize(
-    "num_runs,num_devices,expected", [(8, 2, 2), (6, 4, 3), (7, 2, None), (1, 4, None), (8, 3, 2)]
+    "num_runs,num_devices,expected",
+    [(8, 2, 2), (6, 4, 3), (7, 2, 2), (1, 4, None), (8, 3, 3), (5, 4, 3), (3, 8, 3), (9, 1, None)],
 )
-def test_the_mesh_takes_as_many_devices_as_divide_the_runs(num_runs, num_devices, expected):
-    stand_ins = [jax.devices()[0]] * num_devices
-    chosen = sweep.devices_for(num_runs, stand_ins)
-    assert (None if len(chosen) == 1 else len(chosen)) == expected
+def test_the_mesh_takes_no_more_devices_than_save_time(
+    monkeypatch, num_runs, num_devices, expected
+):
+    monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, **__: shape[0])
+    assert sweep.make_mesh(num_runs, list(range(num_devices))) == expected
 
 
-def test_runs_split_over_two_devices(setting):
-    """The same two runs on each of two devices: bit-equal, and close to two runs on one device.
-
-    Not bit-equal to one device: XLA compiles programs for one and for several differently.
-    """
-    mesh, plain = sweep.make_mesh(4), setting.task
-    assert mesh.size == 2
-    twice = lambda x: jnp.concatenate([x, x])
-    task = plain._replace(
-        data=sweep.place(plain.data, mesh, shared=True),
-        tasks=sweep.place(plain.tasks, mesh, shared=True),
-        hp=sweep.place(jax.tree.map(twice, plain.hp), mesh),
-        run_keys=sweep.place(twice(plain.run_keys), mesh),
+def spread(task, num_runs, split=False):
+    """The same sweep with so many runs (keys and hp of the two repeated), over two devices."""
+    index = np.arange(num_runs) % 2
+    mesh = sweep.make_mesh(num_runs)
+    data = jax.tree.map(np.asarray, task.data)
+    data = data_lib.split_tasks(data, mesh.size) if split else data
+    return task._replace(
+        data=sweep.place(data, mesh, shared=True),
+        tasks=sweep.place(task.tasks, mesh, shared=True),
+        hp=sweep.place(jax.tree.map(lambda x: x[index], task.hp), mesh),
+        run_keys=sweep.place(task.run_keys[index], mesh),
         mesh=mesh,
+        num_runs=num_runs,
     )
+
+
+@pytest.fixture(scope="module")
+def four(setting):
+    """Four runs, two on each of two devices: (task, programs, results)."""
+    task = spread(setting.task, 4)
     programs = training.compile_all(task)
+    return task, programs, run_all(task, programs)
 
-    def run(state):
-        return results_of(training.chunked(task, programs, training.empty_carry(task, state), 0))
 
+def check_repeats(found, plain):
+    """Runs 0, 2, ... of `found` are alike bit by bit, and close to run 0 of `plain`; so are odd."""
+    size = jax.tree.leaves(found["state"])[0].shape[0]
+    for index in range(2, size):
+        assert same(row(found["state"], index), row(found["state"], index % 2))
+        for results in ("returns", "embeddings"):
+            for values in found[results].values():
+                np.testing.assert_array_equal(values[:, index], values[:, index % 2])
+    for a, b in zip(*map(jax.tree.leaves, (found["state"], plain["state"])), strict=True):
+        np.testing.assert_allclose(a[:2], b, rtol=1e-4, atol=1e-5)
+
+
+def test_runs_split_over_two_devices(setting, four):
+    """The same two runs on each of two devices: bit-equal, and close to two runs on one device."""
+    task, programs, found = four
+    assert task.mesh.size == 2
     state = programs.init.call(task.hp, task.run_keys)
     leaf = jax.tree.leaves(state)[0]
     assert len(leaf.sharding.device_set) == 2
     assert leaf.addressable_shards[0].data.shape[0] == 2  # half of the runs each
-    saved = jax.tree.map(np.array, state)  # what a checkpoint holds, whatever the devices
-    carry = run(state)
-    assert same(run(saved), carry)
-    first, second = slice(0, 2), slice(2, 4)
-    assert same(row(carry["state"], first), row(carry["state"], second))
-    for results in ("returns", "embeddings"):
-        for values in carry[results].values():
-            np.testing.assert_array_equal(values[:, first], values[:, second])
-    expected = jax.tree.leaves(setting.plain["state"])
-    for a, b in zip(jax.tree.leaves(carry["state"]), expected, strict=True):
-        np.testing.assert_allclose(a[first], b, rtol=1e-4, atol=1e-5)
+    check_repeats(found, setting.plain)
     fused = sweep.fused(
-        task.algorithm, task.evaluate, task.data, task.tasks, task.hp, NUM_EVALS, mesh
+        task.algorithm, task.evaluate, task.data, task.tasks, task.hp, NUM_EVALS, task.mesh
     )
-    assert same(jax.device_get(fused(task.run_keys))["returns"], carry["returns"])
+    assert same(jax.device_get(fused(task.run_keys))["returns"], found["returns"])
+
+
+def test_runs_that_do_not_divide_are_padded_and_the_copies_dropped(setting, four):
+    """Three runs on two devices have the width of four: bit-equal to the first three of them."""
+    task = spread(setting.task, 3)
+    assert task.mesh.size == 2 and task.run_keys.shape == (4,) and task.runs == 3
+    wide, programs, expected = four
+    del wide
+    found = run_all(task, programs)  # the very programs of four runs
+    assert same(row(expected["state"], slice(0, 3)), found["state"])
+    for results in ("returns", "embeddings"):
+        for name, values in found[results].items():
+            assert values.shape[:2] == (NUM_EVALS, 3)
+            np.testing.assert_array_equal(values, expected[results][name][:, :3])
+    fused = sweep.fused(
+        task.algorithm, task.evaluate, task.data, task.tasks, task.hp, NUM_EVALS, task.mesh, 3
+    )
+    result = jax.device_get(fused(task.run_keys))
+    assert same(result["returns"], found["returns"]) and same(result["state"], found["state"])
+
+
+def test_a_checkpoint_of_one_device_resumes_on_two(setting, four):
+    """Real runs only are saved, so what they lay on does not matter."""
+    task, saved = spread(setting.task, 2), {}
+    hooks = training.Hooks(
+        on_pause=lambda position, carry, last: saved.update(
+            {position: results_of(setting.task, carry)}
+        )
+    )
+    run_all(setting.task, setting.programs, hooks=hooks)
+    position = sorted(saved)[len(saved) // 2]
+    assert task.mesh.size == 2
+    carry = training.to_device(task, saved[position])
+    programs = training.compile_all(task)
+    found = results_of(task, training.chunked(task, programs, carry, position))
+    check_repeats(found, setting.plain)
+
+
+def test_data_split_by_task_change_no_bit(setting, four):
+    """Rows are fetched from the device that has them, in training and in evaluation."""
+    task = spread(setting.task, 4, split=True)
+    shard = task.data.rows.reward.addressable_shards[0].data
+    num_tasks = setting.task.data.rows.reward.shape[0]
+    assert shard.shape[0] == -(-num_tasks // 2)  # half of the tasks
+    programs = training.compile_all(task)
+    found = run_all(task, programs)
+    for a, b in zip(*map(jax.tree.leaves, (found, four[2])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    drawn = jax.jit(sweep.over_runs(draw_rows, 1, task.mesh))
+    alone = jax.jit(sweep.over_runs(draw_rows, 1, four[0].mesh))
+    assert same(drawn(task.run_keys, task.data), alone(task.run_keys, four[0].data))
+
+
+def draw_rows(key, data):
+    """Rows of every kind of draw, of some tasks in another order."""
+    ids = jnp.array([3, 0, 4, 1])
+    seen = data_lib.view_tasks(data, ids[::-1])
+    draws = [
+        data_lib.context_batch(data, ids, 6, key, d, 2) for d in ("uniform", "level", "episodes")
+    ]
+    return draws, data_lib.rl_batch(seen, jnp.arange(4), 5, key)
 
 
 @pytest.mark.parametrize("what", ["hp", "key"])

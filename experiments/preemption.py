@@ -1,0 +1,66 @@
+"""SIGTERM and SIGINT: save, then end with exit code 42, after which the same command resumes.
+
+Anywhere a signal ends the command at once, except inside `held`, where it waits for the next
+`check`: between two pieces of training or collecting there is something to save first. Periodic
+checkpoints are the guarantee; signals only make the loss smaller.
+"""
+
+import contextlib
+import signal
+import threading
+
+EXIT_CODE = 42
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(BaseException):
+    """The command was asked to stop. No `Exception`: nothing that mends errors may swallow it."""
+
+
+class _Signals:
+    """What has arrived; signals belong to the process, so there is one of these."""
+
+    received: signal.Signals | None = None
+    held = 0
+
+
+def install():
+    """Takes over SIGTERM and SIGINT; does nothing outside the main thread, which alone may."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _receive)
+
+
+def _receive(number, frame):
+    del frame
+    again, _Signals.received = _Signals.received, signal.Signals(number)
+    if not _Signals.held or again is signal.SIGINT is number:  # Ctrl-C twice: at once
+        raise Preempted(_Signals.received.name)
+
+
+def requested():
+    """Whether a signal has arrived."""
+    return _Signals.received is not None
+
+
+@contextlib.contextmanager
+def held():
+    """Signals wait for `check` inside, and end the command on leaving at the latest."""
+    _Signals.held += 1
+    try:
+        yield
+    finally:
+        _Signals.held -= 1
+    if requested() and not _Signals.held:
+        check()
+
+
+def check():
+    """Raises Preempted if a signal has arrived."""
+    if requested():
+        raise Preempted(_Signals.received.name)
+
+
+def forget():
+    """Forgets a signal: for a process that runs several commands."""
+    _Signals.received = None
