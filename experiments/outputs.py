@@ -184,9 +184,15 @@ def write(request, folder, task, env, meta, carry, trace, session):
     return summary
 
 
+def run_name(entry):
+    """Returns an entry of `failed_seeds` as text."""
+    point = {key: value for key, value in entry.items() if key != "seed"}
+    return f"seed {entry['seed']}" + (f" ({label(point)})" if point else "")
+
+
 def failed_seeds(session, carry):
-    """Returns [seed or (seed, grid point)] of runs whose last returns are not finite."""
-    bad = np.zeros(session.runs, bool)
+    """Returns [{"seed", and its grid point}] of runs whose metrics or returns are not finite."""
+    bad = session.lost.copy()
     for values in carry["returns"].values():
         bad |= ~np.isfinite(values[-1]).all((1, 2))
     return [
@@ -232,7 +238,7 @@ def print_table(summary, folder):
     print()
     print(tables.render(summary["results"]))
     if summary["failed_seeds"]:
-        print(f"not finite: {summary['failed_seeds']}")
+        print(f"not finite: {', '.join(map(run_name, summary['failed_seeds']))}")
     spent = "  ".join(f"{name} {seconds[name]:.1f} s" for name in seconds)
     print(f"\n{spent}  ({summary['seed_steps_per_second']:.0f} seed-steps/s)")
     print(f"results: {folder}", flush=True)

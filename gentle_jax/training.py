@@ -224,11 +224,11 @@ def chunked(task, programs, carry, position, hooks=Hooks(), pace=None):  # noqa:
     pace = pace or Pace()
     units = len(programs.evaluate) + 1  # protocols, then embeddings
     for chunk in sweep.plan(task.algorithm.stages, task.num_evals):
+        if position >= Position(chunk.done, units if chunk.evaluate else 0):
+            continue
         if chunk.done > position.done:
             carry = _train_chunk(task, programs, carry, chunk, position, hooks, pace)
             position = Position(chunk.done)
-        elif chunk.done < position.done:
-            continue
         while chunk.evaluate and position.scored < units:
             _score(task, programs, carry, chunk, position.scored, hooks)
             position = Position(chunk.done, position.scored + 1)

@@ -40,7 +40,7 @@ TINY = {
 }
 ARGUMENTS = (
     "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--seed_offset=3",
-    f"--num_seeds={SEEDS}", f"--num_steps={STEPS}", "--sweep=lr=0.001,0.002",
+    f"--num_seeds={SEEDS}", f"--num_steps={STEPS}", "--sweep=lr=0.001,0.002", "--save_every=0",
     *(f"--config.{key}={value}" for key, value in TINY.items()),
 )  # fmt: skip
 KEYS = {
@@ -256,17 +256,19 @@ def test_the_same_command_again_prints_the_same_table(
 
 
 def interrupt(patch, when, at, error):
-    """Raises `error` at the chunk that ends at step `at`: before, or after, it is saved."""
-    original = run.Session.on_save
+    """Raises `error` at the last pause of step `at`: before, or after, it is saved."""
+    original = run.Session.on_pause
 
-    def on_save(self, done, carry):
-        if done == at and when == "before":
+    def on_pause(self, position, carry, last):
+        units = 2 if position.done % (STEPS // EVALS) == 0 else 0  # one protocol, embeddings
+        there = position == (at, units)
+        if there and when == "before":
             raise error
-        original(self, done, carry)
-        if done == at:
+        original(self, position, carry, last)
+        if there:
             raise error
 
-    patch.setattr(run.Session, "on_save", on_save)
+    patch.setattr(run.Session, "on_pause", on_pause)
 
 
 @pytest.mark.parametrize("when,at", [("before", 1), ("after", STEPS // 2), ("after", STEPS)])
@@ -275,7 +277,7 @@ def test_an_interrupted_run_resumes_bit_by_bit(
 ):
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, when, at, KeyboardInterrupt())
-        assert workspace.command(tmp_path) == 130
+        assert workspace.command(tmp_path) == 42
     shown = capsys.readouterr().err.strip().splitlines()
     assert shown == ["interrupted; the same command resumes from the last checkpoint"]
     folder = run_folder(tmp_path)
@@ -302,7 +304,7 @@ def test_two_interruptions_a_cut_line_and_clocks_that_add_up(
         for when, at in (("before", 3), ("after", 9)):
             with pytest.MonkeyPatch.context() as stop:
                 interrupt(stop, when, at, KeyboardInterrupt())
-                assert workspace.command(tmp_path) == 130
+                assert workspace.command(tmp_path) == 42
         folder = run_folder(tmp_path)
         with open(folder / "metrics.jsonl", "a") as file:
             file.write('{"step": 10, "sta')
@@ -320,11 +322,11 @@ def test_a_damaged_newest_checkpoint_resumes_from_the_one_before(
 ):
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, "after", 7, KeyboardInterrupt())
-        assert workspace.command(tmp_path) == 130
+        assert workspace.command(tmp_path) == 42
     folder = run_folder(tmp_path)
-    for path in (folder / "checkpoints" / "7").rglob("d/*"):
+    for path in (folder / "checkpoints" / "700").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="checkpoint 7 is damaged"):
+    with pytest.warns(UserWarning, match="checkpoint 700 is damaged"):
         assert workspace.command(tmp_path) == 0
     assert "resuming after step 6" in capsys.readouterr().out
     check_same_results(folder, finished)
@@ -339,7 +341,7 @@ def test_no_space_left_keeps_the_checkpoint_and_resumes(
     line = capsys.readouterr().err
     assert line.startswith("error: no space left in ") and line.count("\n") == 1
     folder = run_folder(tmp_path)
-    assert (folder / "checkpoints" / "4").is_dir() and not (folder / "summary.json").exists()
+    assert (folder / "checkpoints" / "400").is_dir() and not (folder / "summary.json").exists()
     assert workspace.command(tmp_path) == 0
     assert "resuming after step 4" in capsys.readouterr().out
     check_same_results(folder, finished)
@@ -379,32 +381,79 @@ def test_too_little_memory_is_said_before_training(workspace, finished, tmp_path
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
-def test_a_killed_process_resumes_bit_by_bit(workspace, finished, plain_outputs, tmp_path):
+def start_process(workspace, out):
+    """The command in a process of its own, with what it prints on pipes."""
     environment = {
         **os.environ,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in this process (conftest.py)
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.run", *workspace.arguments(tmp_path)],
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *workspace.arguments(out)],
         cwd=ROOT,
         env=environment,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
     )
-    with process:
+
+
+@pytest.mark.parametrize("kind,code", [("SIGKILL", -9), ("SIGTERM", 42), ("SIGINT", 42)])
+def test_a_process_that_is_stopped_in_training_resumes_bit_by_bit(
+    workspace, finished, plain_outputs, tmp_path, kind, code
+):
+    with start_process(workspace, tmp_path) as process:
         folder, limit = None, time.monotonic() + 120
         while process.poll() is None and time.monotonic() < limit:
             folder = folder or next(tmp_path.glob("ctmrl/point_robot/ctmrl/*"), None)
             if folder is not None and len(steps_of(folder)) >= 3:
                 break
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        _, shown = process.communicate()
-    assert process.returncode == -signal.SIGKILL, shown
+        process.send_signal(getattr(signal, kind))
+        shown, err = process.communicate()
+    assert process.returncode == code, err
     assert folder is not None and 3 <= len(steps_of(folder)) < STEPS
+    if code == 42:
+        assert "run: stopping after step" in shown
+        assert err == "interrupted; the same command resumes from the last checkpoint\n"
     assert workspace.command(tmp_path) == 0
     check_same_results(folder, finished)
+
+
+@pytest.mark.parametrize("until", ["run: protocols", "data: reusing"])
+def test_a_signal_before_training_ends_the_command_at_once(workspace, finished, tmp_path, until):
+    with start_process(workspace, tmp_path) as process:
+        for line in process.stdout:
+            if line.startswith(until):
+                break
+        process.send_signal(signal.SIGTERM)
+        begin = time.perf_counter()
+        _, err = process.communicate()
+    assert process.returncode == 42 and "Traceback" not in err, err
+    assert time.perf_counter() - begin < 20  # compiling takes longer
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished, tmp_path, capsys):
+    arguments = [
+        a.replace("lr=0.001,0.002", "lr=0.001,1e30") for a in workspace.arguments(tmp_path)
+    ]
+    for again in range(2):  # a finished run tells it again
+        assert flags.main(run.run, ["run", *arguments]) == run.FAILED_RUNS == 3
+        shown = capsys.readouterr()
+        assert not shown.err
+        assert ("run: seed 3 (lr=1e+30) is not finite after step" in shown.out) == (not again)
+        assert "not finite: seed 3 (lr=1e+30), seed 4 (lr=1e+30)" in shown.out
+    folder = run_folder(tmp_path)
+    assert [(f["seed"], f["algo.lr"]) for f in summary_of(folder)["failed_seeds"]] == [
+        (3, 1e30), (4, 1e30),
+    ]  # fmt: skip
+    with np.load(folder / "returns.npz") as a, np.load(finished / "returns.npz") as b:
+        name = "test/given_context"
+        assert a[name][:, :SEEDS].tobytes() == b[name][:, :SEEDS].tobytes()
+        assert np.isnan(a[name][-1, SEEDS:]).all()
+    by_point = {r["sweep"]: r for r in summary_of(folder)["results"]}
+    assert np.isfinite(by_point["lr=0.001"]["mean"]) and np.isnan(by_point["lr=1e+30"]["mean"])
 
 
 def test_a_second_process_in_the_same_folder_is_refused(workspace, tmp_path, capsys):

@@ -1,6 +1,9 @@
 """Seed sweeps: the plan, the two drivers, isolation of runs, and how often anything compiles."""
 
 import functools
+import pathlib
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -17,6 +20,7 @@ from gentle_jax.types import Stage
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 NUM_EVALS = 2
+ROOT = pathlib.Path(__file__).parent.parent
 START = training.Position()
 
 
@@ -341,6 +345,30 @@ def test_runs_that_do_not_divide_are_padded_and_the_copies_dropped(setting, four
     )
     result = jax.device_get(fused(task.run_keys))
     assert same(result["returns"], found["returns"]) and same(result["state"], found["state"])
+
+
+@pytest.mark.slow
+def test_more_devices_change_no_bit_at_equal_width():
+    command = [sys.executable, "-m", "tests.equal_width"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "equal"
+
+
+def test_one_device_equals_two_at_equal_width(setting):
+    """Without XLA's algebraic simplifier, which programs for several devices pass once more."""
+    found = []
+    for task in (setting.task, spread(setting.task, 4)):
+        stage = task.algorithm.stages[1]
+        chunk = sweep.over_runs(sweep.make_chunk(stage), 2, task.mesh, in_turn=False)
+        state = setting.programs.init.call(setting.task.hp, setting.task.run_keys)
+        state = jax.tree.map(lambda x, n=task.runs: np.asarray(x)[np.arange(n) % 2], state)
+        args = sweep.place(state, task.mesh), task.run_keys, task.data, jnp.int32(0), jnp.int32(5)
+        options = {"xla_disable_hlo_passes": "algsimp"}
+        compiled = jax.jit(chunk).lower(*args).compile(compiler_options=options)
+        found.append(jax.device_get(compiled(*args)))
+    one, two = found
+    assert same(one, row(two, slice(0, 2))) and same(one, row(two, slice(2, 4)))
 
 
 def test_a_checkpoint_of_one_device_resumes_on_two(setting, four):
