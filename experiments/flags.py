@@ -235,7 +235,7 @@ def parse(argv, command, summary, on_accelerator, extra=()):
 def main(function, argv=None):
     """Runs a command: user errors become one line on stderr and exit code 2, signals code 42."""
     try:
-        preemption.install()
+        preemption.begin()
         return function(sys.argv if argv is None else argv) or 0
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -254,6 +254,7 @@ def main(function, argv=None):
 def command(function):
     """Runs a command and ends the process with its exit code."""
     code = main(function)
+    preemption.ignore()
     if code == preemption.EXIT_CODE:  # at once: threads that compile would hold it up
         sys.stdout.flush()
         sys.stderr.flush()

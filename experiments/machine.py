@@ -121,7 +121,7 @@ def _commit():
 
 def available_bytes():
     """Returns the memory that is free on the device, or None where it cannot be known."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     try:
@@ -134,7 +134,7 @@ def available_bytes():
 
 def peak_bytes():
     """Returns the peak memory of the device (GPU, TPU) or of this process (CPU)."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     return int(
         stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     )

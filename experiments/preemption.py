@@ -2,10 +2,12 @@
 
 Anywhere a signal ends the command at once, except inside `held`, where it waits for the next
 `check`: between two pieces of training or collecting there is something to save first. Periodic
-checkpoints are the guarantee; signals only make the loss smaller.
+checkpoints are the guarantee; signals only make the loss smaller. Imports no more than it must:
+it is the first thing that a command imports.
 """
 
 import contextlib
+import os
 import signal
 import threading
 
@@ -21,18 +23,36 @@ class _Signals:
     """What has arrived; signals belong to the process, so there is one of these."""
 
     received: signal.Signals | None = None
+    running = False  # whether `flags.main` has begun, which turns Preempted into an exit code
     held = 0
 
 
 def install():
     """Takes over SIGTERM and SIGINT; does nothing outside the main thread, which alone may."""
+    _handle(_receive)
+
+
+def ignore():
+    """Ignores both from now on: all is done, and the exit code is settled."""
+    _handle(signal.SIG_IGN)
+
+
+def _handle(action):
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            signal.signal(number, _receive)
+            signal.signal(number, action)
+
+
+def begin():
+    """Says that a command runs, and catches Preempted."""
+    install()
+    _Signals.running, _Signals.received = True, None
 
 
 def _receive(number, frame):
     del frame
+    if not _Signals.running:  # still importing: there is nothing to unwind
+        os._exit(EXIT_CODE)
     again, _Signals.received = _Signals.received, signal.Signals(number)
     if not _Signals.held or again is signal.SIGINT is number:  # Ctrl-C twice: at once
         raise Preempted(_Signals.received.name)
@@ -59,8 +79,3 @@ def check():
     """Raises Preempted if a signal has arrived."""
     if requested():
         raise Preempted(_Signals.received.name)
-
-
-def forget():
-    """Forgets a signal: for a process that runs several commands."""
-    _Signals.received = None
