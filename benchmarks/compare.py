@@ -158,7 +158,7 @@ def accepted(path):
 
 
 def worse_by(entry, value):
-    """Returns by how much `value` is worse than an accepted one, as a share of that; < 0: better."""
+    """Returns by how much `value` is worse than an accepted one, as a share; < 0: better."""
     change = (value - entry["value"]) / abs(entry["value"]) if entry["value"] else 0.0
     return change if entry["better"] == LOWER else -change
 

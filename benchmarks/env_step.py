@@ -127,22 +127,31 @@ def inputs(env, batch, steps):
     return tasks, jax.device_get(states), actions
 
 
+def make_simulate(step):
+    """Returns simulate(task, state, actions [H, A], steps) -> (state, a number) of one simulation.
+
+    Args: step, from `whole_step` or `bare_step`.
+    """
+
+    def simulate(task, state, actions, steps):
+        def body(i, carry):
+            state, total = carry
+            state, number = step(task, state, actions[i])
+            return state, total + number
+
+        return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(())))
+
+    return simulate
+
+
 class MjxLoop:
     """A compiled loop over environment steps of a batch that is split over the devices."""
 
     def __init__(self, step, tasks, states, actions):
-        def simulate(task, state, actions, steps):
-            def body(i, carry):
-                state, total = carry
-                state, number = step(task, state, actions[i])
-                return state, total + number
-
-            return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(())))
-
         mesh = sweep.make_mesh(len(actions))
         self.devices = 1 if mesh is None else mesh.size
         self.args = tuple(sweep.place(tree, mesh) for tree in (tasks, states, actions))
-        loop = sweep.over_runs(simulate, 3, mesh, in_turn=False)
+        loop = sweep.over_runs(make_simulate(step), 3, mesh, in_turn=False)
         with machine.empty_cache():
             cold = sweep.compile_program(loop, (*self.args, jnp.int32(0)))
             jax.clear_caches()

@@ -96,6 +96,30 @@ def whole_numbers(flag, texts):
     return [int(text) for text in texts]
 
 
+def bar_row(bars, name, measured, how, source):
+    """Returns the row of one bar that the project has set itself.
+
+    Args: bars, {name: (what, "<=" or ">=", bar, unit)}; measured, a number, or None where it is not
+    known; how it was measured; source, the report that it comes from.
+    """
+    what, sense, bar, unit = bars[name]
+    met = None
+    if measured is not None:
+        met = bool(measured <= bar if sense == "<=" else measured >= bar)
+    return {
+        "name": name,
+        "what": what,
+        "measured": measured,
+        "sense": sense,
+        "bar": bar,
+        "unit": unit,
+        "ratio_to_bar": None if measured is None else measured / bar,
+        "met": met,
+        "how": how,
+        "source": source,
+    }
+
+
 def aligned(lines):
     """Returns lines of cells (the first is the heading) as text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -126,11 +150,14 @@ def no_cache():
 
 
 @contextlib.contextmanager
-def empty_cache():
-    """Uses an empty persistent compilation cache, and afterwards the one that there was."""
+def empty_cache(min_seconds=0.0):
+    """Uses an empty persistent compilation cache, and afterwards the one that there was.
+
+    Args: min_seconds, what compiles faster is not kept.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = {"jax_compilation_cache_dir": folder}
-        options["jax_persistent_cache_min_compile_time_secs"] = 0.0
+        options["jax_persistent_cache_min_compile_time_secs"] = min_seconds
         with _cache_settings(jax_enable_compilation_cache=True, **options):
             yield
 

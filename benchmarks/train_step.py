@@ -133,12 +133,15 @@ def _dataset(shapes, num_tasks, rows):
     return jax.tree.map(jnp.asarray, packed)
 
 
-def make_problem(name, algorithm, small):
-    """Returns the Problem of shapes `name`: config, bundles, data and main stage."""
+def make_problem(name, algorithm, small, more=None):
+    """Returns the Problem of shapes `name`: config, bundles, data and main stage.
+
+    Args: more, further dotted overrides.
+    """
     shapes, num_tasks = GRID[name], 3 if small else ALGOS[algorithm]
     rows = 40 if small else shapes.rows
     overrides = {**shapes.overrides[algorithm], **PERIODIC[algorithm], "train.num_steps": NEVER}
-    overrides |= SMALL if small else {}
+    overrides |= {**(SMALL if small else {}), **(more or {})}
     run = config_lib.RunConfig(algorithm=algorithm, suite=algorithm, env="point_robot")
     config = config_lib.resolve(run, (), overrides)
     return assemble(config, shapes, num_tasks, rows)
