@@ -34,6 +34,8 @@ from gentle_jax import errors, storage, sweep, training
 HERE, TRAIN, SCALING = "product_bars", "train_step", "scaling"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 AGAIN = "import sys; from benchmarks import product_bars; product_bars.again(sys.argv[1])"
+RUN_ROWS = ("cold_command", "normalized_return", "cached_command", "host_share")
+FIRST = ("point_robot", "quick", 8)  # environment, preset and seeds of the first command
 MIN_CACHED_SECONDS = 0.5  # as `experiments.machine` sets it
 BARS = {  # name: (what, sense, bar, unit)
     "cold_command": ("first command, cold", "<=", 600.0, "s"),
@@ -74,12 +76,16 @@ def bar_row(name, measured, how, source=HERE):
 def run_rows(folder, cold_seconds):
     """Yields the rows that a finished run's summary tells. Args: folder, "" = none."""
     if not folder:
-        for name in ("cold_command", "normalized_return", "cached_command", "host_share"):
+        for name in RUN_ROWS:
             yield bar_row(name, None, "pass --run=FOLDER of a finished first command")
         return
     summary = outputs.read_summary(folder)
     seconds = summary["seconds"]
     where = f"preset {summary['preset']}, {summary['num_seeds']} seeds"
+    if (summary["env"], summary["preset"], summary["num_seeds"]) != FIRST:
+        for name in RUN_ROWS:
+            yield bar_row(name, None, f"{folder} is no first command: {where}")
+        return
     cold = cold_seconds
     how = f"{where}, --cold_seconds"
     if cold is None and seconds["collect"] > 0:
