@@ -110,33 +110,46 @@ def memory_rows(rows):
     return found
 
 
+PANELS = {  # quantity: (axis label, scale)
+    "step_seconds": ("ms per step", 1e3),
+    "device_bytes": ("MB per device", 1e-6),
+    "compile_seconds": ("s to compile", 1.0),
+}
+
+
 def draw(report, out):
     """Draws the tables beside the JSON file `out`: a row of panels per series, logarithmic axes."""
     rows, out = report["rows"], Path(out)
     algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
     series = list(dict.fromkeys(row["series"] for row in rows))
-    panels = {"step_seconds": "s per step", "device_bytes": "MB per device",
-              "compile_seconds": "s to compile"}  # fmt: skip
-    size, shape = (12, 0.8 + 3.4 * len(series)), (len(series), len(panels))
+    size, shape = (12, 0.8 + 3.4 * len(series)), (len(series), len(PANELS))
     with figures.canvas(out.parent, out.stem, size, "Growth with runs and tasks", shape) as made:
         _, axes, caption = made
         for (name, algorithm, mapping), mine in groups_of(rows).items():
-            label = f"{algorithm}, {mapping}" if name == "runs" else algorithm
-            color = figures.PALETTE[algorithms.index(algorithm)]
-            for axis, (quantity, unit) in zip(
-                axes[series.index(name)], panels.items(), strict=True
+            style = {"color": figures.PALETTE[algorithms.index(algorithm)], "markersize": 4}
+            style["label"] = f"{algorithm}, {mapping}" if name == "runs" else algorithm
+            form = "-o" if mapping == "in turn" else "--s"
+            for axis, (quantity, (_, scale)) in zip(
+                axes[series.index(name)], PANELS.items(), strict=True
             ):
-                scale = 1e-6 if quantity == "device_bytes" else 1.0
-                x, y = [row[name] for row in mine], [scale * row[quantity] for row in mine]
-                style = "-o" if mapping == "in turn" else "--s"
-                axis.plot(x, y, style, color=color, label=label, markersize=4)
-                axis.set(xscale="log", yscale="log", xlabel=name, ylabel=unit, xticks=x)
-                axis.set_xticklabels([str(value) for value in x])
-                axis.minorticks_off()
-        for line in axes:
-            line[0].legend(fontsize=9)
-            low, high = line[2].get_ylim()
-            line[2].set_ylim(min(low, 1.0), max(high, 10.0))
+                x = [row[name] for row in mine]
+                axis.plot(x, [scale * row[quantity] for row in mine], form, **style)
+        for line, name in zip(axes, series, strict=True):
+            sizes = sorted({row[name] for row in rows if row["series"] == name})
+            for axis, (label, _) in zip(line, PANELS.values(), strict=True):
+                _decades(axis, sizes)
+                axis.set(xlabel=name, ylabel=label)
+            line[-1].legend(fontsize=9, loc="lower right")
         caption(f"Preset quick on {report['machine']['cpu']}, {report['machine']['cores']} cores,")
         caption(f"backend {report['machine']['backend']}. Runs are split over the devices;")
         caption("memory is the program's arguments and scratch on one of them.")
+
+
+def _decades(axis, sizes):
+    """Makes both axes logarithmic: ticks at `sizes` below, whole decades at the side."""
+    axis.set(xscale="log", yscale="log", xticks=sizes)
+    axis.set_xticklabels([str(size) for size in sizes])
+    axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    low, high = np.log10(axis.get_ylim())
+    axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
+    axis.yaxis.set_major_formatter("{x:g}")
