@@ -11,7 +11,7 @@ if the time left is what it may need. A piece that fails is recorded with its er
 by the next command. `OUT/suite.json` sums up. On a CPU, `--small` tries everything out in seconds
 a piece: its numbers mean nothing.
 
-Exit codes: 0 all pieces are done, 1 a piece failed, 2 bad input, 3 pieces were left out for lack of
+Exit codes: 0 all pieces are done, 1 a piece failed, 2 bad input, 4 pieces were left out for lack of
 time, 42 interrupted.
 """
 
@@ -39,7 +39,7 @@ PIECES = {  # name: (seconds that must be left to start it, what it measures)
     "command": (130, "a whole run, twice: compiling, the cache, the host, memory"),
 }
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
-INTERRUPTED = 42
+LEFT_OUT, INTERRUPTED = 4, 42
 TAIL = 20  # lines of a failed piece's output that are kept
 
 
@@ -121,14 +121,16 @@ def measure_all(args, launch=launch):
 
 
 def summarise(records, args):
-    """Writes suite.json: every record, and all bars; returns it."""
-    first = next((record for record in records if record["status"] == DONE), {})
-    names = ("machine", "versions", "date")
+    """Writes suite.json: these records, those of other pieces done before, all bars; returns it."""
+    known = {record["piece"]: record for record in records}
+    found = [known.get(piece) or finished(piece, args) for piece in PIECES]
+    found = [record for record in found if record]
+    first = next((record for record in found if record["status"] == DONE), {})
     report = {
-        **{name: first.get(name, {}) for name in names},
+        **{name: first.get(name, {}) for name in ("machine", "versions", "date")},
         "small": args.small,
-        "pieces": records,
-        "bars": [bar for record in records for bar in record.get("bars", ())],
+        "pieces": found,
+        "bars": [bar for record in found for bar in record.get("bars", ())],
     }
     machine.write(report, Path(args.out) / "suite.json")
     return report
@@ -190,7 +192,7 @@ def run(args):
         print(f"{verdict}: {bar['what']}: {json.dumps(bar['measured'])}, bar {bar['sense']} "
               f"{bar['bar']:g} {bar['unit']} ({bar['how']})")  # fmt: skip
     states = [record["status"] for record in records]
-    return 1 if FAILED in states else 3 if SKIPPED in states else 0
+    return 1 if FAILED in states else LEFT_OUT if SKIPPED in states else 0
 
 
 def main(argv):

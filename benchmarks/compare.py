@@ -88,11 +88,13 @@ def of_scaling(report):
 
 
 def of_bars(report):
-    """Yields (name, ratio, better) of `product_bars.json`: what is measured over its bar."""
-    for row in report["rows"]:
-        if row["source"] == "product_bars":  # others repeat another report's number
-            better = LOWER if row["sense"] == "<=" else HIGHER
-            yield _name(row["name"]), row["ratio_to_bar"], better
+    """Yields (name, ratio, better) of `product_bars.json`: of its own rows that are no seconds."""
+    rows = {row["name"]: row for row in report["rows"]}
+    for name, better in (("normalized_return", HIGHER), ("compiled_once", LOWER)):
+        yield name, rows[name]["measured"], better
+    host, warm = rows["host_share"]["measured"], rows["warm_compile"]
+    yield "whole_over_work", None if host is None else 1.0 + host, LOWER
+    yield "warm_over_cold_compile", warm["measured"] / warm["without_cache"], LOWER
 
 
 def of_accelerator(report):

@@ -58,8 +58,11 @@ def check_writable(out):
         raise errors.UserError(f"--out={out} is a folder: expected the name of a JSON file")
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
+        existed = Path(out).exists()
         with open(out, "a"):
             pass
+        if not existed:
+            Path(out).unlink()  # an empty report would be a broken one
     except OSError as error:
         raise errors.UserError(f"--out={out} cannot be written: {error.strerror}") from error
 

@@ -126,7 +126,7 @@ def make_row(series, problem, loop, num_runs, mapping):
         "tasks": problem.data.rows.reward.shape[0],
         "meta_batch": problem.config.train.meta_batch,
         "devices": loop.devices,
-        "runs_per_device": num_runs / loop.devices,
+        "runs_per_device": math.ceil(num_runs / loop.devices),
         "compile_seconds": loop.program.compile_seconds,
         "dataset_bytes": training.state_bytes(problem.data),
         "state_bytes_per_run": training.state_bytes(start),

@@ -98,7 +98,7 @@ def test_a_piece_that_fails_is_recorded_and_the_others_go_on(tmp_path):
 
 def test_a_piece_is_left_out_where_time_is_short_and_ended_where_it_takes_longer(tmp_path):
     code, text = finish(DONE, tmp_path, "--minutes=0.1")
-    assert code == 3 and "left out, 6 s left, may need 30 s" in text
+    assert code == suite.LEFT_OUT and "left out, 6 s left, may need 30 s" in text
     assert {r["status"] for r in records(tmp_path).values()} == {"skipped"}
     args = suite.make_flags()
     args(["suite", "--small", f"--out={tmp_path}"])
@@ -114,6 +114,8 @@ def test_pieces_of_another_size_are_measured_again(tmp_path):
     assert suite.finished("gentle", args) is None
     args(["suite", "--small", f"--out={tmp_path}"])
     assert suite.finished("gentle", args)["status"] == "done"
+    assert finish(DONE, tmp_path, "--pieces=scaling")[0] == 0  # the summary keeps the others
+    assert set(records(tmp_path)) == {"gentle", "ctmrl", "scaling"}
 
 
 def test_all_pieces_fit_into_the_ten_minutes():

@@ -107,6 +107,14 @@ def test_scaling_and_other_reports_tell_their_ratios():
         ("memory/gentle/in_turn/dataset_copies_per_device", 1.0, "lower"),
         ("memory/gentle/in_turn/states_per_run", 1.1, "lower"),
     ]
+    named = lambda **values: [{"name": k, "measured": v} for k, v in values.items()]
+    bars = named(normalized_return=0.9, compiled_once=1.0, host_share=None)
+    bars += [{"name": "warm_compile", "measured": 2.0, "without_cache": 8.0}]
+    told = list(compare.of_bars({"rows": bars}))
+    assert told[2:] == [
+        ("whole_over_work", None, "lower"),
+        ("warm_over_cold_compile", 0.25, "lower"),
+    ]
     piece = {"piece": "gentle", "device": "A GPU", "ratios": {"eight_over_one": [1.5, "lower"]}}
     pieces = [piece, {"piece": "ctmrl", "status": "failed"}]
     told = list(compare.of_accelerator({"pieces": pieces}))
