@@ -65,13 +65,13 @@ def test_the_command_writes_rows_fits_and_a_figure(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(scaling, "Loop", FakeLoop)
     monkeypatch.setattr(scaling, "first_state", lambda problem: {"w": np.zeros((1, 3))})
     out = tmp_path / "scaling.json"
-    flags = ["--small", "--runs=1,2,4", "--tasks=4,8", "--algos=gentle", f"--out={out}"]
+    flags = ["--small", "--runs=1,2,4,8", "--tasks=4,8", "--algos=gentle", f"--out={out}"]
     assert scaling.main(["scaling", *flags]) == 0
     report = json.loads(out.read_text())
     keys = [(r["series"], r["mapping"], r["runs"], r["tasks"]) for r in report["rows"]]
     assert keys == [
-        *(("runs", "in turn", n, 3) for n in (1, 2, 4)),
-        *(("runs", "side by side", n, 3) for n in (1, 4)),
+        *(("runs", "in turn", n, 3) for n in (1, 2, 4, 8)),
+        *(("runs", "side by side", n, 3) for n in (1, 8)),
         ("tasks", "in turn", 1, 4),
         ("tasks", "in turn", 1, 8),
     ]
@@ -89,7 +89,7 @@ def test_the_command_writes_rows_fits_and_a_figure(monkeypatch, tmp_path, capsys
 @pytest.mark.slow
 def test_real_programs_share_the_dataset_and_keep_a_state_per_run(tmp_path):
     out = tmp_path / "scaling.json"
-    flags = ["--small", "--runs=2,4,8", "--tasks=", "--algos=gentle", "--rounds=1"]
+    flags = ["--small", "--runs=2,4,8,16", "--tasks=", "--algos=gentle", "--rounds=1"]
     assert scaling.main(["scaling", *flags, f"--out={out}"]) == 0
     report = json.loads(out.read_text())
     for found in report["memory"]:
