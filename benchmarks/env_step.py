@@ -10,22 +10,16 @@ of C, MJX, C, MJX, ... A second table tells what integrator and solver cost (Eul
 without implicit damping), and `--returns` how far the two physics lie apart for the same policy.
 """
 
-import contextlib
 import copy
-import importlib.metadata
-import json
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
 from mujoco import batch as c_batch
 
 from benchmarks import env_returns, machine
@@ -73,11 +67,7 @@ def check(args):
     for name in args.physics:
         if name not in physics.MODES:
             raise errors.unknown("mode in --physics", name, physics.MODES)
-    for text in args.batches:
-        if not text.isdigit() or int(text) < 1:
-            raise errors.UserError(
-                f"--batches has {text!r}: expected whole numbers from 1, such as --batches=16,128"
-            )
+    machine.whole_numbers("batches", args.batches)
     for name, least in (("steps", 1), ("rounds", 1), ("cost_batch", 1), ("episodes", 2)):
         if args[name].value < least:
             raise errors.UserError(f"--{name} is {args[name].value}: expected {least} or more")
@@ -137,40 +127,32 @@ def inputs(env, batch, steps):
     return tasks, jax.device_get(states), actions
 
 
-@contextlib.contextmanager
-def empty_cache():
-    """Uses an empty persistent compilation cache, and afterwards the one that there was."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for name, value in zip(names, (folder, 0.0), strict=True):
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
-            yield
-        finally:
-            for name, value in zip(names, before, strict=True):
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
+def make_simulate(step):
+    """Returns simulate(task, state, actions [H, A], steps) -> (state, a number) of one simulation.
+
+    Args: step, from `whole_step` or `bare_step`.
+    """
+
+    def simulate(task, state, actions, steps):
+        def body(i, carry):
+            state, total = carry
+            state, number = step(task, state, actions[i])
+            return state, total + number
+
+        return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(())))
+
+    return simulate
 
 
 class MjxLoop:
     """A compiled loop over environment steps of a batch that is split over the devices."""
 
     def __init__(self, step, tasks, states, actions):
-        def simulate(task, state, actions, steps):
-            def body(i, carry):
-                state, total = carry
-                state, number = step(task, state, actions[i])
-                return state, total + number
-
-            return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(())))
-
         mesh = sweep.make_mesh(len(actions))
         self.devices = 1 if mesh is None else mesh.size
         self.args = tuple(sweep.place(tree, mesh) for tree in (tasks, states, actions))
-        loop = sweep.over_runs(simulate, 3, mesh, in_turn=False)
-        with empty_cache():
+        loop = sweep.over_runs(make_simulate(step), 3, mesh, in_turn=False)
+        with machine.empty_cache():
             cold = sweep.compile_program(loop, (*self.args, jnp.int32(0)))
             jax.clear_caches()
             self.jitted = jax.jit(loop)
@@ -307,12 +289,7 @@ def table(rows, kind):
     lines = [[cell(row, *column) for column in columns.values()] for row in mine]
     if not lines:
         return ""
-    lines = [list(columns), *lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return machine.aligned([list(columns), *lines])
 
 
 def run(args):
@@ -338,10 +315,7 @@ def run(args):
     print("C MuJoCo steps the physics only; MJX computes observations and rewards too, in table 1.")
     for text in filter(None, (table(rows, kind) for kind in TABLES)):
         print(f"\n{text}")
-    report = {**machine.describe(), "rows": rows}
-    names = ("mujoco", "mujoco-mjx", "brax")
-    report["versions"] |= {name: importlib.metadata.version(name) for name in names}
-    Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+    machine.write({**machine.describe(), "rows": rows}, args.out)
 
 
 def main(argv):

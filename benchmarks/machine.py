@@ -1,9 +1,13 @@
 """What benchmarks share: their command line, the machine, its matrix-product rate, products."""
 
+import contextlib
 import datetime
+import importlib.metadata
+import json
 import math
 import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,10 +16,13 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import Literal, Var
 
 from experiments.machine import cores
 from gentle_jax import errors
+
+PHYSICS = ("mujoco", "mujoco-mjx", "brax")  # packages whose versions every report names
 
 
 def _cpu_model():
@@ -39,6 +46,7 @@ def describe(torch=None):
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
             "torch": torch.__version__ if torch else None,
+            **{name: importlib.metadata.version(name) for name in PHYSICS},
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -50,14 +58,115 @@ def check_writable(out):
         raise errors.UserError(f"--out={out} is a folder: expected the name of a JSON file")
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
+        existed = Path(out).exists()
         with open(out, "a"):
             pass
+        if not existed:
+            Path(out).unlink()  # an empty report would be a broken one
     except OSError as error:
         raise errors.UserError(f"--out={out} cannot be written: {error.strerror}") from error
 
 
+def write(report, out):
+    """Writes a report as JSON; a kill leaves the file as it was, or whole."""
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(report, indent=2) + "\n")
+    part.replace(path)
+
+
+def read(path):
+    """Returns a report; raises UserError if the file cannot be read or holds no JSON object."""
+    try:
+        report = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise errors.UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise errors.UserError(f"{path} is not JSON ({error}): measure anew") from error
+    if not isinstance(report, dict):
+        raise errors.UserError(f"{path} holds no JSON object: measure anew")
+    return report
+
+
+def whole_numbers(flag, texts):
+    """Returns the numbers of a list flag; raises UserError unless all are whole and 1 or more."""
+    for text in texts:
+        if not text.isdigit() or int(text) < 1:
+            raise errors.UserError(
+                f"--{flag} has {text!r}: expected whole numbers from 1, such as --{flag}=1,8"
+            )
+    return [int(text) for text in texts]
+
+
+def bar_row(bars, name, measured, how, source):
+    """Returns the row of one bar that the project has set itself.
+
+    Args: bars, {name: (what, "<=" or ">=", bar, unit)}; measured, a number, or None where it is not
+    known; how it was measured; source, the report that it comes from.
+    """
+    what, sense, bar, unit = bars[name]
+    met = None
+    if measured is not None:
+        met = bool(measured <= bar if sense == "<=" else measured >= bar)
+    return {
+        "name": name,
+        "what": what,
+        "measured": measured,
+        "sense": sense,
+        "bar": bar,
+        "unit": unit,
+        "ratio_to_bar": None if measured is None else measured / bar,
+        "met": met,
+        "how": how,
+        "source": source,
+    }
+
+
+def aligned(lines):
+    """Returns lines of cells (the first is the heading) as text with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+@contextlib.contextmanager
+def _cache_settings(**settings):
+    """Sets options of JAX's persistent compilation cache, and afterwards those that there were."""
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def no_cache():
+    """Context: nothing is read from the persistent compilation cache, nothing written to it."""
+    return _cache_settings(jax_enable_compilation_cache=False)
+
+
+@contextlib.contextmanager
+def empty_cache(min_seconds=0.0):
+    """Uses an empty persistent compilation cache, and afterwards the one that there was.
+
+    Args: min_seconds, what compiles faster is not kept.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"jax_compilation_cache_dir": folder}
+        options["jax_persistent_cache_min_compile_time_secs"] = min_seconds
+        with _cache_settings(jax_enable_compilation_cache=True, **options):
+            yield
+
+
 def command(argv, values, run, text):
-    """Runs `run(values)` with the flags of a command line; returns the exit code.
+    """Runs `run(values)` with the flags of a command line; returns the exit code: its own, or 0.
 
     Bad input is one line and code 2; --help prints `text` and the flags.
     """
@@ -68,11 +177,10 @@ def command(argv, values, run, text):
         rest = values(argv)[1:]
         if rest:
             raise errors.UserError(f"unexpected argument {rest[0]!r}: expected only --flag=value")
-        run(values)
+        return run(values) or 0
     except (errors.UserError, flags.Error) as error:
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         return 2
-    return 0
 
 
 def seconds(call):

@@ -9,11 +9,9 @@ FLOPs are those of the matrix products that the step's program asks for (`machin
 actor counts at its share of steps, periodic work at none, and XLA may do fewer.
 """
 
-import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -109,11 +107,7 @@ def _check(args):
     for name in args.algos:
         if name not in ALGOS:
             raise errors.unknown("algorithm in --algos", name, ALGOS)
-    for text in args.seeds:
-        if not text.isdigit() or int(text) < 1:
-            raise errors.UserError(
-                f"--seeds has {text!r}: expected whole numbers from 1, such as --seeds=1,8"
-            )
+    machine.whole_numbers("seeds", args.seeds)
     if args.steps < 1 or args.rounds < 1:
         raise errors.UserError(
             f"--steps is {args.steps}, --rounds is {args.rounds}: expected 1 or more of each"
@@ -139,18 +133,27 @@ def _dataset(shapes, num_tasks, rows):
     return jax.tree.map(jnp.asarray, packed)
 
 
-def make_problem(name, algorithm, small):
-    """Returns the Problem of shapes `name`: config, bundles, data and main stage."""
+def make_problem(name, algorithm, small, more=None):
+    """Returns the Problem of shapes `name`: config, bundles, data and main stage.
+
+    Args: more, further dotted overrides.
+    """
     shapes, num_tasks = GRID[name], 3 if small else ALGOS[algorithm]
     rows = 40 if small else shapes.rows
     overrides = {**shapes.overrides[algorithm], **PERIODIC[algorithm], "train.num_steps": NEVER}
-    overrides |= SMALL if small else {}
+    overrides |= {**(SMALL if small else {}), **(more or {})}
     run = config_lib.RunConfig(algorithm=algorithm, suite=algorithm, env="point_robot")
     config = config_lib.resolve(run, (), overrides)
-    spec = Spec(shapes.obs_dim, shapes.action_dim, num_tasks, rows, 20)
+    return assemble(config, shapes, num_tasks, rows)
+
+
+def assemble(config, shapes, num_tasks, rows):
+    """Returns the Problem of a config, with random data. Args: shapes, has obs_dim, action_dim."""
+    spec = Spec(shapes.obs_dim, shapes.action_dim, num_tasks, rows, 20, config.train.init)
     backbone = registry.load("backbone", config.run.backbone)
     rl = backbone.make(config.backbone, config.train.latent_dim, spec)
-    made = registry.load("algorithm", algorithm).make(config.algo, config.train, spec, rl)
+    made = registry.load("algorithm", config.run.algorithm)
+    made = made.make(config.algo, config.train, spec, rl)
     return Problem(config, made, _dataset(shapes, num_tasks, rows), made.stages[-1])
 
 
@@ -315,8 +318,7 @@ def table(rows):
     """Returns aligned text: the step rows, then one line per relabelling."""
     steps = [row for row in rows if row["kind"] == "step"]
     lines = [list(COLUMNS)] + [[_cell(row, heading) for heading in COLUMNS] for row in steps]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    text = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    text = [machine.aligned(lines)]
     for row in rows:
         if row["kind"] == "relabel":
             text.append(
@@ -341,7 +343,7 @@ def run(args):
                 rows += measure(name, algorithm, num_seeds, steps, args.rounds, args.small)
     print(table(rows))
     report = {**machine.describe(torch_step.torch), "small": args.small, "rows": rows}
-    Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+    machine.write(report, args.out)
 
 
 def main(argv):

@@ -34,7 +34,8 @@ def test_small_run_writes_the_report(tmp_path, capsys):
     report = json.loads(out.read_text())
     assert set(report) == {"machine", "versions", "date", "small", "rows"}
     assert report["machine"]["cores"] >= 1 and report["machine"]["device"]
-    assert {"python", "jax", "jaxlib", "torch"} == set(report["versions"])
+    wanted = {"python", "jax", "jaxlib", "torch", *machine.PHYSICS}
+    assert wanted == set(report["versions"])
     steps = [row for row in report["rows"] if row["kind"] == "step"]
     relabels = [row for row in report["rows"] if row["kind"] == "relabel"]
     assert [row["algorithm"] for row in steps] == ["gentle", "ctmrl"]
@@ -216,7 +217,7 @@ def test_options_of_the_cost_table_are_those_of_the_modes():
 
 def test_an_empty_cache_and_then_the_one_there_was():
     before = jax.config.jax_compilation_cache_dir
-    with env_step.empty_cache():
+    with machine.empty_cache():
         assert jax.config.jax_compilation_cache_dir not in (None, before)
     assert jax.config.jax_compilation_cache_dir == before
 
@@ -228,7 +229,7 @@ def test_an_empty_cache_and_then_the_one_there_was():
         ("--families=point_robot", "expected one of"),
         ("--cost_family=ant", "did you mean"),
         ("--physics=exact", "reference, fast"),
-        ("--batches=0", "--batches=16,128"),
+        ("--batches=0", "--batches=1,8"),
         ("--episodes=1", "2 or more"),
         ("--horizon=-1", "0 or more"),
         ("--trained_steps=17", "a multiple"),
