@@ -12,7 +12,7 @@ import time
 
 import jax
 
-from experiments import build, collect, console, flags, machine, outputs
+from experiments import build, collect, console, flags, grids, machine, outputs
 from gentle_jax import checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
@@ -258,7 +258,8 @@ def last_step(task):
 def run(argv):
     """The command."""
     machine.start()
-    execute(flags.parse(argv, "run", SUMMARY, machine.on_accelerator))
+    request = flags.parse(argv, "run", SUMMARY, machine.on_accelerator)
+    return grids.execute(request, execute, folder_of)
 
 
 if __name__ == "__main__":
