@@ -170,7 +170,7 @@ def notes(found, best, protocol, metric):
     else:
         lines.append("One seed has no interval, so none is marked best.")
     if any(cell.get("finite", seeds) < seeds for cell in found):
-        lines.append("A mean is NaN where a seed diverged.")
+        lines.append("The mean is NaN (in the figure: -) where a seed diverged.")
     if any("mean" not in cell for cell in found):
         lines.append("-: did not run.")
     return [*lines, UNFAIR]

@@ -48,13 +48,14 @@ def draw(folder, axes, means, intervals, best=None, what="return", title="", not
     paths = []
     for count, page in enumerate(pages, 1):
         name = "heat_map" if len(pages) == 1 else f"heat_map_{count}"
-        columns = min(len(page), 4 if len(page) > 4 else 3)
+        columns = min(len(page), len(axes[-1][1]) if len(axes) > 2 else 1, 4)
         rows = math.ceil(len(page) / columns)
-        wide, high = (max(1.05 * len(axes[1][1]), 2.4) + 0.8, 0.7 * len(axes[0][1]) + 1.1)
+        wide, high = (max(1.05 * len(axes[1][1]), 2.4) + 0.8, 0.7 * len(axes[0][1]) + 0.9)
+        high += 0.2 * len(axes[2:])
         size = (max(wide * columns + 1.6, 6.0), high * rows + 1.6)
         with figures.canvas(folder, name, size, title, (rows, columns)) as (figure, grid, caption):
-            scale = matplotlib.cm.ScalarMappable(scale_of(means), COLOURS)
-            scale.cmap.set_bad("#e8e8e8")
+            colours = matplotlib.colormaps[COLOURS].with_extremes(bad="#e8e8e8")
+            scale = matplotlib.cm.ScalarMappable(scale_of(means), colours)
             for axis in grid.flat[len(page) :]:
                 axis.set_axis_off()
             for axis, rest in zip(grid.flat, page, strict=False):
@@ -62,7 +63,8 @@ def draw(folder, axes, means, intervals, best=None, what="return", title="", not
                 mark = best[:2] if best is not None and tuple(best[2:]) == rest else None
                 panel(axis, axes[:2], means[where], intervals[where], scale, mark)
                 named = zip(axes[2:], rest, strict=True)
-                axis.set_title(", ".join(f"{key}={text(values[i])}" for (key, values), i in named))
+                lines = [f"{key}={text(values[i])}" for (key, values), i in named]
+                axis.set_title("\n".join(lines), fontsize=10)
             figure.colorbar(scale, ax=grid, label=what, shrink=0.9)
             for note in notes:
                 caption(note)
