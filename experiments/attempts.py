@@ -7,7 +7,6 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -25,6 +24,7 @@ SIGNS = (
     (r"compile:", "compile"),
     (r"grid: program", "start-up"),
 )
+FOLDER = r"^run: protocols .*; folder (.*)$"
 
 
 @dataclasses.dataclass
@@ -34,6 +34,7 @@ class Attempt:
     root: str
     kind: str = ""  # of the signal; "" if it ended by itself
     phase: str = ""  # where the signal fell
+    folder: str = ""  # the run folder that it worked in at last
     code: int = 0
     seconds: float = 0.0
     idle: float = 0.0  # seconds of start-up and compilation
@@ -41,19 +42,19 @@ class Attempt:
     resumed: int | None = None  # the training step it went on from; None: it did not get there
     reached: int | None = None  # the last training step that it logged
     lost: int = 0  # training steps that a later attempt had to do again
+    silent: bool = False  # whether it had said nothing when the signal came
 
 
 class Process:
     """A run in a process of its own, and what it has told so far. Holds a thread, hence a class."""
 
-    def __init__(self, arguments, root, log, eval_steps=()):
+    def __init__(self, command, root, log, eval_steps=()):
         self.root, self.eval_steps = pathlib.Path(root), set(eval_steps)
         roots = [f"--data={self.root / 'data'}", f"--out={self.root / 'out'}"]
-        line = [sys.executable, "-u", "-m", "experiments.run", *arguments, *roots]
         self.phase, self.spans, self.lines = "start-up", [], []
         self.begin = self.since = time.monotonic()
         self.child = subprocess.Popen(
-            line,
+            [*command, *roots],
             cwd=pathlib.Path(__file__).parent.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -64,13 +65,13 @@ class Process:
         self.reader.start()
 
     def _read(self, log):
-        with open(log, "a") as file:
-            for line in self.child.stdout:
+        with open(log, "a") as file, self.child.stdout as told:
+            for line in told:
                 file.write(line)
                 file.flush()
                 self.lines.append(line)
                 found = next((phase for sign, phase in SIGNS if re.match(sign, line)), None)
-                if found and found != self.phase:
+                if found and found != self.phase and self.phase != "ending":
                     self._enter(found)
 
     def _enter(self, phase):
@@ -80,7 +81,7 @@ class Process:
 
     def folder(self):
         """Returns the run folder that is worked in, or None before there is one."""
-        told = [re.search(r"; folder (.*)$", line) for line in self.lines[:]]
+        told = [re.search(FOLDER, line) for line in self.lines[:]]
         told = [pathlib.Path(found[1].strip()) for found in told if found]
         return told[-1] if told else None
 
@@ -98,14 +99,16 @@ class Process:
             return "training"
         saved = (folder / "checkpoints" / str(step)).exists()
         if step == max(self.eval_steps):
+            saved = saved or (folder / "returns.npz").exists()
             return "results" if saved else "evaluation"
         return "training" if saved else "evaluation"
 
     def finish(self, kind=""):
         """Sends the signal of that kind, waits for the end; returns the Attempt."""
-        phase, told = "", time.monotonic()
+        phase, told, silent = "", time.monotonic(), False
         if kind and self.child.poll() is None:
-            phase = self.now()
+            phase, silent = self.now(), not self.lines
+            self._enter("ending")
             self.child.send_signal(KINDS[kind])
         else:
             kind = ""
@@ -116,12 +119,13 @@ class Process:
             self.child.wait()
         end = time.monotonic()
         self.reader.join()
-        self._enter("")
+        self._enter("ending")
         return Attempt(
             root=self.root.name, kind=kind, phase=phase, code=self.child.returncode,
+            folder=self.folder().name if self.folder() else "",
             seconds=end - self.begin, dying=end - told if kind else 0.0,
             idle=sum(seconds for phase, seconds in self.spans if phase in IDLE),
-            resumed=resumed_at(self.lines), reached=self.reached(),
+            resumed=resumed_at(self.lines), reached=self.reached(), silent=silent,
         )  # fmt: skip
 
 
@@ -140,6 +144,8 @@ def resumed_at(lines):
     """Returns the training step that a process went on from; None if it did not come to train."""
     resumed, compiled = None, False
     for line in lines:
+        if re.search(FOLDER, line):  # a queue's next program
+            resumed, compiled = None, False
         found = re.match(r"run: resuming after step (\d+)", line)
         compiled = compiled or bool(re.match(r"compile: \d+ programs", line))
         if found:
@@ -158,5 +164,5 @@ def until(process, moment):
             entered = time.monotonic()
         if entered is not None and time.monotonic() - entered >= seconds:
             return True
-        time.sleep(0.002)
+        time.sleep(0.005)
     return False

@@ -57,14 +57,14 @@ class Moments:
             self.usual[phase] = 0.5 * (known + seconds)
 
 
-def soak(arguments, kills, seed, kinds, to, tell=print):
+def soak(command, kills, seed, kinds, to, tell=print):
     """Runs everything below the folder `to`; returns what soak.json holds.
 
-    Args: arguments, flags of `experiments.run` but --data and --out; kinds, names in KINDS.
+    Args: command, the words of a command that takes --data and --out; kinds, names in KINDS.
     """
     to = pathlib.Path(to).absolute()
     (to / "logs").mkdir(parents=True, exist_ok=True)
-    process = Process(arguments, to / "plain", to / "logs" / "plain.log")
+    process = Process(command, to / "plain", to / "logs" / "plain.log")
     plain = process.finish()
     if plain.code not in (0, 3):
         raise errors.UserError(
@@ -82,7 +82,7 @@ def soak(arguments, kills, seed, kinds, to, tell=print):
         if root is None:
             number += 1
             root = to / f"root_{number}"
-        process = Process(arguments, root, to / "logs" / f"{root.name}.log", steps)
+        process = Process(command, root, to / "logs" / f"{root.name}.log", steps)
         try:
             due = count < kills and until(process, moments.draw(data_made(root)))
             pending = pending or turn.sample(kinds, len(kinds))
@@ -99,13 +99,14 @@ def soak(arguments, kills, seed, kinds, to, tell=print):
                 f"soak: {count}/{kills} {attempt.kind} in {attempt.phase} of {attempt.root}, "
                 f"code {attempt.code} after {attempt.dying:.2f} s"
             )
-        failures += wrong_end(attempt, plain.code)
-        if not attempt.kind and failures:
+        wrong = wrong_end(attempt, plain.code)
+        failures += wrong
+        if wrong and not attempt.kind:
             break  # a run that fails by itself would do so for ever
         if attempt.code == plain.code:
             tell(f"soak: {root.name} finished")
             root = None
-    return judge(to, attempts, plain, productive, failures)
+    return {"command": list(command)} | judge(to, attempts, plain, productive, failures)
 
 
 def data_made(root):
@@ -116,10 +117,15 @@ def data_made(root):
 def wrong_end(attempt, good):
     """Returns a line if a process ended as it must not. Args: good, the code of a finished run."""
     allowed = {"term": (RESUMABLE, good), "kill": (-signal.SIGKILL, good), "": (good,)}
-    if attempt.code in allowed[attempt.kind]:
+    if attempt.code in allowed[attempt.kind] or too_early(attempt):
         return []
     after = f"after {attempt.kind} in {attempt.phase}" if attempt.kind else "by itself"
     return [f"{attempt.root}: code {attempt.code} {after}, expected {allowed[attempt.kind]}"]
+
+
+def too_early(attempt):
+    """Whether SIGTERM came before the program could hear it: Python itself was still starting."""
+    return attempt.silent and attempt.kind == "term" and attempt.code == -signal.SIGTERM
 
 
 def productive_seconds(out, lines):
@@ -146,7 +152,9 @@ def count_lost(attempts):
     one that came to train went on. Steps after the last log line are not known, and not counted.
     """
     for i, attempt in enumerate(attempts):
-        later = [a for a in attempts[i + 1 :] if a.root == attempt.root and a.resumed is not None]
+        where = (attempt.root, attempt.folder)
+        later = [a for a in attempts[i + 1 :] if (a.root, a.folder) == where]
+        later = [a for a in later if a.resumed is not None]
         if attempt.kind and attempt.resumed is not None and later and attempt.reached is not None:
             attempt.lost = max(attempt.reached - later[0].resumed, 0)
 
@@ -186,7 +194,7 @@ def judge(to, attempts, plain, productive, failures):
         "seconds_per_resume": float(np.median(starts)) if starts else None,
         "steps_lost": lost,
         "uninterrupted": {"seconds": plain.seconds, "productive": productive},
-        "attempts": [dataclasses.asdict(attempt) for attempt in attempts],
+        "attempts": [dataclasses.asdict(a) | {"early": too_early(a)} for a in attempts],
         "environment": machine.environment(),
     }
 
@@ -217,12 +225,14 @@ def report(found):
     resume = found["seconds_per_resume"]
     count = collections.Counter((a["phase"], a["kind"]) for a in killed)
     fell = ", ".join(f"{phase} {kind} {n}" for (phase, kind), n in sorted(count.items()))
+    early = sum(a["early"] for a in killed)
     text = [
         tables.plain_grid([heading, *lines], 4),
         f"fell into: {fell}",
         f"goodput {found['goodput']:.3f}: {spent['productive']:.1f} s of work in {wall:.1f} s; "
         f"badput: {shares}",
         f"a resume takes {resume:.1f} s before it trains (median)" if resume else "no resume",
+        *[f"{early} SIGTERM came before the program could hear it, and lost nothing"] * bool(early),
         *(f"failure: {line}" for line in found["failures"]),
         *(f"differs: {line}" for line in found["differences"]),
         f"{found['compared_folders']} datasets and runs of {len(found['finished_roots'])} "
@@ -275,7 +285,8 @@ def run(argv):
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # a kill must not harm the user's own
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(to.absolute() / "cache")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    found = soak(rest, asked["kills"], asked["soak_seed"], asked["kinds"], to)
+    command = [sys.executable, "-u", "-m", "experiments.run", *rest]
+    found = soak(command, asked["kills"], asked["soak_seed"], asked["kinds"], to)
     storage.write_json(to / "soak.json", found)
     print("\n" + report(found) + f"\nresults: {to / 'soak.json'}", flush=True)
     return 0 if found["equal"] else 1
