@@ -50,9 +50,9 @@ class Moments:
         self.round.remove(able[0])
         return able[0], self.random.uniform(0.0, self.usual.get(able[0], 1.0))
 
-    def learn(self, process):
-        """Takes over how long phases last when they come to an end, the newest counting half."""
-        for phase, seconds in process.spans[:-1]:
+    def learn(self, spans):
+        """Takes over how long phases last that came to an end, the newest counting half."""
+        for phase, seconds in spans:
             known = self.usual.get(phase, seconds)
             self.usual[phase] = 0.5 * (known + seconds)
 
@@ -90,7 +90,8 @@ def soak(command, kills, seed, kinds, to, tell=print):
         finally:
             if process.child.poll() is None:
                 process.child.kill()
-        moments.learn(process)
+        # the last two of a process that was ended: the phase that was cut short, and the ending
+        moments.learn(process.spans[:-2] if attempt.kind else process.spans)
         attempts.append(attempt)
         if attempt.kind:
             pending.pop(0)

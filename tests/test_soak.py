@@ -228,6 +228,8 @@ def test_every_phase_gets_its_turn():
     for phase in attempts.PHASES:
         assert [name for name, _ in drawn].count(phase) == 3
     assert max(seconds for name, seconds in drawn if name == "training") <= 8.0
+    moments.learn([("training", 2.0), ("compile", 7.0)])
+    assert moments.usual["training"] == 5.0 and moments.usual["compile"] == 7.0
     later = [moments.draw(True)[0] for _ in range(10)]
     assert "collection" not in later and set(later) == set(attempts.PHASES) - {"collection"}
 
