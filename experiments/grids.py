@@ -162,11 +162,13 @@ def notes(found, best, protocol, metric):
     lines = [f"Test tasks, {protocol}, {tables.EPISODES.get(metric, metric)}, last checkpoint."]
     if seeds > 1:
         lines.append(f"Mean and 95% bootstrap interval over {seeds} seeds.")
-        lines.append(
-            "Marked best: its interval overlaps with no other."
-            if best is not None
-            else "None is marked best: the highest interval overlaps with another's."
-        )
+        whole = sum(bool(np.isfinite(cell.get("mean", np.nan))) for cell in found)
+        if best is not None:
+            lines.append("Marked best: its interval overlaps with no other.")
+        elif whole < 2 or any("mean" not in cell for cell in found):
+            lines.append("None is marked best: too few cells have a mean.")
+        else:
+            lines.append("None is marked best: the highest interval overlaps with another's.")
     else:
         lines.append("One seed has no interval, so none is marked best.")
     if any(cell.get("finite", seeds) < seeds for cell in found):
