@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import textwrap
+from typing import NamedTuple
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
@@ -34,7 +35,9 @@ GROUPS = {
         ("num_seeds", int, 8, "seeds, all in one compiled program"),
         ("seed_offset", int, 0, "the first seed"),
         ("num_steps", int, None, "gradient steps beside pretraining; default: the preset's"),
-        ("sweep", list, [], "KEY=V1,V2,... crossed with seeds in the same program; repeatable"),
+        ("sweep", list, [],
+         "KEY=V1,V2,... crossed with seeds; repeatable. Floats of algo and backbone: in one "
+         "program; other settings of train eval algo backbone: one program after the other"),
     ),
     "testing": (
         ("protocol", list, [], "repeatable: " + " ".join(registry.PROTOCOLS) + "; default: all"),
@@ -56,18 +59,36 @@ UNUSABLE_PATH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 
+IN_PROGRAM = ("algo", "backbone")  # sections whose floats one program sweeps
+SWEPT = ("train", "eval", *IN_PROGRAM)  # sections that `--sweep` may vary: the data stay the same
+NOT_SWEPT = {
+    "eval.random_episodes": "changes the data",
+    "eval.metric": "only chooses what is shown: every summary.json has all metrics",
+}
+
+
+class Axis(NamedTuple):
+    """One `--sweep`."""
+
+    name: str  # as it was given
+    keys: tuple  # the dotted keys that it sets
+    values: tuple  # of the type of the default
+    structural: bool  # a program of its own for each value
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A parsed command line."""
 
     config: config_lib.ExperimentConfig
-    points: tuple  # grid points, dicts of dotted key -> float; ({},) without --sweep
+    points: tuple  # grid points of a program, dicts of dotted key -> float; ({},) without --sweep
     data: str
     out: str
     extra: dict  # the command's own flags
     given: dict = dataclasses.field(default_factory=dict)  # named flags of the command line
     automatic: bool = False  # whether --preset=auto chose the preset
+    axes: tuple = ()  # every --sweep, an Axis each, in the order given
+    programs: tuple = ()  # ExperimentConfigs, the product of the structural axes
     save_every: int = 30  # seconds between checkpoints
     shard_data: bool = False  # whether the data are split over devices
 
@@ -156,35 +177,98 @@ def _overrides(config, arguments):
 
 
 def parse_sweep(config, entries):
-    """Returns grid points from `KEY=V1,V2`: dicts of dotted key -> float, their product.
+    """Returns an Axis for each `KEY=V1,V2`.
 
-    A short key such as `lr` sets that float in every section that has it.
+    A short key such as `lr` or `width` sets that value in every section that has it. Raises
+    UserError for keys that cannot be swept or are swept twice, and for values of another type.
     """
-    fields = config_lib.swept_fields(config)
-    axes = []
+    floats = config_lib.swept_fields(config)
+    sections = {s: dataclasses.asdict(getattr(config, s)) for s in SWEPT}
+    fields = {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}
+    fields = {key: value for key, value in fields.items() if key not in NOT_SWEPT}
+    axes, taken = [], set()
     for entry in entries:
         key, equals, text = entry.partition("=")
         names = [f for f in fields if f == key or f.split(".")[1] == key]
         if not names:
-            raise errors.unknown("--sweep key", key, fields)
+            raise _not_swept(config, key, fields)
         if not equals:
             raise errors.UserError(f"--sweep={entry} has no values: write --sweep={key}=V1,V2")
-        try:
-            numbers = [float(part) for part in text.split(",")]
-        except ValueError:
-            raise errors.UserError(
-                f"--sweep={entry}: expected numbers separated by commas, for example "
-                f"--sweep={key}={fields[names[0]]:g},{2 * fields[names[0]]:g}"
-            ) from None
-        if not all(map(math.isfinite, numbers)):
-            raise errors.UserError(f"--sweep={entry}: expected finite numbers")
-        if key.endswith("lr") and min(numbers) < 0:
-            raise errors.UserError(f"--sweep={entry}: expected rates of 0 or more")
-        if any(name in point for axis in axes for point in axis for name in names):
+        if taken & set(names):
             raise errors.UserError(f"--sweep={entry}: {key} is swept twice; list its values once")
-        axes.append([dict.fromkeys(names, number) for number in numbers])
+        taken |= set(names)
+        structural = not set(names) <= set(floats)
+        if structural:
+            values = _typed(config, entry, names, text.split(","))
+        else:
+            values = _numbers(entry, key, fields[names[0]], text)
+        if len(set(values)) < len(values):
+            raise errors.UserError(f"--sweep={entry}: a value is listed twice; list it once")
+        axes.append(Axis(key, tuple(names), values, structural))
+    return tuple(axes)
+
+
+def _not_swept(config, key, fields):
+    """Returns the UserError for a `--sweep` key that is not one of `fields`."""
+    others = [s for s in config_lib.SECTIONS if s not in ("run", *SWEPT)]
+    found = {f"{s}.{k}": "changes the data" for s in others for k in vars(getattr(config, s))}
+    for name, why in (found | NOT_SWEPT).items():
+        if key in (name, name.split(".")[1]):
+            return errors.UserError(
+                f"--sweep={key}: {name} {why}; give a command for each value, with "
+                f"--config.{name}=VALUE"
+            )
+    return errors.unknown("--sweep key", key, fields)
+
+
+def _numbers(entry, key, default, text):
+    """Returns the numbers of a swept float."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise errors.UserError(
+            f"--sweep={entry}: expected numbers separated by commas, for example "
+            f"--sweep={key}={default:g},{2 * default:g}"
+        ) from None
+    if not all(map(math.isfinite, numbers)):
+        raise errors.UserError(f"--sweep={entry}: expected finite numbers")
+    if key.endswith("lr") and min(numbers) < 0:
+        raise errors.UserError(f"--sweep={entry}: expected rates of 0 or more")
+    return numbers
+
+
+def _typed(config, entry, names, parts):
+    """Returns the values of a structural axis, typed as `--config.KEY=VALUE` types them."""
+    values = []
+    for part in parts:
+        try:
+            if not part:
+                raise errors.UserError("empty value")
+            found = {
+                v for n in names for v in _overrides(config, [f"--config.{n}={part}"]).values()
+            }
+        except errors.UserError:
+            found = ()
+        if len(found) != 1:
+            section, _, name = names[0].partition(".")
+            kind = type(getattr(getattr(config, section), name)).__name__
+            raise errors.UserError(
+                f"--sweep={entry}: expected values of type {kind} separated by commas, got {part!r}"
+            )
+        values += found
+    return tuple(values)
+
+
+def points_of(axes):
+    """Returns the grid points of one program, dicts of dotted key -> float: an outer product."""
+    return choices_of([axis for axis in axes if not axis.structural])
+
+
+def choices_of(axes):
+    """Returns the outer product of axes as dicts of dotted key -> value, the last one fastest."""
+    each = [[dict.fromkeys(axis.keys, value) for value in axis.values] for axis in axes]
     return tuple(
-        {k: v for part in combo for k, v in part.items()} for combo in itertools.product(*axes)
+        {k: v for part in combo for k, v in part.items()} for combo in itertools.product(*each)
     )
 
 
@@ -216,20 +300,34 @@ def parse(argv, command, summary, on_accelerator, extra=()):
     layers = presets.layers(preset, config_lib.fill_names(run))
     steps = {} if values.num_steps is None else {"train.num_steps": values.num_steps}
     base = config_lib.resolve(run, [*layers, steps])
-    config = config_lib.resolve(run, [*layers, steps], _overrides(base, arguments))
+    overrides = _overrides(base, arguments)
+    config = config_lib.resolve(run, [*layers, steps], overrides)
+    axes = parse_sweep(config, values.sweep)
+    for key in (key for axis in axes for key in axis.keys if key in overrides):
+        raise errors.UserError(f"--sweep and --config.{key} both set {key}: leave one out")
+    structural = choices_of([axis for axis in axes if axis.structural])
+    programs = [config_lib.resolve(run, [*layers, steps], overrides | c) for c in structural]
     own = {name: values[name].value for name, *_ in extra}
     given = {
         name: values[name].value
         for name, *_ in itertools.chain(*GROUPS.values(), extra)
         if values[name].present
     }
-    points = parse_sweep(config, values.sweep)
     if values.save_every < 0:
         raise errors.UserError(f"--save_every is {values.save_every}: expected seconds, 0 or more")
     return Request(
-        config, points, values.data, values.out, own, given, automatic, values.save_every,
-        values.shard_data,
-    )  # fmt: skip
+        config=config,
+        points=points_of(axes),
+        data=values.data,
+        out=values.out,
+        extra=own,
+        given=given,
+        automatic=automatic,
+        axes=axes,
+        programs=tuple(programs),
+        save_every=values.save_every,
+        shard_data=values.shard_data,
+    )
 
 
 def main(function, argv=None):

@@ -79,7 +79,13 @@ def cells(table, argv):
                         f"{argument} is set by the rows of table {table!r}: leave it out, or "
                         f"choose with --rows and --envs"
                     )
-            found[row, env] = flags.parse(line, "run", "", machine.on_accelerator)
+            request = flags.parse(line, "run", "", machine.on_accelerator)
+            if request.axes:
+                raise errors.UserError(
+                    "reproduce does not use --sweep: a table has one cell for each row and "
+                    "environment; sweep with `python -m experiments.run`"
+                )
+            found[row, env] = request
     return found
 
 

@@ -113,7 +113,7 @@ BAD = {
     "--sweep=lr=-1,1": ("rates of 0 or more",),
     "--sweep=nokey=1": ("'nokey'", "expected one of"),
     "--sweep=algo.et=1": ("'algo.et'", "did you mean 'algo.eta'"),
-    "--sweep=num_codes=2,3": ("'num_codes'", "expected one of"),
+    "--sweep=num_codes=2,x": ("--sweep=num_codes=2,x", "type int"),
     # names that exist and do not go together
     "--suite=gentle --env=point_robot_wind": ("'point_robot_wind'", "'gentle'", "ctmrl"),
 }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import flags, outputs, run
+from experiments import flags, grids, heatmap, outputs, run
 from gentle_jax import checkpoint, training
 
 SEEDS, POINTS, STEPS, EVALS = 2, 2, 12, 2
@@ -116,7 +116,7 @@ def finished(workspace):
 
 
 def run_folder(out):
-    (found,) = (out / "ctmrl" / "point_robot" / "ctmrl").iterdir()
+    (found,) = (out / "ctmrl" / "point_robot" / "ctmrl").glob("[!g]*")  # and a grid_... beside it
     return found
 
 
@@ -157,6 +157,7 @@ def check_finite(tree, path=""):
 def plain_outputs(monkeypatch):
     """Resumed runs draw no figures: the finished one did."""
     monkeypatch.setattr(outputs, "draw", lambda *_: None)
+    monkeypatch.setattr(heatmap, "draw", lambda *_: None)
 
 
 def test_the_run_folder_holds_what_it_should(finished):
@@ -439,7 +440,7 @@ def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished,
         a.replace("lr=0.001,0.002", "lr=0.001,1e30") for a in workspace.arguments(tmp_path)
     ]
     for again in range(2):  # a finished run tells it again
-        assert flags.main(run.run, ["run", *arguments]) == run.FAILED_RUNS == 3
+        assert flags.main(run.run, ["run", *arguments]) == grids.DIVERGED == 3
         shown = capsys.readouterr()
         assert not shown.err
         assert ("run: seed 3 (lr=1e+30) is not finite after step" in shown.out) == (not again)

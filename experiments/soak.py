@@ -1,0 +1,297 @@
+"""Kills a sweep again and again and compares what is left: `python -m experiments.soak --kills=20`.
+
+The command runs `experiments.run` once without interruption, data collection included, then in
+folders of its own while it ends the process at random moments with SIGTERM or SIGKILL and gives
+the same command again. A run that ends before the kills are used up is followed by another one in
+a new folder. Data and results must be those of the uninterrupted run, bit by bit. What it cost is
+told as goodput: the share of the time that went into work that was kept.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import sys
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+
+from experiments import compare, flags, machine, tables
+from experiments.attempts import KINDS, PHASES, Process, last_step, until
+from gentle_jax import errors, storage
+
+SUMMARY = "Kills a sweep at random moments, resumes it, and compares it with an uninterrupted one."
+EXTRA = (
+    ("kills", int, 20, "how often"),
+    ("soak_seed", int, 0, "of the moments, and of their order"),
+    ("kinds", str, "term,kill", "signals to take turns with: " + " ".join(KINDS)),
+    ("to", str, "soak", "folder of everything that is written"),
+)
+RESUMABLE = 42  # the exit code after SIGTERM
+
+
+class Moments:
+    """Draws moments: each phase in turn, in random order, uniform within its usual length."""
+
+    def __init__(self, seed, spans):
+        self.random, self.round = random.Random(seed), []
+        self.usual = {"evaluation": 0.2, "results": 1.0} | spans
+
+    def draw(self, data_made):
+        """Returns (phase, seconds into it); `data_made`: nothing is left to be collected."""
+        if not [phase for phase in self.round if phase != "collection" or not data_made]:
+            self.round += self.random.sample(PHASES, len(PHASES))
+        able = [phase for phase in self.round if phase != "collection" or not data_made]
+        self.round.remove(able[0])
+        return able[0], self.random.uniform(0.0, self.usual.get(able[0], 1.0))
+
+    def learn(self, spans):
+        """Takes over how long phases last that came to an end, the newest counting half."""
+        for phase, seconds in spans:
+            known = self.usual.get(phase, seconds)
+            self.usual[phase] = 0.5 * (known + seconds)
+
+
+def soak(command, kills, seed, kinds, to, tell=print):
+    """Runs everything below the folder `to`; returns what soak.json holds.
+
+    Args: command, the words of a command that takes --data and --out; kinds, names in KINDS.
+    """
+    to = pathlib.Path(to).absolute()
+    (to / "logs").mkdir(parents=True, exist_ok=True)
+    process = Process(command, to / "plain", to / "logs" / "plain.log")
+    plain = process.finish()
+    if plain.code not in (0, 3):
+        raise errors.UserError(
+            f"the uninterrupted run ended with code {plain.code}: see {to / 'logs' / 'plain.log'}"
+        )
+    productive = productive_seconds(to / "plain" / "out", process.lines)
+    tell(f"soak: uninterrupted, {plain.seconds:.1f} s, of which {productive:.1f} s of work")
+    steps = eval_steps(to / "plain" / "out")
+    spans = collections.defaultdict(float)
+    for phase, seconds in process.spans:
+        spans[phase] = max(spans[phase], seconds)
+    moments, attempts, turn = Moments(seed, dict(spans)), [], random.Random(seed + 1)
+    count, root, number, failures, pending = 0, None, 0, [], []
+    while count < kills or root is not None:
+        if root is None:
+            number += 1
+            root = to / f"root_{number}"
+        process = Process(command, root, to / "logs" / f"{root.name}.log", steps)
+        try:
+            due = count < kills and until(process, moments.draw(data_made(root)))
+            pending = pending or turn.sample(kinds, len(kinds))
+            attempt = process.finish(pending[0] if due else "")
+        finally:
+            if process.child.poll() is None:
+                process.child.kill()
+        # the last two of a process that was ended: the phase that was cut short, and the ending
+        moments.learn(process.spans[:-2] if attempt.kind else process.spans)
+        attempts.append(attempt)
+        if attempt.kind:
+            pending.pop(0)
+            count += 1
+            tell(
+                f"soak: {count}/{kills} {attempt.kind} in {attempt.phase} of {attempt.root}, "
+                f"code {attempt.code} after {attempt.dying:.2f} s"
+            )
+        wrong = wrong_end(attempt, plain.code)
+        failures += wrong
+        if wrong and not attempt.kind:
+            break  # a run that fails by itself would do so for ever
+        if attempt.code == plain.code:
+            tell(f"soak: {root.name} finished")
+            root = None
+    return {"command": list(command)} | judge(to, attempts, plain, productive, failures)
+
+
+def data_made(root):
+    """Whether nothing is left to be collected below a root."""
+    return any((root / "data").rglob("meta.json"))
+
+
+def wrong_end(attempt, good):
+    """Returns a line if a process ended as it must not. Args: good, the code of a finished run."""
+    allowed = {"term": (RESUMABLE, good), "kill": (-signal.SIGKILL, good), "": (good,)}
+    if attempt.code in allowed[attempt.kind] or too_early(attempt):
+        return []
+    after = f"after {attempt.kind} in {attempt.phase}" if attempt.kind else "by itself"
+    return [f"{attempt.root}: code {attempt.code} {after}, expected {allowed[attempt.kind]}"]
+
+
+def too_early(attempt):
+    """Whether SIGTERM came before the program could hear it: Python itself was still starting."""
+    return attempt.silent and attempt.kind == "term" and attempt.code == -signal.SIGTERM
+
+
+def productive_seconds(out, lines):
+    """Returns the seconds of collecting, training and evaluation below `out`, without compiling."""
+    total = 0.0
+    for path in pathlib.Path(out).rglob("summary.json"):
+        seconds = json.loads(path.read_text())["seconds"]
+        total += seconds["collect"] + seconds["train"] + seconds["evaluate"]
+    told = [re.match(r"data: compiled in ([\d.]+) s", line) for line in lines]
+    return total - sum(float(found[1]) for found in told if found)
+
+
+def eval_steps(out):
+    """Returns the evaluation steps of the runs below `out`."""
+    found = set()
+    for path in pathlib.Path(out).rglob("returns.npz"):
+        with np.load(path) as arrays:
+            found |= set(arrays["eval_steps"].tolist())
+    return found
+
+
+def count_lost(attempts):
+    """Fills in the training steps that each attempt lost: what it logged, less where the next
+    one that came to train went on. Steps after the last log line are not known, and not counted.
+    """
+    for i, attempt in enumerate(attempts):
+        where = (attempt.root, attempt.folder)
+        later = [a for a in attempts[i + 1 :] if (a.root, a.folder) == where]
+        later = [a for a in later if a.resumed is not None]
+        if attempt.kind and attempt.resumed is not None and later and attempt.reached is not None:
+            attempt.lost = max(attempt.reached - later[0].resumed, 0)
+
+
+def judge(to, attempts, plain, productive, failures):
+    """Compares every finished root with the uninterrupted run; returns what soak.json holds."""
+    count_lost(attempts)
+    finished = sorted({a.root for a in attempts if a.code == plain.code})
+    differ, compared = [], 0
+    for root in finished:
+        for name, judge_one in (("data", compare.datasets), ("out", compare.runs)):
+            found, number = judge_one(to / "plain" / name, to / root / name)
+            differ += [f"{root}/{name}/{line}" for line in found]
+            compared += number
+    wall = sum(a.seconds for a in attempts)
+    last = [a.reached for a in attempts if a.reached]
+    per_step = plain_seconds_per_step(to / "plain" / "out")
+    lost = sum(a.lost for a in attempts)
+    starts = [a.idle for a in attempts if a.resumed is not None]
+    spent = {
+        "wall": wall,
+        "productive": productive * len(finished),
+        "start_up_and_compile": sum(a.idle for a in attempts),
+        "lost_work": lost * per_step,
+        "shutdown": sum(a.dying for a in attempts if a.kind == "term"),
+    }
+    spent["rest"] = wall - sum(seconds for name, seconds in spent.items() if name != "wall")
+    return {
+        "equal": bool(finished) and compared > 0 and not differ and not failures and bool(last),
+        "differences": differ,
+        "failures": failures,
+        "kills": sum(bool(a.kind) for a in attempts),
+        "finished_roots": finished,
+        "compared_folders": compared,
+        "goodput": spent["productive"] / wall if wall else 0.0,
+        "seconds": {name: round(seconds, 3) for name, seconds in spent.items()},
+        "seconds_per_resume": float(np.median(starts)) if starts else None,
+        "steps_lost": lost,
+        "uninterrupted": {"seconds": plain.seconds, "productive": productive},
+        "attempts": [dataclasses.asdict(a) | {"early": too_early(a)} for a in attempts],
+        "environment": machine.environment(),
+    }
+
+
+def plain_seconds_per_step(out):
+    """Returns the seconds that a training step of all runs takes, the mean of runs below `out`."""
+    each = []
+    for path in pathlib.Path(out).rglob("summary.json"):
+        steps = last_step(path.parent / "metrics.jsonl")
+        each.append(json.loads(path.read_text())["seconds"]["train"] / max(steps or 1, 1))
+    return float(np.mean(each)) if each else 0.0
+
+
+def report(found):
+    """Returns the text of a soak: a line for each kill, where the time went, the verdict."""
+    heading = ["kill", "root", "signal", "phase", "code", "ended after", "step", "steps lost"]
+    killed = [a for a in found["attempts"] if a["kind"]]
+    lines = [
+        [str(i), a["root"], a["kind"], a["phase"], str(a["code"]), f"{a['dying']:.2f} s"]
+        + [str(a["reached"]) if a["resumed"] is not None else "-", str(a["lost"])]
+        for i, a in enumerate(killed, 1)
+    ]
+    spent, wall = found["seconds"], max(found["seconds"]["wall"], 1e-9)
+    shares = ", ".join(
+        f"{name.replace('_', ' ')} {spent[name]:.1f} s ({spent[name] / wall:.0%})"
+        for name in ("start_up_and_compile", "lost_work", "shutdown", "rest")
+    )
+    resume = found["seconds_per_resume"]
+    count = collections.Counter((a["phase"], a["kind"]) for a in killed)
+    fell = ", ".join(f"{phase} {kind} {n}" for (phase, kind), n in sorted(count.items()))
+    early = sum(a["early"] for a in killed)
+    text = [
+        tables.plain_grid([heading, *lines], 4),
+        f"fell into: {fell}",
+        f"goodput {found['goodput']:.3f}: {spent['productive']:.1f} s of work in {wall:.1f} s; "
+        f"badput: {shares}",
+        f"a resume takes {resume:.1f} s before it trains (median)" if resume else "no resume",
+        *[f"{early} SIGTERM came before the program could hear it, and lost nothing"] * bool(early),
+        *(f"failure: {line}" for line in found["failures"]),
+        *(f"differs: {line}" for line in found["differences"]),
+        f"{found['compared_folders']} datasets and runs of {len(found['finished_roots'])} "
+        f"interrupted roots compared: {'all bit-equal' if found['equal'] else 'NOT in order'}",
+    ]  # fmt: skip
+    return "\n".join(text)
+
+
+def own_flags(argv):
+    """Returns (own flags {name: value}, the arguments of `experiments.run`); checks both."""
+    own = absl_flags.FlagValues()
+    for name, kind, default, text in EXTRA:
+        make = absl_flags.DEFINE_integer if kind is int else absl_flags.DEFINE_string
+        make(name, default, text, flag_values=own)
+    try:
+        rest = own(argv, known_only=True)[1:]
+    except absl_flags.Error as error:
+        raise errors.UserError(str(error).replace("\n", " ")) from None
+    asked = {name: own[name].value for name, *_ in EXTRA}
+    asked["kinds"] = asked["kinds"].split(",")
+    for kind in asked["kinds"]:
+        if kind not in KINDS:
+            raise errors.unknown("--kinds", kind, KINDS)
+    if asked["kills"] < 1:
+        raise errors.UserError(f"--kills is {asked['kills']}: expected at least 1")
+    given = flags.parse([argv[0], *rest], "soak", SUMMARY, lambda: False).given
+    for name in ("data", "out"):
+        if name in given:
+            raise errors.UserError(
+                f"soak does not use --{name}: it has folders of its own below --to"
+            )
+    if (pathlib.Path(asked["to"]) / "plain").exists():
+        raise errors.UserError(
+            f"{asked['to']} holds an earlier soak: delete it, or pass another --to"
+        )
+    return asked, rest
+
+
+def run(argv):
+    """The command."""
+    if any(argument in flags.HELP for argument in argv[1:]):
+        print(flags.help_text("soak", SUMMARY, EXTRA))
+        return 0
+    asked, rest = own_flags(argv)
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # an accelerator is for the runs, not for this process
+    to = pathlib.Path(asked["to"])
+    machine.prepare_folder(to, 100e6, "--to")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # a kill must not harm the user's own
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(to.absolute() / "cache")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    command = [sys.executable, "-u", "-m", "experiments.run", *rest]
+    found = soak(command, asked["kills"], asked["soak_seed"], asked["kinds"], to)
+    storage.write_json(to / "soak.json", found)
+    print("\n" + report(found) + f"\nresults: {to / 'soak.json'}", flush=True)
+    return 0 if found["equal"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(flags.main(run))
