@@ -64,10 +64,10 @@ class Request:
     automatic: bool = False  # whether --preset=auto chose the preset
 
 
-def help_text(command, summary, extra=()):
-    """Returns --help: grouped flags, two screens at most."""
+def help_text(command, summary, extra=(), shared=True):
+    """Returns --help: grouped flags, two screens at most. Args: shared, with the flags of `run`."""
     lines = [f"python -m experiments.{command} [flags]", "", summary]
-    groups = dict(GROUPS)
+    groups = dict(GROUPS) if shared else {}
     if extra:
         groups["this command"] = extra
     for group, entries in groups.items():
@@ -77,6 +77,8 @@ def help_text(command, summary, extra=()):
             first, *rest = textwrap.wrap(text + shown, 74)
             lines.append(f"  --{name:<12} {first}")
             lines += [" " * 17 + more for more in rest]
+    if not shared:
+        return "\n".join(lines)
     lines += [
         "",
         "any setting: --config.SECTION.KEY=VALUE with SECTION one of env train behaviour eval",
@@ -87,7 +89,7 @@ def help_text(command, summary, extra=()):
     return "\n".join(lines)
 
 
-def _define(extra):
+def _define(entries):
     values = absl_flags.FlagValues()
     makers = {
         str: absl_flags.DEFINE_string,
@@ -95,9 +97,22 @@ def _define(extra):
         bool: absl_flags.DEFINE_bool,
         list: absl_flags.DEFINE_multi_string,
     }
-    for name, kind, default, text in itertools.chain(*GROUPS.values(), extra):
+    for name, kind, default, text in entries:
         makers[kind](name, default, text, flag_values=values)
     return values
+
+
+def split(argv, extra):
+    """Returns ({name: value} of a command's own flags, the arguments that are left).
+
+    Args: extra, the own flags as in GROUPS. Raises UserError for a value of another type.
+    """
+    values = _define(extra)
+    try:
+        rest = values(argv, known_only=True)[1:]
+    except absl_flags.Error as error:
+        raise errors.UserError(str(error).replace("\n", " ")) from None
+    return {name: values[name].value for name, *_ in extra}, rest
 
 
 def _known(values, argv, extra):
@@ -189,7 +204,7 @@ def parse(argv, command, summary, on_accelerator, extra=()):
     if any(argument in HELP for argument in argv[1:]):
         print(help_text(command, summary, extra))
         sys.exit(0)
-    values = _define(extra)
+    values = _define(itertools.chain(*GROUPS.values(), extra))
     arguments = _known(values, argv, extra)
     automatic = values.preset == "auto"
     preset = presets.choose(values.preset, on_accelerator() if automatic else False)

@@ -6,8 +6,6 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 import pathlib
 import sys
 
-from absl import flags as absl_flags
-
 from experiments import flags, machine, outputs, run
 from gentle_jax import errors, storage
 
@@ -48,19 +46,6 @@ EXTRA = (
     ("envs", list, [], "only these environments; repeatable"),
     ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
 )
-
-
-def shared_flags(argv):
-    """Returns (own flags {name: value}, the arguments that go to every cell)."""
-    own = absl_flags.FlagValues()
-    for name, kind, default, text in EXTRA:
-        make = absl_flags.DEFINE_multi_string if kind is list else absl_flags.DEFINE_string
-        make(name, default, text, flag_values=own)
-    try:
-        rest = own(argv, known_only=True)[1:]
-    except absl_flags.Error as error:
-        raise errors.UserError(str(error).replace("\n", " ")) from None
-    return {name: own[name].value for name, *_ in EXTRA}, rest
 
 
 def cells(table, argv):
@@ -131,7 +116,7 @@ def main(argv):
         print(flags.help_text("reproduce", SUMMARY, EXTRA))
         return
     machine.start()
-    own, shared = shared_flags(argv)
+    own, shared = flags.split(argv, EXTRA)
     table = own["table"]
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)
