@@ -287,7 +287,8 @@ TINY = (
         "algo.use_cross_prediction": "false", "algo.use_contrast": "false",
         "behaviour.num_steps": 30, "behaviour.seed_steps": 29, "behaviour.first_level": 10,
         "behaviour.level_every": 10, "behaviour.width": 4, "behaviour.batch_size": 4,
-        "eval.scored_steps": 20, "eval.num_repeats": 1, "eval.random_episodes": 2, "env.horizon": 10,
+        "eval.scored_steps": 20, "eval.num_repeats": 1, "eval.random_episodes": 2,
+        "env.horizon": 10,
     }.items()),
 )  # fmt: skip
 
