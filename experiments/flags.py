@@ -40,7 +40,7 @@ GROUPS = {
     ),
     "files": (
         ("data", str, "data", "root of generated datasets, or one dataset's folder"),
-        ("out", str, "runs", "root of run folders"),
+        ("out", str, "runs", "root of run folders, or a URL such as gs://BUCKET/runs"),
     ),
 }  # fmt: skip
 
@@ -206,6 +206,11 @@ def parse(argv, command, summary, on_accelerator, extra=()):
         sys.exit(0)
     values = _define(itertools.chain(*GROUPS.values(), extra))
     arguments = _known(values, argv, extra)
+    if "://" in values.data:
+        raise errors.UserError(
+            f"--data is {values.data}: datasets are mapped into memory, pass a folder of this "
+            f"machine (copy the dataset there first)"
+        )
     automatic = values.preset == "auto"
     preset = presets.choose(values.preset, on_accelerator() if automatic else False)
     run = config_lib.RunConfig(

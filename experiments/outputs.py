@@ -5,10 +5,9 @@ import json
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 from tensorboardX import SummaryWriter
 
-from experiments import build, figures, machine, presets, tables
+from experiments import build, figures, machine, presets, remote, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, storage, suites, training
 
@@ -224,7 +223,7 @@ SUMMARY_KEYS = (
 
 def read_summary(folder):
     """Returns a run's summary; raises UserError if there is none or it cannot be read."""
-    folder = epath.Path(folder)
+    folder = remote.path(folder)
     path = folder if folder.name == "summary.json" else folder / "summary.json"
     try:
         summary = json.loads(path.read_text())

@@ -6,7 +6,7 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 import pathlib
 import sys
 
-from experiments import flags, machine, outputs, run
+from experiments import flags, machine, outputs, remote, run
 from gentle_jax import errors, storage
 
 SUMMARY = (
@@ -126,6 +126,11 @@ def main(argv):
                 raise errors.unknown(name, value, allowed)
     requests = cells(table, [argv[0], *shared])
     out = next(iter(requests.values())).out
+    if remote.is_remote(own["to"] or out):
+        raise errors.UserError(
+            f"--to is {own['to'] or 'missing'}: the table's files go to a folder of this machine, "
+            f"pass --to=FOLDER"
+        )
     to = pathlib.Path(own["to"] or pathlib.Path(out) / "tables")
     machine.prepare_folder(to, 1e6, "--to")
     found = {}

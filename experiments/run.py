@@ -5,14 +5,13 @@ run folder; the same command resumes, and prints the table again once the run is
 """
 
 import collections
-import pathlib
 import sys
 import threading
 import time
 
 import jax
 
-from experiments import build, collect, console, flags, machine, outputs
+from experiments import build, collect, console, flags, machine, outputs, remote
 from gentle_jax import checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
@@ -36,7 +35,7 @@ def folder_of(request):
     """Returns the run folder: out/suite/env/algo/fingerprint."""
     run = request.config.run
     name = config_lib.fingerprint(identity(request))
-    return pathlib.Path(request.out) / run.suite / run.env / run.algorithm / name
+    return remote.path(request.out) / run.suite / run.env / run.algorithm / name
 
 
 def describe(request, folder):
@@ -62,8 +61,9 @@ def describe(request, folder):
 class Session:
     """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
 
-    def __init__(self, request, folder, task, test):
-        self.request, self.folder, self.task, self.saves = request, folder, task, None
+    def __init__(self, request, mirror, task, test):
+        self.request, self.folder, self.task, self.saves = request, mirror.local, task, None
+        self.mirror = mirror
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
         self.begin = time.perf_counter()
         self.stage = None  # the number of the stage whose progress is shown
@@ -111,6 +111,7 @@ class Session:
     def on_save(self, done, carry):
         self.seconds["total"] = self.before + time.perf_counter() - self.begin
         self.saves.save(done, carry, {"done": done, "seconds": self.seconds})
+        self.mirror.push()
 
     def resume(self, meta):
         """Takes over the clocks of the invocation that was interrupted."""
@@ -183,15 +184,19 @@ def write_environment(folder):
     storage.write_json(path, now)
 
 
-def train(request, folder, hits):
-    """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
+def train(request, mirror, hits):
+    """Trains from scratch or from the last checkpoint, writes the results; returns the summary.
+
+    Args: mirror, the run folder's Mirror.
+    """
+    folder = mirror.local
     fields, meta, collected = collect.ensure(request.config, request.data)
     task, env, scale = build.make_task(request.config, request.points, fields)
     size = training.state_bytes(training.state_shapes(task))
     machine.prepare_folder(folder, 4 * size + 20e6, "--out")
     storage.write_json(folder / "config.json", identity(request))
     write_environment(folder)
-    session = Session(request, folder, task, build.task_sets(env)["test"])
+    session = Session(request, mirror, task, build.task_sets(env)["test"])
     programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)
     with checkpoint.Checkpoints(folder / "checkpoints") as saves:
@@ -243,9 +248,10 @@ def execute(request):
         return summary
     hits = machine.count_cache_hits()
     needs(request)
-    machine.prepare_folder(folder, 20e6, "--out")
-    with machine.disk_may_fill(folder), machine.alone(folder):
-        summary = train(request, folder, hits)
+    mirror = remote.Mirror(folder)  # works in the folder itself where that is a local one
+    machine.prepare_folder(mirror.local, 20e6, "--out")
+    with machine.disk_may_fill(mirror.local), machine.alone(mirror.local), mirror:
+        summary = train(request, mirror, hits)
     outputs.print_table(summary, folder)
     return summary
 

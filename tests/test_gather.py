@@ -8,7 +8,7 @@ import pytest
 
 from experiments import flags, gather, outputs, report, run, tables
 from gentle_jax import config as config_lib
-from gentle_jax import statistics, storage, training
+from gentle_jax import statistics, storage
 from gentle_jax.protocols import base
 
 FLAGS = ("--preset=smoke", "--protocol=given_context", "--num_steps=8")
@@ -276,46 +276,3 @@ def test_a_run_of_its_own_is_not_overwritten(tmp_path, capsys, undrawn):
     line = refused(capsys, *(f"--shard={s}" for s in shards), f"--to={tmp_path / 'runs'}")
     assert f"{whole} is a run of its own" in line
     assert (whole / "summary.json").read_text() == before
-
-
-TINY = (
-    "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--num_steps=4", SWEEP,
-    *(f"--config.{name}={size}" for name, size in {
-        "env.num_train": 3, "env.num_test": 2, "train.meta_batch": 2, "train.latent_dim": 2,
-        "train.num_evals": 2, "backbone.width": 4, "backbone.depth": 1, "algo.encoder_width": 4,
-        "algo.encoder_depth": 1, "algo.width": 4, "algo.depth": 1, "algo.num_codes": 2,
-        "algo.use_cross_prediction": "false", "algo.use_contrast": "false",
-        "behaviour.num_steps": 30, "behaviour.seed_steps": 29, "behaviour.first_level": 10,
-        "behaviour.level_every": 10, "behaviour.width": 4, "behaviour.batch_size": 4,
-        "eval.scored_steps": 20, "eval.num_repeats": 1, "eval.random_episodes": 2,
-        "env.horizon": 10,
-    }.items()),
-)  # fmt: skip
-
-
-@pytest.mark.slow
-def test_two_processes_gathered_are_the_run_of_both(tmp_path, capsys, undrawn, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    compiled, compile_all = {}, training.compile_all
-
-    def once(task, hooks):  # both shards have the same programs
-        size = task.run_keys.shape[0]
-        compiled[size] = compiled.get(size) or compile_all(task, hooks)
-        return compiled[size]
-
-    monkeypatch.setattr(training, "compile_all", once)
-    start = lambda *more: flags.main(run.run, ["run", *TINY, f"--data={tmp_path / 'd'}", *more])
-    for offset in (3, 5):
-        assert start(f"--out={tmp_path / 's'}", "--num_seeds=2", f"--seed_offset={offset}") == 0
-    assert start(f"--out={tmp_path / 'w'}", "--num_seeds=4", "--seed_offset=3") == 0
-    assert command(capsys, f"--from={tmp_path / 's'}", "--num_runs=8")[0] == 0
-    (folder,) = merged(tmp_path / "s")
-    whole = tmp_path / "w" / folder.relative_to(tmp_path / "s")
-    for name in ("returns.npz", "embeddings.npz", "rollouts.npz"):
-        with np.load(folder / name) as found, np.load(whole / name) as wanted:
-            assert set(found) == set(wanted)
-            for key in wanted:  # a device takes its runs in turn here: bits do not depend on others
-                assert found[key].tobytes() == wanted[key].tobytes(), key
-    assert (folder / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    results = lambda path: json.loads((path / "summary.json").read_text())["results"]
-    assert results(folder) == results(whole)

@@ -29,7 +29,6 @@ EXTRA = (
      "job makes them anew"),
 )  # fmt: skip
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
-CLIENTS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 OWN = ("seed_offset", "preset", "data", "out")  # flags of `run` that a plan says itself
 
 
@@ -118,7 +117,7 @@ def folders(own, request):
             f"their disks, pass a URL such as --out=gs://BUCKET/runs"
         )
     if remote.is_remote(out):
-        remote.path(out)
+        remote.path(out, used=False)
     if own["volume"] and shared:
         raise errors.UserError("slurm does not use --volume: pass --data, a folder of all nodes")
     if own["volume"] and own["target"] == "skypilot" and not remote.is_remote(own["volume"]):
@@ -188,7 +187,7 @@ def dump(document):
 
 def client(plan):
     """Returns the package that `etils.epath` needs for --out, or None on a disk."""
-    return CLIENTS.get(plan.out.partition("://")[0])
+    return remote.CLIENTS.get(plan.out.partition("://")[0])
 
 
 def command(plan, module="experiments.run"):
