@@ -113,6 +113,7 @@ class Mirror:
     def __enter__(self):
         if self.target is not None:
             self._check()
+            print(f"run: working in {self.local}, mirrored to {self.target}", flush=True)
             self._pull()
             self._sync()
             self._pool = concurrent.futures.ThreadPoolExecutor(1)

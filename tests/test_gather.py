@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import flags, gather, outputs, report, run, tables
+from experiments import flags, gather, outputs, render, report, run, tables
 from gentle_jax import config as config_lib
 from gentle_jax import statistics, storage
 from gentle_jax.protocols import base
@@ -160,6 +160,12 @@ def test_the_merged_folder_is_a_run_for_other_commands(tmp_path, capsys, undrawn
     again = ["run", *FLAGS, "--num_seeds=4", f"--out={out}"]
     assert flags.main(run.run, again) in (0, 3)
     assert "finished before" in capsys.readouterr().out
+    assert flags.main(render.run, ["render", f"--run={folder}"]) == 2
+    first = json.loads((folder / "summary.json").read_text())["shards"][0]["folder"]
+    assert (
+        f"was gathered, its checkpoints are in its shards: pass one of them, such as "
+        f"--run={first}" in capsys.readouterr().err
+    )
     # gathering again takes the shards, not what was gathered
     before = (folder / "summary.json").read_text()
     assert command(capsys, f"--from={out}")[0] == 0

@@ -8,7 +8,7 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments import flags, gather, outputs, remote, report, reproduce, run
+from experiments import flags, gather, outputs, remote, render, report, reproduce, run
 from gentle_jax import errors, training
 
 TINY = (
@@ -198,6 +198,7 @@ def test_a_store_that_cannot_be_written_is_one_line_before_any_work(bucket, tmp_
         (report.run, "--run=s3://bucket/runs", "needs the package s3fs"),
         (gather.run, "--from=s3://bucket/runs", "needs the package s3fs"),
         (reproduce.main, "--out=gs://bucket/runs", "pass --to=FOLDER"),
+        (render.run, "--run=gs://bucket/runs/a", "copy the run there"),
     ],
 )
 def test_urls_that_are_of_no_use_are_one_line(monkeypatch, capsys, command, arguments, part):
