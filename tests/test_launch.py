@@ -147,6 +147,16 @@ def test_the_spot_job_recovers_from_42_only():
     assert "seq 0 0" in texts["submit.sh"]
 
 
+def test_a_cluster_without_accelerators():
+    made, texts = make("slurm", "--num_runs=4", "--accelerator=none", "--queue=long")
+    check.check(made, texts)
+    (options,) = check.documents("array.sbatch", texts["array.sbatch"])
+    assert "gres" not in options and options["partition"] == "long"
+    assert made.preset == "quick" and "JAX_PLATFORMS:-cpu}" in texts["array.sbatch"]
+    made, texts = make("slurm", "--num_runs=4")
+    assert made.preset == "paper" and "JAX_PLATFORMS:-cuda,cpu}" in texts["array.sbatch"]
+
+
 def broken(text, old, new):
     assert old in text
     return text.replace(old, new, 1)
@@ -217,6 +227,7 @@ def test_broken_files_are_refused(target, name, old, new, part):
         ("--target=jobset --num_runs=8 --image=img --out=gs://b --accelerator=4x4", "'4x4'"),
         ("--target=jobset --num_runs=8 --image=A.B/c --out=gs://b", "image"),
         ("--target=skypilot --num_runs=8", "--out is 'missing'"),
+        ("--target=skypilot --num_runs=8 --out=gs://b --accelerator=none", "jobs need one"),
         ("--target=skypilot --num_runs=8 --out=gs://b --volume=/d", "pass a URL"),
     ],
 )

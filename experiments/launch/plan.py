@@ -20,13 +20,13 @@ EXTRA = (
     ("image", str, "", "container image; jobset needs one (of the Dockerfile), slurm takes none"),
     ("accelerator", str, "",
      "jobset: topology of a TPU v5e slice [2x4]; skypilot: NAME:COUNT [A100:1]; slurm: --gres "
-     "[gpu:1]"),
+     "[gpu:1], or none for CPUs"),
     ("queue", str, "", "jobset: Kueue's LocalQueue [user-queue]; slurm: partition"),
     ("parallel", int, None, "jobs at the same time (jobset, slurm); default: all"),
     ("hours", int, 24, "slurm: time limit of a job; it is requeued at its end"),
     ("volume", str, "",
-     "datasets made beforehand; jobset: a volume claim, skypilot: a bucket's URL; default: every "
-     "job makes them anew"),
+     "datasets made beforehand; jobset: a claim that many nodes can mount, skypilot: a bucket's "
+     "URL; default: every job makes them anew"),
 )  # fmt: skip
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 OWN = ("seed_offset", "preset", "data", "out")  # flags of `run` that a plan says itself
@@ -86,6 +86,8 @@ def needed(own):
             f"--name is {own['name']!r}: expected at most 40 lower-case letters, digits and "
             f"hyphens, a letter first"
         )
+    if own["target"] != "slurm" and own["accelerator"] == "none":
+        raise errors.UserError(f"--accelerator is none: {own['target']} jobs need one, name it")
     if own["target"] == "slurm" and own["image"]:
         raise errors.UserError("slurm does not use --image: activate an environment instead")
     if own["target"] == "jobset" and not own["image"]:
@@ -137,8 +139,9 @@ def make(argv):
     if loose:
         raise errors.UserError(f"{loose[0]!r} stands alone: write every flag as --flag=value")
     needed(own)
-    # the jobs' machines have accelerators, whatever this one has
-    request = flags.parse([argv[0], *rest], "launch", "", lambda: True)
+    # what the jobs' machines have counts, whatever this one has
+    with_accelerator = own["accelerator"] != "none"
+    request = flags.parse([argv[0], *rest], "launch", "", lambda: with_accelerator)
     if "num_seeds" in request.given:
         raise errors.UserError("--num_seeds follows from --num_runs and --sweep: leave it out")
     points = grid_points(request)

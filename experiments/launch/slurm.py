@@ -11,14 +11,14 @@ def header(plan, job, log):
         "job-name": job,
         "nodes": "1",
         "ntasks": "1",
-        "gres": plan.accelerator,
         "time": f"{plan.hours}:00:00",
         "requeue": None,
         "open-mode": "append",  # a requeued task goes on in the same log
         "signal": f"B:TERM@{NOTICE}",
         "output": log,
     }
-    return options | ({"partition": plan.queue} if plan.queue else {})
+    more = {"gres": "" if plan.accelerator == "none" else plan.accelerator, "partition": plan.queue}
+    return options | {key: value for key, value in more.items() if value}
 
 
 # TERM interrupts `wait`, so it is called again for the exit code of the process itself; 143 is a
@@ -45,11 +45,13 @@ exit "$code"
 
 def script(options, lines, command, job):
     """Returns a batch script. Args: lines, shell lines before the command; job, its own id."""
+    platforms = "cuda,cpu" if "gres" in options else "cpu"
     marks = [f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in options.items()]
-    platforms = ["export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # no silent run on the CPU"]
+    # without its accelerator a job fails, it does not train on the CPU
+    export = [f"export JAX_PLATFORMS=${{JAX_PLATFORMS:-{platforms}}}"]
     top = ["#!/usr/bin/env bash", *marks, "", "set -uo pipefail", 'cd "$SLURM_SUBMIT_DIR"']
     body = FORWARD.format(command=command, job=job)
-    return "\n".join([*top, *platforms, *lines]) + "\n" + body
+    return "\n".join([*top, *export, *lines]) + "\n" + body
 
 
 def files(plan):
