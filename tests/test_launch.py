@@ -178,6 +178,7 @@ def broken(text, old, new):
         ("jobset", "jobset.yaml", "COUNT=$((", "COUNT=$(((", "bash"),
         ("jobset", "jobset.yaml", "* 4))", "* 3))", "seeds"),
         ("jobset", "kueue.yaml", "kind: LocalQueue", "kind: LocalQueues", "kueue.yaml"),
+        ("jobset", "kueue.yaml", "v1beta2", "v1beta1", "kueue.yaml"),
         ("jobset", "kueue.yaml", "nominalQuota: 16", "nominalQuota: many", "kueue.yaml"),
         ("skypilot", "skypilot.yaml", "recover_on_exit_codes", "recover_on", "job_recovery"),
         ("skypilot", "skypilot.yaml", "use_spot: true", "use_spot: false", "use_spot"),

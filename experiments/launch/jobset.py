@@ -112,7 +112,7 @@ def collect(plan):
 
 def kueue(plan):
     """Returns Kueue's objects for an empty cluster: flavour, cluster queue, local queue."""
-    api = "kueue.x-k8s.io/v1beta1"
+    api = "kueue.x-k8s.io/v1beta2"
     flavor, cluster_queue = f"tpu-v5e-{plan.accelerator}", f"{plan.name}-tpu"
     quota = {"name": "google.com/tpu", "nominalQuota": CHIPS[plan.accelerator] * plan.parallel}
     labels = {
@@ -155,7 +155,7 @@ def files(plan):
     }
     steps = [
         "From the root of the repository, with a cluster (Kubernetes 1.29 or newer) that has",
-        f"JobSet, Kueue and a node pool of machine type {MACHINES[plan.accelerator]}:",
+        f"JobSet, Kueue (0.15 or newer) and nodes of machine type {MACHINES[plan.accelerator]}:",
         "",
         f"docker build -f FOLDER/Dockerfile --build-arg JAX=tpu "
         f"--build-arg STORE={plan_lib.client(plan)} -t {plan.image} .",
