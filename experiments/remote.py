@@ -1,18 +1,17 @@
 """Run folders that are not on a local disk: `--out=gs://bucket/runs`, any URL of `etils.epath`.
 
 Object stores have no appending, no renaming and no locks, so a run works in a local folder that is
-mirrored to its URL: in the background after every chunk, and whole at the end. `mirror.json` is
-written last each time and names the files of a consistent state, from which another machine
-resumes. It lags by a chunk where the process is killed without notice. There is no lock between
-machines: never give one command to two of them at once.
+mirrored to its URL: in the background after every checkpoint, and whole at the end. `mirror.json`
+is written last each time and names the files of a consistent state, from which another machine
+resumes. There is no lock between machines: never give one command to two of them at once.
 """
 
-import concurrent.futures
 import importlib.util
 import json
 import os
 import pathlib
 import shutil
+import threading
 import time
 
 from etils import epath
@@ -25,6 +24,7 @@ CLIENTS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 STATE, LAST = "mirror.json", ("summary.json",)
 PRIVATE = (".lock", ".write_test", ".snapshot", "checkpoints", "checkpoints_damaged", STATE)
 KEPT = 2  # checkpoints at the URL: a damaged newest one falls back to the one before
+EVERY = 2.0  # seconds between looks for a new checkpoint
 TRIES, PAUSE = 3, 5.0  # of the last upload, seconds between
 
 
@@ -101,40 +101,41 @@ def files_in(local):
 class Mirror:
     """A run folder's local working folder and its URL; without a URL it does nothing.
 
-    As a context it fetches what is at the URL, and leaves all of the run there. Holds the thread
-    that uploads, hence a class.
+    As a context it fetches what is at the URL, uploads every new checkpoint, and leaves all of the
+    run there. Holds the thread that uploads, hence a class.
     """
 
     def __init__(self, folder):
         self.target = folder if is_remote(folder) else None
         self.local = pathlib.Path(folder) if self.target is None else work_folder(folder)
-        self._pool, self._job, self._sent, self._steps = None, None, {}, {}
+        self._sent, self._steps, self._lock = {}, {}, threading.Lock()
+        self._stop, self._thread = threading.Event(), None
 
     def __enter__(self):
         if self.target is not None:
             self._check()
             print(f"run: working in {self.local}, mirrored to {self.target}", flush=True)
             self._pull()
-            self._sync()
-            self._pool = concurrent.futures.ThreadPoolExecutor(1)
+            self.push()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
         return self
 
     def push(self):
-        """Starts to upload what is there now, unless an upload is still under way."""
-        if self.target is None or (self._job and not self._job.done()):
-            return
-        if self._job and self._job.exception():  # the store may be back later
-            print(f"run: cannot write to {self.target} ({brief(self._job.exception())}), going on")
-        self._job = self._pool.submit(self._sync)
+        """Uploads what is there now and not yet at the URL."""
+        with self._lock:
+            if self.target is not None:
+                self._sync()
 
     def __exit__(self, kind, error, trace):
         """Uploads the rest; a finished run's working folder is removed then."""
         if self.target is None:
             return
-        self._pool.shutdown(wait=True)
+        self._stop.set()
+        self._thread.join()
         for attempt in range(TRIES):
             try:
-                self._sync()
+                self.push()
                 break
             except Exception as failure:  # each store has errors of its own
                 if attempt < TRIES - 1:
@@ -147,6 +148,20 @@ class Mirror:
                 print(f"run: {text}")
         if kind is None:
             shutil.rmtree(self.local, ignore_errors=True)
+
+    def _watch(self):
+        """Uploads after every new checkpoint, until the context ends."""
+        failed = False
+        while not self._stop.wait(EVERY):
+            if not failed and {*steps_in(self.local)[-1:]} <= {*self._steps}:
+                continue
+            try:
+                self.push()
+                failed = False
+            except Exception as failure:  # the store may be back later
+                if not failed:
+                    print(f"run: cannot write to {self.target} ({brief(failure)}), going on")
+                failed = True
 
     def _check(self):
         """Raises UserError unless the URL can be written to."""

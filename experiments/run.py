@@ -61,9 +61,8 @@ def describe(request, folder):
 class Session:
     """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
 
-    def __init__(self, request, mirror, task, test):
-        self.request, self.folder, self.task, self.saves = request, mirror.local, task, None
-        self.mirror = mirror
+    def __init__(self, request, folder, task, test):
+        self.request, self.folder, self.task, self.saves = request, folder, task, None
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
         self.begin = time.perf_counter()
         self.stage = None  # the number of the stage whose progress is shown
@@ -111,7 +110,6 @@ class Session:
     def on_save(self, done, carry):
         self.seconds["total"] = self.before + time.perf_counter() - self.begin
         self.saves.save(done, carry, {"done": done, "seconds": self.seconds})
-        self.mirror.push()
 
     def resume(self, meta):
         """Takes over the clocks of the invocation that was interrupted."""
@@ -184,19 +182,15 @@ def write_environment(folder):
     storage.write_json(path, now)
 
 
-def train(request, mirror, hits):
-    """Trains from scratch or from the last checkpoint, writes the results; returns the summary.
-
-    Args: mirror, the run folder's Mirror.
-    """
-    folder = mirror.local
+def train(request, folder, hits):
+    """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
     fields, meta, collected = collect.ensure(request.config, request.data)
     task, env, scale = build.make_task(request.config, request.points, fields)
     size = training.state_bytes(training.state_shapes(task))
     machine.prepare_folder(folder, 4 * size + 20e6, "--out")
     storage.write_json(folder / "config.json", identity(request))
     write_environment(folder)
-    session = Session(request, mirror, task, build.task_sets(env)["test"])
+    session = Session(request, folder, task, build.task_sets(env)["test"])
     programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)
     with checkpoint.Checkpoints(folder / "checkpoints") as saves:
@@ -251,7 +245,7 @@ def execute(request):
     mirror = remote.Mirror(folder)  # works in the folder itself where that is a local one
     machine.prepare_folder(mirror.local, 20e6, "--out")
     with machine.disk_may_fill(mirror.local), machine.alone(mirror.local), mirror:
-        summary = train(request, mirror, hits)
+        summary = train(request, mirror.local, hits)
     outputs.print_table(summary, folder)
     return summary
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import time
 
 import pytest
 from etils.epath import backend
@@ -59,6 +60,7 @@ def bucket(monkeypatch, tmp_path):
     monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: made, raising=True)
     monkeypatch.setattr(remote, "installed", lambda package: True)
     monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(remote, "EVERY", 3600.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
     return made
 
@@ -77,10 +79,12 @@ def new_mirror():
     return mirror
 
 
-def upload(mirror):
-    """Pushes and waits."""
-    mirror.push()
-    mirror._job.result()
+def wait_for(condition):
+    """Waits until something is so."""
+    limit = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 def forget():
@@ -101,10 +105,10 @@ def test_another_machine_gets_the_last_whole_state(bucket):
     (mirror.local / "metrics.jsonl").write_text("1\n")
     (mirror.local / "metrics.tmp").write_text("half")
     make_checkpoint(mirror.local, 1)
-    upload(mirror)
+    mirror.push()
     make_checkpoint(mirror.local, 2)
     (mirror.local / "metrics.jsonl").write_text("1\n2\n")
-    upload(mirror)
+    mirror.push()
     assert bucket.names() == [
         "checkpoints/1/tree/data", "checkpoints/2/tree/data", "config.json", "metrics.jsonl",
         "mirror.json",
@@ -119,7 +123,7 @@ def test_another_machine_gets_the_last_whole_state(bucket):
     assert remote.files_in(again.local) == ["config.json", "metrics.jsonl"]
     # two checkpoints stay, the oldest goes
     make_checkpoint(again.local, 3)
-    upload(again)
+    again.push()
     assert "checkpoints/1/tree/data" not in bucket.names()
     assert {"checkpoints/2/tree/data", "checkpoints/3/tree/data"} <= set(bucket.names())
 
@@ -137,7 +141,7 @@ def test_a_finished_run_leaves_nothing_on_the_machine(bucket):
 def test_what_the_url_has_counts_unless_this_machine_is_ahead(bucket):
     mirror = new_mirror().__enter__()
     make_checkpoint(mirror.local, 1)
-    upload(mirror)
+    mirror.push()
     make_checkpoint(mirror.local, 4)  # killed before this one was uploaded
     again = new_mirror().__enter__()
     assert remote.steps_in(again.local) == [1, 4]
@@ -153,18 +157,19 @@ def test_what_the_url_has_counts_unless_this_machine_is_ahead(bucket):
     assert remote.steps_in(new_mirror().__enter__().local) == []
 
 
-def test_a_store_that_fails_for_a_while_does_not_stop_a_run(bucket, capsys):
+def test_every_new_checkpoint_is_uploaded_even_if_the_store_was_away(bucket, monkeypatch, capsys):
+    monkeypatch.setattr(remote, "EVERY", 0.01)
+    shown = []
     with new_mirror() as mirror:
-        make_checkpoint(mirror.local, 1)
         bucket.broken = True
-        mirror.push()
-        while not mirror._job.done():
-            pass
-        mirror.push()
-        assert "the store is away), going on" in capsys.readouterr().out
-        mirror._pool.submit(int).result()
+        make_checkpoint(mirror.local, 1)
+        wait_for(lambda: shown.append(capsys.readouterr().out) or "going on" in "".join(shown))
         bucket.broken = False
-    assert "checkpoints/1/tree/data" in bucket.names()
+        wait_for(lambda: "checkpoints/1/tree/data" in bucket.names())
+        make_checkpoint(mirror.local, 2)
+        state = remote.path(OUT) / "mirror.json"
+        wait_for(lambda: "checkpoints/2/tree/data" in state.read_text())
+    assert ("".join(shown) + capsys.readouterr().out).count("the store is away), going on") == 1
 
 
 def test_a_store_that_fails_at_the_end_loses_nothing(bucket):
@@ -216,6 +221,7 @@ def test_clients_are_looked_for():
 def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(outputs, "draw", lambda *_: None)
+    monkeypatch.setattr(remote, "EVERY", 0.01)
     compiled, compile_all, calls = {}, training.compile_all, []
 
     def once(task, hooks):  # shards have the same programs
