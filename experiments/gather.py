@@ -31,6 +31,7 @@ EXTRA = (
     ("shard", list, [], "one shard's run folder, instead of --from; repeatable"),
     ("to", str, "", "root of the merged run folder; default: the one that holds all shards"),
     ("num_runs", int, None, "runs (seeds x grid points) that there must be: finds a missing last"),
+    ("num_seeds", int, None, "the same for seeds, whatever the grid"),
 )
 DEPTH = 5  # below a root: an --out of the shard's own, suite, env, algo, fingerprint
 WHOLE = ("eval_steps", "train_ids", "test_ids", "axes", "random_return", "reference_return")
@@ -102,10 +103,10 @@ def differing(one, other, prefix=""):
     return None
 
 
-def check(shards, num_runs):
+def check(shards, wanted):
     """Raises UserError unless Shards of one group, sorted, are finished and cover one range once.
 
-    Args: num_runs, how many runs there must be, or None.
+    Args: wanted, {"num_runs", "num_seeds"}: how many there must be, or None.
     """
     for shard in shards:
         if shard.summary is None:
@@ -126,13 +127,14 @@ def check(shards, num_runs):
                 f"--num_seeds={other.first - one.end}"
             )
     points = len(shards[0].identity["sweep"])
-    total = points * sum(shard.count for shard in shards)
-    if num_runs is not None and total != num_runs:
-        raise errors.UserError(
-            f"seeds {shards[0].first} to {shards[-1].end - 1} of {points} grid point(s) below "
-            f"{shards[0].folder.parent} are {total} runs: --num_runs asks for {num_runs}; run the "
-            f"missing shards, or pass another --num_runs"
-        )
+    count = sum(shard.count for shard in shards)
+    for name, found in (("num_runs", points * count), ("num_seeds", count)):
+        if wanted[name] not in (None, found):
+            raise errors.UserError(
+                f"seeds {shards[0].first} to {shards[-1].end - 1} of {points} grid point(s) below "
+                f"{shards[0].folder.parent} are {points * count} runs: --{name} asks for "
+                f"{wanted[name]}; run the missing shards, or pass another --{name}"
+            )
 
 
 def load(shard, name):
@@ -333,7 +335,8 @@ def chosen(own):
         return groups
     root = own["from"] or "runs"
     groups = groups_of(find(root))
-    kept = [group for group in groups if len(group) > 1 or own["num_runs"] is not None]
+    counted = own["num_runs"] is not None or own["num_seeds"] is not None
+    kept = [group for group in groups if len(group) > 1 or counted]
     for (alone,) in (group for group in groups if len(group) == 1 and group not in kept):
         state = "is the only one of its sweep" if alone.summary else "is unfinished and alone"
         print(f"gather: leaving out {alone.folder}: it {state}")
@@ -355,7 +358,7 @@ def run(argv):
         raise errors.unknown("flag", rest[0].lstrip("-").partition("=")[0], [e[0] for e in EXTRA])
     groups = chosen(own)
     for shards in groups:
-        check(shards, own["num_runs"])
+        check(shards, own)
     for (alone,) in (shards for shards in groups if len(shards) == 1):
         print(f"gather: {alone.folder} holds all runs already")
     groups = [shards for shards in groups if len(shards) > 1]

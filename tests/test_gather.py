@@ -223,8 +223,9 @@ def test_a_missing_last_shard_is_noticed_by_the_number_of_runs(tmp_path, capsys,
     shard(tmp_path, 0, 2, SWEEP), shard(tmp_path, 2, 2, SWEEP)
     line = refused(capsys, f"--from={tmp_path}", "--num_runs=12")
     assert "are 8 runs" in line and "--num_runs asks for 12" in line
+    assert "--num_seeds asks for 8" in refused(capsys, f"--from={tmp_path}", "--num_seeds=8")
     assert not merged(tmp_path)
-    assert command(capsys, f"--from={tmp_path}", "--num_runs=8")[0] == 0
+    assert command(capsys, f"--from={tmp_path}", "--num_runs=8", "--num_seeds=4")[0] == 0
     alone = tmp_path / "alone"
     shard(alone, 0, 2)
     assert "are 2 runs" in refused(capsys, f"--from={alone}", "--num_runs=4")

@@ -61,7 +61,7 @@ def test_every_target_is_written_and_covers_each_seed_once(tmp_path, capsys, tar
     assert "20 runs (10 seeds x 2 grid points)" in text and "4 jobs" in text
     texts = {path.name: path.read_text() for path in to.iterdir()}
     assert set(texts) == FILES[target] and "FOLDER" not in "".join(texts.values())
-    assert "experiments.gather --from=" in text and "--num_runs=20" in text
+    assert "experiments.gather --from=" in text and "--num_seeds=10" in text
     made, _ = plan.make(["launch", *arguments, GRID, "--config.algo.num_codes=3"])
     assert seeds_of(made, texts) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     for words in check.job_commands(made, texts):

@@ -215,4 +215,4 @@ def job_line(plan):
 
 def gather_line(plan):
     """Returns the command that merges the jobs' run folders."""
-    return f"python -m experiments.gather --from={plan.out} --num_runs={plan.num_runs}"
+    return f"python -m experiments.gather --from={plan.out} --num_seeds={plan.seeds}"
