@@ -49,7 +49,7 @@ GROUPS = {
     ),
     "files": (
         ("data", str, "data", "root of generated datasets, or one dataset's folder"),
-        ("out", str, "runs", "root of run folders"),
+        ("out", str, "runs", "root of run folders, or a URL such as gs://BUCKET/runs"),
     ),
 }  # fmt: skip
 
@@ -93,10 +93,10 @@ class Request:
     shard_data: bool = False  # whether the data are split over devices
 
 
-def help_text(command, summary, extra=()):
-    """Returns --help: grouped flags, two screens at most."""
+def help_text(command, summary, extra=(), shared=True):
+    """Returns --help: grouped flags, two screens at most. Args: shared, with the flags of `run`."""
     lines = [f"python -m experiments.{command} [flags]", "", summary]
-    groups = dict(GROUPS)
+    groups = dict(GROUPS) if shared else {}
     if extra:
         groups["this command"] = extra
     for group, entries in groups.items():
@@ -106,6 +106,8 @@ def help_text(command, summary, extra=()):
             first, *rest = textwrap.wrap(text + shown, 74)
             lines.append(f"  --{name:<12} {first}")
             lines += [" " * 17 + more for more in rest]
+    if not shared:
+        return "\n".join(lines)
     lines += [
         "",
         "any setting: --config.SECTION.KEY=VALUE with SECTION one of env train behaviour eval",
@@ -116,7 +118,7 @@ def help_text(command, summary, extra=()):
     return "\n".join(lines)
 
 
-def _define(extra):
+def _define(entries):
     values = absl_flags.FlagValues()
     makers = {
         str: absl_flags.DEFINE_string,
@@ -124,9 +126,22 @@ def _define(extra):
         bool: absl_flags.DEFINE_bool,
         list: absl_flags.DEFINE_multi_string,
     }
-    for name, kind, default, text in itertools.chain(*GROUPS.values(), extra):
+    for name, kind, default, text in entries:
         makers[kind](name, default, text, flag_values=values)
     return values
+
+
+def split(argv, extra):
+    """Returns ({name: value} of a command's own flags, the arguments that are left).
+
+    Args: extra, the own flags as in GROUPS. Raises UserError for a value of another type.
+    """
+    values = _define(extra)
+    try:
+        rest = values(argv, known_only=True)[1:]
+    except absl_flags.Error as error:
+        raise errors.UserError(str(error).replace("\n", " ")) from None
+    return {name: values[name].value for name, *_ in extra}, rest
 
 
 def _known(values, argv, extra):
@@ -281,8 +296,13 @@ def parse(argv, command, summary, on_accelerator, extra=()):
     if any(argument in HELP for argument in argv[1:]):
         print(help_text(command, summary, extra))
         sys.exit(0)
-    values = _define(extra)
+    values = _define(itertools.chain(*GROUPS.values(), extra))
     arguments = _known(values, argv, extra)
+    if "://" in values.data:
+        raise errors.UserError(
+            f"--data is {values.data}: datasets are mapped into memory, pass a folder of this "
+            f"machine (copy the dataset there first)"
+        )
     automatic = values.preset == "auto"
     preset = presets.choose(values.preset, on_accelerator() if automatic else False)
     run = config_lib.RunConfig(

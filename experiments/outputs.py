@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments import build, figures, machine, presets, tables
+from experiments import build, figures, machine, presets, remote, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, storage, suites, training
 
@@ -92,6 +92,14 @@ def paper_name(config):
     return next((name for name, values in names.items() if values == changed), None)
 
 
+class Arrays(NamedTuple):
+    """The contents of a run's three .npz files."""
+
+    returns: dict
+    embeddings: dict
+    trace: tuple  # (paths [S, task, H + 1, obs], mask [S, task, H])
+
+
 def arrays_of(config, task, env, meta, carry):
     """Returns the contents of returns.npz (axes: see "axes") and of embeddings.npz.
 
@@ -99,8 +107,8 @@ def arrays_of(config, task, env, meta, carry):
     """
     sets = build.task_sets(env)
     steps = np.array(training.eval_steps(task))
-    returns = {
-        f"{task_set}/{protocol}": carry["returns"][protocol][:, :, positions]
+    returns = {  # contiguous: sums are those of the arrays that a reader of the file has
+        f"{task_set}/{protocol}": np.ascontiguousarray(carry["returns"][protocol][:, :, positions])
         for protocol in config.run.protocols
         for task_set, positions in sets.items()
     }
@@ -156,11 +164,27 @@ def write(request, folder, task, env, meta, carry, trace, session):
     Args: trace, (paths [S, task, H + 1, obs] in the environment's units, mask [S, task, H]).
     """
     returns, embeddings = arrays_of(request.config, task, env, meta, carry)
+    seconds = session.seconds
+    costs = {
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "seed_steps_per_second": session.runs * session.total / max(seconds["train"], 1e-9),
+        "peak_memory_bytes": machine.peak_bytes(),
+        "failed_seeds": failed_seeds(session, carry),
+    }
+    return store(request, folder, env, Arrays(returns, embeddings, trace), costs)
+
+
+def store(request, folder, env, arrays, costs):
+    """Writes Arrays, figures and, last, summary.json; returns the summary.
+
+    Args: costs, what the summary has beside settings and results.
+    """
+    returns, embeddings, trace = arrays
     np.savez_compressed(folder / "returns.npz", **returns)
     np.savez_compressed(folder / "embeddings.npz", **embeddings)
     np.savez_compressed(folder / "rollouts.npz", paths=trace[0], mask=trace[1])
     draw(folder, request, env, returns, embeddings, trace)
-    run, seconds = request.config.run, session.seconds
+    run = request.config.run
     names = {"suite": run.suite, "env": run.env, "algorithm": paper_name(request.config)}
     names["metric"] = request.config.eval.metric
     summary = {
@@ -175,10 +199,7 @@ def write(request, folder, task, env, meta, carry, trace, session):
         "num_seeds": run.num_seeds,
         "num_steps": request.config.train.num_steps,
         "results": tables.results(returns, names, groups_of(request)),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "seed_steps_per_second": session.runs * session.total / max(seconds["train"], 1e-9),
-        "peak_memory_bytes": machine.peak_bytes(),
-        "failed_seeds": failed_seeds(session, carry),
+        **costs,
     }
     storage.write_json(folder / "summary.json", summary)
     return summary
@@ -208,7 +229,7 @@ SUMMARY_KEYS = (
 
 def read_summary(folder):
     """Returns a run's summary; raises UserError if there is none or it cannot be read."""
-    folder = pathlib.Path(folder)
+    folder = remote.path(folder)
     path = folder if folder.name == "summary.json" else folder / "summary.json"
     try:
         summary = json.loads(path.read_text())

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import build, collect, flags, machine, movies, offscreen, scene
+from experiments import build, collect, flags, machine, movies, offscreen, remote, scene
 from gentle_jax import checkpoint, errors, physics, registry, rng, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
@@ -128,6 +128,13 @@ def restore(folder, config, points, checksums, root):
 
 def no_checkpoint(folder):
     """Returns the UserError for a run that has nothing to restore."""
+    summary = folder / "summary.json"
+    shards = storage.read_json(summary).get("shards") if summary.exists() else None
+    if shards:
+        return errors.UserError(
+            f"{folder} was gathered, its checkpoints are in its shards: pass one of them, such as "
+            f"--run={shards[0]['folder']}"
+        )
     return errors.UserError(
         f"{folder} holds no checkpoint: give the run's command again, it trains on and keeps one"
     )
@@ -267,6 +274,10 @@ def run(argv):
     if useless or not request.extra["run"]:
         what = f"render does not use --{useless[0]}" if useless else "--run is missing"
         raise errors.UserError(f"{what}: expected --run=FOLDER and some of --{', --'.join(USED)}")
+    if remote.is_remote(request.extra["run"]):
+        raise errors.UserError(
+            f"--run is {request.extra['run']}: pass a folder of this machine (copy the run there)"
+        )
     folder, asked = pathlib.Path(request.extra["run"]), request.extra
     asked |= {"protocol": request.given.get("protocol", [])}
     config, points, checksums = read_config(folder)

@@ -4,9 +4,7 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 `--algo`, `--env`, `--suite`, `--backbone`, `--fidelity`, `--preset`, `--num_seeds`, `--num_steps`.
 """
 
-import pathlib
-
-from experiments import flags, outputs, tables
+from experiments import flags, outputs, remote, tables
 from gentle_jax import errors
 
 SUMMARY = "Prints the table of a finished run, or one line for every finished run below --out."
@@ -31,7 +29,7 @@ def overview(root, given):
     if wanted.get("preset") == "auto":
         del wanted["preset"]
     rows = [[*COLUMNS, "protocol", "mean", "normalized", "folder"]]
-    for path in sorted(pathlib.Path(root).glob("*/*/*/*/summary.json")):
+    for path in sorted(remote.path(root).glob("*/*/*/*/summary.json")):
         summary = outputs.read_summary(path.parent)
         if any(summary[name] != wanted[name] for name in COLUMNS if name in wanted):
             continue

@@ -5,9 +5,7 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 
 import pathlib
 
-from absl import flags as absl_flags
-
-from experiments import flags, machine, outputs, run
+from experiments import flags, machine, outputs, remote, run
 from gentle_jax import errors, storage
 
 SUMMARY = (
@@ -47,19 +45,6 @@ EXTRA = (
     ("envs", list, [], "only these environments; repeatable"),
     ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
 )
-
-
-def shared_flags(argv):
-    """Returns (own flags {name: value}, the arguments that go to every cell)."""
-    own = absl_flags.FlagValues()
-    for name, kind, default, text in EXTRA:
-        make = absl_flags.DEFINE_multi_string if kind is list else absl_flags.DEFINE_string
-        make(name, default, text, flag_values=own)
-    try:
-        rest = own(argv, known_only=True)[1:]
-    except absl_flags.Error as error:
-        raise errors.UserError(str(error).replace("\n", " ")) from None
-    return {name: own[name].value for name, *_ in EXTRA}, rest
 
 
 def cells(table, argv):
@@ -136,7 +121,7 @@ def main(argv):
         print(flags.help_text("reproduce", SUMMARY, EXTRA))
         return
     machine.start(argv)
-    own, shared = shared_flags(argv)
+    own, shared = flags.split(argv, EXTRA)
     table = own["table"]
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)
@@ -146,6 +131,11 @@ def main(argv):
                 raise errors.unknown(name, value, allowed)
     requests = cells(table, [argv[0], *shared])
     out = next(iter(requests.values())).out
+    if remote.is_remote(own["to"] or out):
+        raise errors.UserError(
+            f"--to is {own['to'] or 'missing'}: the table's files go to a folder of this machine, "
+            f"pass --to=FOLDER"
+        )
     to = pathlib.Path(own["to"] or pathlib.Path(out) / "tables")
     machine.prepare_folder(to, 1e6, "--to")
     found = {}

@@ -5,7 +5,6 @@ run folder; the same command resumes, and prints the table again once the run is
 """
 
 import collections
-import pathlib
 import threading
 import time
 
@@ -22,6 +21,7 @@ from experiments import (
     machine,
     outputs,
     preemption,
+    remote,
 )
 from gentle_jax import checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
@@ -46,7 +46,7 @@ def folder_of(request):
     """Returns the run folder: out/suite/env/algo/fingerprint."""
     run = request.config.run
     name = config_lib.fingerprint(identity(request))
-    return pathlib.Path(request.out) / run.suite / run.env / run.algorithm / name
+    return remote.path(request.out) / run.suite / run.env / run.algorithm / name
 
 
 def describe(request, folder):
@@ -324,9 +324,10 @@ def execute(request):
     if not hosts.leader():
         train(request, folder, hits)
         return {"failed_seeds": []}  # the leader tells
-    machine.prepare_folder(folder, 20e6, "--out")
-    with machine.disk_may_fill(folder), machine.alone(folder):
-        summary = train(request, folder, hits)
+    mirror = remote.Mirror(folder)  # works in the folder itself where that is a local one
+    machine.prepare_folder(mirror.local, 20e6, "--out")
+    with machine.disk_may_fill(mirror.local), machine.alone(mirror.local), mirror:
+        summary = train(request, mirror.local, hits)
     outputs.print_table(summary, folder)
     return summary
 

@@ -294,4 +294,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(flags.main(run))
+    flags.command(run)

@@ -1,0 +1,285 @@
+"""`--out=gs://...`: runs whose folder is in an object store, played by a file system in memory."""
+
+import json
+import pathlib
+import shutil
+import time
+
+import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from experiments import flags, gather, outputs, remote, render, report, reproduce, run
+from gentle_jax import errors, training
+
+TINY = (
+    "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--num_steps=6",
+    "--num_seeds=2", "--sweep=lr=0.001,0.002",
+    *(f"--config.{name}={size}" for name, size in {
+        "env.num_train": 3, "env.num_test": 2, "env.horizon": 10, "train.meta_batch": 2,
+        "train.latent_dim": 2, "train.num_evals": 2, "backbone.width": 4, "backbone.depth": 1,
+        "algo.encoder_width": 4, "algo.encoder_depth": 1, "algo.width": 4, "algo.depth": 1,
+        "algo.num_codes": 2, "algo.use_cross_prediction": "false", "algo.use_contrast": "false",
+        "behaviour.num_steps": 30, "behaviour.seed_steps": 29, "behaviour.first_level": 10,
+        "behaviour.level_every": 10, "behaviour.width": 4, "behaviour.batch_size": 4,
+        "eval.scored_steps": 20, "eval.num_repeats": 1, "eval.random_episodes": 2,
+    }.items()),
+)  # fmt: skip
+OUT = "gs://bucket/runs"
+
+
+class Bucket(MemoryFileSystem):
+    """An object store: whole objects only, none is there before it is closed."""
+
+    protocol, cachable = "gs", False
+
+    def __init__(self):
+        super().__init__(skip_instance_cache=True)
+        self.store, self.pseudo_dirs, self.broken = {}, [""], False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + str(path).removeprefix("gs://").strip("/")
+
+    def _open(self, path, mode="rb", **options):
+        if self.broken and mode == "wb":
+            raise ConnectionError("the store is away\nfor a while")
+        if mode not in ("rb", "wb"):
+            raise NotImplementedError(f"objects cannot be opened with {mode}")
+        return super()._open(path, mode, **options)
+
+    def names(self):
+        """The objects' names below OUT."""
+        return sorted(name.removeprefix("/bucket/runs/") for name in self.store)
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """An empty store behind gs://, and a machine without working folders."""
+    made = Bucket()
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: made, raising=True)
+    monkeypatch.setattr(remote, "installed", lambda package: True)
+    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(remote, "EVERY", 3600.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
+    return made
+
+
+def make_checkpoint(local, step, text="state"):
+    """What Orbax leaves: a whole folder, and beside it one that is being written."""
+    for name in (str(step), f"{step + 1}.orbax-checkpoint-tmp-5"):
+        folder = local / "checkpoints" / name / "tree"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "data").write_text(f"{text} {step}")
+
+
+def new_mirror():
+    mirror = remote.Mirror(remote.path(OUT))
+    mirror.local.mkdir(parents=True, exist_ok=True)
+    return mirror
+
+
+def wait_for(condition):
+    """Waits until something is so."""
+    limit = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def forget():
+    """What the end of a spot machine does."""
+    shutil.rmtree(remote.work_folder(OUT))
+
+
+def test_a_local_folder_is_its_own_mirror(tmp_path):
+    with remote.Mirror(tmp_path) as mirror:
+        assert mirror.local == tmp_path
+        mirror.push()
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_machine_gets_the_last_whole_state(bucket):
+    mirror = new_mirror().__enter__()
+    (mirror.local / "config.json").write_text("{}")
+    (mirror.local / "metrics.jsonl").write_text("1\n")
+    (mirror.local / "metrics.tmp").write_text("half")
+    make_checkpoint(mirror.local, 1)
+    mirror.push()
+    make_checkpoint(mirror.local, 2)
+    (mirror.local / "metrics.jsonl").write_text("1\n2\n")
+    mirror.push()
+    assert bucket.names() == [
+        "checkpoints/1/tree/data", "checkpoints/2/tree/data", "config.json", "metrics.jsonl",
+        "mirror.json",
+    ]  # fmt: skip
+    # killed here; what was half uploaded afterwards is no part of the state
+    (remote.path(OUT) / "checkpoints/9/tree/data").write_text("half")
+    forget()
+    again = new_mirror().__enter__()
+    assert remote.steps_in(again.local) == [1, 2]
+    assert (again.local / "checkpoints/2/tree/data").read_text() == "state 2"
+    assert (again.local / "metrics.jsonl").read_text() == "1\n2\n"
+    assert remote.files_in(again.local) == ["config.json", "metrics.jsonl"]
+    # two checkpoints stay, the oldest goes
+    make_checkpoint(again.local, 3)
+    again.push()
+    assert "checkpoints/1/tree/data" not in bucket.names()
+    assert {"checkpoints/2/tree/data", "checkpoints/3/tree/data"} <= set(bucket.names())
+
+
+def test_a_finished_run_leaves_nothing_on_the_machine(bucket):
+    with new_mirror() as mirror:
+        (mirror.local / "summary.json").write_text("{}")
+        (mirror.local / "figures").mkdir()
+        (mirror.local / "figures" / "a.png").write_bytes(b"\x89PNG\x00")
+    assert not mirror.local.exists()
+    assert (remote.path(OUT) / "figures/a.png").read_bytes() == b"\x89PNG\x00"
+    assert (remote.path(OUT) / "summary.json").exists()
+
+
+def test_what_the_url_has_counts_unless_this_machine_is_ahead(bucket):
+    mirror = new_mirror().__enter__()
+    make_checkpoint(mirror.local, 1)
+    mirror.push()
+    make_checkpoint(mirror.local, 4)  # killed before this one was uploaded
+    again = new_mirror().__enter__()
+    assert remote.steps_in(again.local) == [1, 4]
+    assert "checkpoints/4/tree/data" in bucket.names()
+    # another machine went on
+    other = remote.path(OUT)
+    (other / "checkpoints/7/tree/data").write_text("state 7")
+    state = {"files": [], "steps": {"7": ["checkpoints/7/tree/data"]}}
+    (other / "mirror.json").write_text(json.dumps(state))
+    assert remote.steps_in(new_mirror().__enter__().local) == [7]
+    # the user deleted the folder to begin anew
+    bucket.store.clear()
+    assert remote.steps_in(new_mirror().__enter__().local) == []
+
+
+def test_every_new_checkpoint_is_uploaded_even_if_the_store_was_away(bucket, monkeypatch, capsys):
+    monkeypatch.setattr(remote, "EVERY", 0.01)
+    shown = []
+    with new_mirror() as mirror:
+        bucket.broken = True
+        make_checkpoint(mirror.local, 1)
+        wait_for(lambda: shown.append(capsys.readouterr().out) or "going on" in "".join(shown))
+        bucket.broken = False
+        wait_for(lambda: "checkpoints/1/tree/data" in bucket.names())
+        make_checkpoint(mirror.local, 2)
+        state = remote.path(OUT) / "mirror.json"
+        wait_for(lambda: "checkpoints/2/tree/data" in state.read_text())
+    assert ("".join(shown) + capsys.readouterr().out).count("the store is away), going on") == 1
+
+
+def test_a_store_that_fails_at_the_end_loses_nothing(bucket):
+    mirror = new_mirror()
+    with pytest.raises(errors.UserError, match="ConnectionError: the store is away"), mirror:
+        make_checkpoint(mirror.local, 3)
+        (mirror.local / "summary.json").write_text("{}")
+        bucket.broken = True
+    assert (mirror.local / "summary.json").exists()
+    bucket.broken = False
+    with new_mirror():  # the same command
+        pass
+    assert {"summary.json", "checkpoints/3/tree/data"} <= set(bucket.names())
+
+
+def test_a_store_that_cannot_be_written_is_one_line_before_any_work(bucket, tmp_path, capsys):
+    bucket.broken = True
+    arguments = ["run", *TINY, f"--out={OUT}", f"--data={tmp_path / 'data'}"]
+    assert flags.main(run.run, arguments) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "pass another --out" in line and OUT in line
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "command,arguments,part",
+    [
+        (run.run, "--data=gs://bucket/data", "datasets are mapped into memory"),
+        (run.run, "--out=ftp://host/runs", "unknown kind (ftp://)"),
+        (run.run, "--out=s3://bucket/runs", "needs the package s3fs"),
+        (report.run, "--run=s3://bucket/runs", "needs the package s3fs"),
+        (gather.run, "--from=s3://bucket/runs", "needs the package s3fs"),
+        (reproduce.main, "--out=gs://bucket/runs", "pass --to=FOLDER"),
+        (render.run, "--run=gs://bucket/runs/a", "copy the run there"),
+    ],
+)
+def test_urls_that_are_of_no_use_are_one_line(monkeypatch, capsys, command, arguments, part):
+    monkeypatch.setattr(remote, "installed", lambda package: False)
+    assert flags.main(command, ["x", *arguments.split()]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and part in line
+
+
+def test_clients_are_looked_for():
+    assert remote.installed("fsspec") and not remote.installed("no_such_package_here")
+
+
+@pytest.mark.slow
+def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(outputs, "draw", lambda *_: None)
+    monkeypatch.setattr(remote, "EVERY", 0.01)
+    compiled, compile_all, calls = {}, training.compile_all, []
+
+    def once(task, hooks):  # shards have the same programs
+        calls.append(task.run_keys.shape[0])
+        compiled[calls[-1]] = compiled.get(calls[-1]) or compile_all(task, hooks)
+        return compiled[calls[-1]]
+
+    monkeypatch.setattr(training, "compile_all", once)
+    start = lambda out, *more: flags.main(
+        run.run, ["run", *TINY, f"--data={tmp_path / 'data'}", f"--out={out}", *more]
+    )
+    assert start(tmp_path / "plain") == 0
+    (plain,) = (path.parent for path in (tmp_path / "plain").rglob("summary.json"))
+    folder = remote.path(OUT) / plain.relative_to(tmp_path / "plain").as_posix()
+    # interrupted after a step was saved; then the machine is gone
+    on_save = run.Session.on_save
+
+    def interrupted(self, done, carry):
+        on_save(self, done, carry)
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Session, "on_save", interrupted)
+        assert start(OUT) != 0
+    assert (folder / "config.json").exists() and not (folder / "summary.json").exists()
+    shutil.rmtree(tmp_path / "machine")
+    capsys.readouterr()
+    assert start(OUT) == 0
+    text = capsys.readouterr().out
+    assert "resuming after step 4 of" in text and f"results: {folder}" in text
+    assert not list((tmp_path / "machine").rglob("*.*"))
+    check_same_run(folder, plain)
+    # a finished run is found, shown, listed and gathered where it is
+    trained = len(calls)
+    assert start(OUT) == 0 and "finished before" in capsys.readouterr().out
+    assert start(OUT, "--seed_offset=2") == 0 and len(calls) == trained + 1
+    assert flags.main(report.run, ["report", f"--run={folder}"]) == 0
+    assert flags.main(report.run, ["report", f"--out={OUT}"]) == 0
+    assert str(folder) in capsys.readouterr().out
+    assert flags.main(gather.run, ["gather", f"--from={OUT}", "--num_runs=8"]) == 0
+    assert start(OUT, "--num_seeds=4") == 0 and "finished before" in capsys.readouterr().out
+    # two processes gathered are the run of both: a CPU takes runs in turn, none sees the others
+    assert start(tmp_path / "whole", "--num_seeds=4") == 0
+    (whole,) = (path.parent for path in (tmp_path / "whole").rglob("summary.json"))
+    merged = remote.path(OUT) / whole.relative_to(tmp_path / "whole").as_posix()
+    check_same_run(merged, whole)
+    assert json.loads((merged / "summary.json").read_text())["shards"][0]["folder"] == str(folder)
+    assert not list(pathlib.Path().glob("gs:*"))
+
+
+def check_same_run(folder, wanted):
+    """Every array bit by bit, every metric line, every number of the table."""
+    for name in ("returns.npz", "embeddings.npz", "rollouts.npz"):
+        found, expected = (gather.load(gather.read_shard(path), name) for path in (folder, wanted))
+        assert set(found) == set(expected)
+        for key in expected:
+            assert found[key].tobytes() == expected[key].tobytes(), key
+    assert (folder / "metrics.jsonl").read_text() == (wanted / "metrics.jsonl").read_text()
+    results = lambda path: json.loads((path / "summary.json").read_text())["results"]
+    assert results(folder) == results(wanted)
