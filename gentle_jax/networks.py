@@ -144,7 +144,7 @@ def _forward(layers, inputs, activation, precision):
     x = _first(layers[0], inputs, math.prod(lead), precision)
     for layer in layers[1:]:
         wide = layer is layers[-1]
-        x = _product(activation(x), layer["kernel"], precision, wide) + layer["bias"]
+        x = _product(activation(x), layer["kernel"], precision, wide) + layer["bias"][None]
     return x.reshape(lead + x.shape[-1:])
 
 
