@@ -102,7 +102,7 @@ def make(spec, width, members, batch_size, max_epochs, patience, predict_next_ob
 
     def predict(params, obs, action):
         """Mean over members; obs [..., o], action [..., a]."""
-        out = jax.vmap(lambda p: setup.net.apply(p, obs, action))(params).mean(0)
+        out = networks.ensemble(setup.net, members).apply(params, obs, action).mean(0)
         return out[..., 0], (obs + out[..., 1:] if predict_next_obs else None)
 
     init = functools.partial(_init, setup)
