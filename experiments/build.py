@@ -107,6 +107,7 @@ def _make_algorithm(config, env, rows_per_task):
         rows_per_task,
         env.horizon,
         config.train.init,
+        config.train.precision,
     )
     backbone = registry.load("backbone", config.run.backbone)
     rl = backbone.make(config.backbone, config.train.latent_dim, spec)

@@ -21,6 +21,7 @@ FIDELITIES = ("paper", "release")
 CONTEXT_DRAWS = ("uniform", "level", "episodes")
 TASK_DRAWS = ("distinct", "replace")
 INITS = ("rlkit", "he")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 MAY_BE_ZERO = (  # every other whole number is a size, a count or a period
     "behaviour.seed", "behaviour.seed_steps", "eval.context_episodes", "eval.exploration_steps",
     "algo.num_cross_tasks", "algo.num_fillers", "env.num_train", "env.num_test", "env.horizon",
@@ -65,6 +66,9 @@ class TrainConfig:
     latent_dim: int = 20  # Z
     final_lr: float = 1.0  # share of every `lr` that is left at the end; linear decay
     init: str = "rlkit"  # both releases' hidden layers; or "he"
+    precision: str = "float32"  # of matrix products in networks; "tensorfloat32" where the device
+    #                             has it; "bfloat16", activations too. Parameters, moments, losses
+    #                             and sums are float32 in any
     timeout_is_terminal: bool = True  # both releases do not bootstrap over the time limit
     num_evals: int = 10  # evaluations along training, the last one included
 
@@ -227,6 +231,8 @@ def validate(config):
         raise errors.unknown("train.task_draw", config.train.task_draw, TASK_DRAWS)
     if config.train.init not in INITS:
         raise errors.unknown("train.init", config.train.init, INITS)
+    if config.train.precision not in PRECISIONS:
+        raise errors.unknown("train.precision", config.train.precision, PRECISIONS)
     if not 0.0 <= config.train.final_lr <= 1.0:
         raise errors.UserError(
             f"train.final_lr is {config.train.final_lr}: expected 0 to 1, the share left at the end"

@@ -77,7 +77,9 @@ def make(spec, width, members, batch_size, max_epochs, patience, predict_next_ob
     out = 1 + (spec.obs_dim if predict_next_obs else 0)
     num_holdout, num_train, steps_per_epoch = sizes(spec.rows_per_task, batch_size)
     setup = _Setup(
-        net=networks.mlp(spec.obs_dim + spec.action_dim, width, depth, out, "swish"),
+        net=networks.mlp(
+            spec.obs_dim + spec.action_dim, width, depth, out, "swish", precision=spec.precision
+        ),
         members=members,
         num_tasks=spec.num_train_tasks,
         rows_per_task=spec.rows_per_task,

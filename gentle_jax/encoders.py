@@ -35,8 +35,9 @@ def mean_encoder(spec, width, depth, latent_dim, use_next_obs):
     it is permutation invariant, and rows with mask 0 change nothing.
     """
     network = networks.mlp(
-        row_size(spec, use_next_obs), width, depth, latent_dim, "rlkit", True, spec.init
-    )
+        row_size(spec, use_next_obs), width, depth, latent_dim, squash=True,
+        hidden_init=spec.init, precision=spec.precision,
+    )  # fmt: skip
 
     def prior():
         return SetBelief(jnp.zeros(latent_dim), jnp.zeros(()))

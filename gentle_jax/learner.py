@@ -30,8 +30,8 @@ def polyak(target, params, tau):
 def critic_step(q, state, batch, z, target, lr):
     """One Adam step of a backbone's stacked critics towards `target` [N], squared error.
 
-    Args: q, (params, obs, action, z) -> [2, N]; state, with `critics` and `critic_moments`.
-    Returns (state, d loss / d z [N, Z], loss): the sum over critics of the mean over rows.
+    Args: q, (params, obs, action, z) -> [2, N]; state, with `critics` and `critic_moments`; z
+    [T, Z]. Returns (state, d loss / d z [T, Z], loss): the sum over critics of the mean over rows.
     """
 
     def loss(critics, z):
@@ -48,13 +48,10 @@ def copy(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-def repeat_rows(z, count):
-    """Repeats z [T, Z] for `count` rows of each task: [T * count, Z], task-major."""
-    return jnp.repeat(z, count, axis=0)
-
-
 def encode_tasks(rep, state, context, key):
     """Returns z [T, Z] of contexts [T, C, ...], from the prior belief."""
+    if rep.encode is not None:
+        return rep.encode(state, context, key)
     num_tasks, size = context.reward.shape
     everything = jnp.ones((num_tasks, size))
     extend = jax.vmap(lambda c, m: rep.extend(state, rep.prior(state), c, m))
@@ -93,9 +90,7 @@ def joint_step(rep, rl, train, num_train_tasks, offset=0):
         keys = jax.random.split(k_batch, rl.num_batches)
         batches = jax.vmap(lambda k: data_lib.rl_batch(data, task_id, train.batch_size, k))(keys)
         flat = jax.tree.map(lambda x: x.reshape((x.shape[0], -1) + x.shape[3:]), batches)
-        z_rows = repeat_rows(z, train.batch_size)
-        new_rl, dz, rl_metrics = rl.update(state.rl, hp["backbone"], flat, z_rows, k_rl, index)
-        dz = dz.reshape(task_id.shape[0], train.batch_size, -1).sum(1)
+        new_rl, dz, rl_metrics = rl.update(state.rl, hp["backbone"], flat, z, k_rl, index)
         batch = MetaBatch(jax.tree.map(lambda x: x[0], batches), context, task_id)
         new_rep, rep_metrics = rep.update(state.rep, hp["algo"], batch, dz, data, k_rep, index)
         return state.replace(rep=new_rep, rl=new_rl), rl_metrics | rep_metrics

@@ -43,6 +43,7 @@ class Spec(NamedTuple):
     rows_per_task: int  # rows of the smallest training task's dataset
     horizon: int
     init: str = "rlkit"  # initialisation of hidden layers, see `networks.mlp`
+    precision: str = "float32"  # of matrix products in networks, see `networks.mlp`
 
 
 class Representation(NamedTuple):
@@ -56,6 +57,9 @@ class Representation(NamedTuple):
     extend: Callable  # (State, Belief, Transition [C, ...], mask [C]) -> Belief
     sample: Callable  # (Belief, key) -> z [Z]
     describe: Callable  # (State, z [Z]) -> {name: scalar}: what figures show, e.g. the code of z
+    encode: Callable | None = None  # (State, Transition [T, C, ...], key) -> z [T, Z], equal to
+    #                    `prior`, `extend`, `sample` of each task: computed as `update` computes it,
+    #                    one pass of the compiled step serves both
 
 
 class Backbone(NamedTuple):
@@ -63,8 +67,9 @@ class Backbone(NamedTuple):
 
     num_batches: int  # K, independent RL batches that one update consumes
     init: Callable  # (hp, key) -> State
-    update: Callable  # (State, hp, Transition [K, N, ...], z [N, Z], key, index)
-    #                    -> (State, dz [N, Z], Metrics)
+    update: Callable  # (State, hp, Transition [K, N, ...], z [T, Z], key, index)
+    #                    -> (State, dz [T, Z], Metrics); z[i] conditions the i-th of T equal
+    #                    groups of consecutive rows, as `networks.Network` takes it
     act: Callable  # (State, obs, z, key) -> action, sampled
     mode: Callable  # (State, obs, z) -> action, deterministic
     target_mode: Callable  # (State, obs, z) -> action of the target policy (else `mode`)

@@ -125,7 +125,10 @@ def make_tiny(algorithm, suite="ctmrl", env="point_robot", backbone="", fidelity
         train, test = (data_lib.normalize(d, mean, std) for d in (train, test))
         env = base.normalize(env, mean, std)
     rows = int(np.asarray(train.episode_start)[:, -1].min())
-    spec = Spec(env.obs_dim, env.action_dim, len(env.train_ids), rows, env.horizon)
+    spec = Spec(
+        env.obs_dim, env.action_dim, len(env.train_ids), rows, env.horizon,
+        config.train.init, config.train.precision,
+    )  # fmt: skip
     rl = registry.load("backbone", config.run.backbone).make(
         config.backbone, config.train.latent_dim, spec
     )

@@ -119,9 +119,8 @@ def test_torch_step_has_the_same_losses():
         flat = jax.tree.map(lambda x: x.reshape((1, -1) + x.shape[2:]), rl)
         z = learner.encode_tasks(algorithm.rep, state.rep, context, k_update)
         noise = [jax.random.normal(k, flat.action.shape[1:]) for k in jax.random.split(k_update)]
-        rows = learner.repeat_rows(z, 8)
         new_rl, dz, ours = algorithm.rl.update(
-            state.rl, state.hp["backbone"], flat, rows, k_update, jnp.int32(index)
+            state.rl, state.hp["backbone"], flat, z, k_update, jnp.int32(index)
         )
         batch = MetaBatch(rl, context, task_id)
         new_rep, rep_metrics = algorithm.rep.update(

@@ -27,6 +27,7 @@ its momentum also ones without a match; a K-means centre without members moves n
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,7 @@ def make(config, train, spec, rl):
             extend=lambda state, *args: nets.extend(state.params["encoder"], *args),
             sample=nets.sample,
             describe=describe,
+            encode=lambda state, context, key: nets.encode_set(state.params["encoder"], context),
         )
 
     def init(hp, key):
@@ -250,22 +252,20 @@ def _networks(config, latent_dim, spec):
         spec, config.encoder_width, config.encoder_depth, latent_dim, config.use_next_obs
     )
     seen = latent_dim + spec.obs_dim + spec.action_dim  # z, s, a in this order
+    net = functools.partial(networks.mlp, hidden_init=spec.init, precision=spec.precision)
     return _Nets(
         encoder,
         prior,
         extend,
         sample,
-        reward=networks.mlp(seen, config.width, config.depth, 1, hidden_init=spec.init),
-        transition=networks.mlp(
-            seen, config.width, config.depth, spec.obs_dim, hidden_init=spec.init
-        ),
-        club=networks.mlp(
+        reward=net(seen, config.width, config.depth, 1),
+        transition=net(seen, config.width, config.depth, spec.obs_dim),
+        club=net(
             spec.obs_dim + spec.action_dim,
             config.encoder_width,
             config.encoder_depth,
             2 * latent_dim,
             squash=True,
-            hidden_init=spec.init,
         ),
         use_next_obs=config.use_next_obs,
     )
@@ -296,8 +296,7 @@ def _init_state(nets, config, latent_dim, bag_rows, key):
 
 def _predict(nets, params, z, batch):
     """Mean squared errors of r and s' predicted from (z, s, a) on the RL batch."""
-    tiled = jnp.broadcast_to(z[:, None], batch.rl.reward.shape + z.shape[-1:])
-    inputs = (tiled, batch.rl.obs, batch.rl.action)
+    inputs = (z, batch.rl.obs, batch.rl.action)
     reward = nets.reward.apply(params["reward"], *inputs)[..., 0]
     next_obs = nets.transition.apply(params["transition"], *inputs)
     return losses.mse(reward, batch.rl.reward) + losses.mse(next_obs, batch.rl.next_obs)
@@ -306,14 +305,14 @@ def _predict(nets, params, z, batch):
 def _cycle(nets, params, codes, batch):
     """The release's L_pre^cro: encode the rows that the code predicts, compare with the code."""
     context = batch.context
-    tiled = jnp.broadcast_to(codes[:, None], context.reward.shape + codes.shape[-1:])
-    inputs = (tiled, context.obs, context.action)
+    inputs = (codes, context.obs, context.action)
     reward = nets.reward.apply(params["reward"], *inputs)[..., 0]
     imagined = context._replace(context_reward=reward)
     if nets.use_next_obs:
         next_obs = nets.transition.apply(params["transition"], *inputs)
         imagined = imagined._replace(next_obs=next_obs)
-    return losses.mse(nets.rows(params["encoder"], imagined), tiled)
+    encoded = nets.rows(params["encoder"], imagined)
+    return losses.mse(encoded, jnp.broadcast_to(codes[:, None], encoded.shape))
 
 
 def _club_heads(nets, club, context):

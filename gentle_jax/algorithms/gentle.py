@@ -144,6 +144,11 @@ def make(config, train, spec, rl):
             buffer=_empty(config, spec, num_tasks, slots),
         )
 
+    def encode(params, context):
+        """z [T, Z], the mean code of each context."""
+        rows = encoders.context_row(context, config.use_next_obs)
+        return nets["encoder"].apply(params["encoder"], rows).mean(1)
+
     def context(state, data, task_id, key):
         if not config.relabel:
             return data_lib.context_of(data, task_id, train, key)
@@ -153,10 +158,7 @@ def make(config, train, spec, rl):
         del dz, data, key, index  # only the reconstruction reaches the encoder
 
         def loss(params):
-            rows = nets["encoder"].apply(
-                params["encoder"], encoders.context_row(batch.context, config.use_next_obs)
-            )
-            z = rows.mean(1)  # [T, Z]
+            z = encode(params, batch.context)
             if config.objective == "contrastive":
                 return hp["focal_weight"] * losses.focal(z, batch.task_id)
             return hp["recon_weight"] * _reconstruction(config, nets, params, z, batch.context)
@@ -173,6 +175,7 @@ def make(config, train, spec, rl):
         extend=lambda state, *args: nets["extend"](state.params["encoder"], *args),
         sample=nets["sample"],
         describe=lambda state, z: {},
+        encode=lambda state, context, key: encode(state.params, context),
     )
 
     def init(hp, key):
@@ -224,6 +227,7 @@ def _networks(config, latent_dim, spec):
         config.depth,
         out,
         hidden_init=spec.init,
+        precision=spec.precision,
     )
     return {
         "encoder": encoder, "decoder": decoder, "prior": prior, "extend": extend, "sample": sample,
@@ -232,8 +236,7 @@ def _networks(config, latent_dim, spec):
 
 def _reconstruction(config, nets, params, z, context):
     """Mean squared error of r (and s') over tasks, rows and dimensions (Eq. 4)."""
-    tiled = jnp.broadcast_to(z[:, None], context.reward.shape + z.shape[-1:])
-    guess = nets["decoder"].apply(params["decoder"], context.obs, context.action, tiled)
+    guess = nets["decoder"].apply(params["decoder"], context.obs, context.action, z)
     target = context.context_reward[..., None]
     if config.use_next_obs:
         target = jnp.concatenate([target, context.next_obs], axis=-1)
@@ -299,10 +302,9 @@ def _make_relabel(config, spec, models, rep, rl):
         seen = z[targets] if config.relabel_z == "target" else z[:, None]  # [N, slot or 1, Z]
 
         def actions(obs, z, k):
-            tiled = jnp.broadcast_to(z, (rows,) + z.shape)
             if config.relabel_policy == "sample":
-                return rl.act(state.rl, obs, tiled, k)
-            return getattr(rl, config.relabel_policy)(state.rl, obs, tiled)
+                return rl.act(state.rl, obs, z, k)
+            return getattr(rl, config.relabel_policy)(state.rl, obs, z)
 
         keys = jax.random.split(k_action, seen.shape[:2])
         action = jax.vmap(jax.vmap(actions, (None, 0, 0)))(real.obs, seen, keys)

@@ -127,7 +127,11 @@ def make(config, latent_dim, spec):
 def _networks(config, latent_dim, spec):
     seen = spec.obs_dim + latent_dim
     net = functools.partial(
-        networks.mlp, width=config.width, depth=config.depth, hidden_init=spec.init
+        networks.mlp,
+        width=config.width,
+        depth=config.depth,
+        hidden_init=spec.init,
+        precision=spec.precision,
     )
     critic = net(seen + spec.action_dim, out_dims=1)
     return _Nets(
@@ -159,7 +163,7 @@ def _dual_step(config, nets, state, hp, batch, z, key):
     """One step of the critic that estimates KL(policy | data)."""
     k_action, k_mix = jax.random.split(key)
     action, _ = distributions.sample(*nets.heads(state.policy, batch.obs, z), k_action)
-    mix = jax.random.uniform(k_mix, (z.shape[0], 1))
+    mix = jax.random.uniform(k_mix, (batch.reward.shape[0], 1))
     mixed = action + mix * (batch.action - action)
 
     def loss(dual):

@@ -87,7 +87,11 @@ def make(config, latent_dim, spec):
 def _networks(config, latent_dim, spec):
     seen = spec.obs_dim + latent_dim
     net = functools.partial(
-        networks.mlp, width=config.width, depth=config.depth, style="orthogonal"
+        networks.mlp,
+        width=config.width,
+        depth=config.depth,
+        style="orthogonal",
+        precision=spec.precision,
     )
     return _Nets(
         policy=net(seen, out_dims=2 * spec.action_dim),

@@ -90,7 +90,11 @@ def make(config, latent_dim, spec):
 def _networks(config, latent_dim, spec):
     seen = spec.obs_dim + latent_dim
     net = functools.partial(
-        networks.mlp, width=config.width, depth=config.depth, hidden_init=spec.init
+        networks.mlp,
+        width=config.width,
+        depth=config.depth,
+        hidden_init=spec.init,
+        precision=spec.precision,
     )
     return _Nets(
         policy=net(seen, out_dims=(spec.action_dim,) * 2, style="policy"),
