@@ -27,7 +27,13 @@ class Checkpoints:
     """The checkpoints in one folder. Holds Orbax's writer thread, hence a class."""
 
     def __init__(self, folder, keep=2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        me = jax.process_index()  # one process of several writes alone: Orbax waits for no other
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+        )
+        several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, **several)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step, tree, meta):
