@@ -1,11 +1,14 @@
 """Behaviour data: deterministic, resumable, and honest about what it holds."""
 
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import collect
+from experiments import collect, preemption
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, storage
@@ -22,26 +25,26 @@ SIZES = {
     "behaviour.width": 8,
     "eval.random_episodes": 2,
 }
-HORIZON, TASKS = 6, 4
+HORIZON, TASKS = 6, 5  # on two devices: three each, one of them a copy
 
 
 def small_env():
-    """Point-Robot with four tasks and short episodes."""
+    """Point-Robot with five tasks and short episodes."""
     env = registry.load("environment", "point_robot").make("ctmrl")
-    ids = np.concatenate([env.train_ids[:3], env.test_ids[:1]])
+    ids = np.concatenate([env.train_ids[:4], env.test_ids[:1]])
     return env._replace(
         horizon=HORIZON,
         tasks=jax.tree.map(lambda x: x[ids], env.tasks),
         parameters=env.parameters[ids],
-        train_ids=np.arange(3),
-        test_ids=np.arange(3, 4),
+        train_ids=np.arange(4),
+        test_ids=np.arange(4, 5),
         optimal_return=None,
     )
 
 
 @pytest.fixture(scope="module")
 def small():
-    """Makes every dataset of this module one of four tasks, whose programs compile once.
+    """Makes every dataset of this module one of five tasks, whose programs compile once.
 
     Returns (config, ensure): ensure(root) is `collect.ensure` of that config.
     """
@@ -62,7 +65,7 @@ def small():
     patch.setattr(collect.sweep, "compile_program", compile_once)
     patch.setattr(collect.evaluation, "random_returns", lambda *_: random)
     patch.setattr(config_lib, "make_env", lambda config: env)
-    yield config, lambda root: collect.ensure(config, root)
+    yield config, lambda root: collect.ensure(config, root, save_every=0)
     patch.undo()
 
 
@@ -140,7 +143,7 @@ def test_meta_tells_what_the_data_is(small, dataset):
     # no known optimum: the reference is the last level's deterministic return
     np.testing.assert_array_equal(meta["reference_return"], meta["expert_return"][-1])
     assert np.isfinite(meta["expert_return"]).all()
-    assert meta["train_ids"] == [0, 1, 2] and meta["test_ids"] == [3]
+    assert meta["train_ids"] == [0, 1, 2, 3] and meta["test_ids"] == [4]
     assert {len(leaf) for leaf in meta["tasks"].values()} == {TASKS}
 
 
@@ -151,7 +154,7 @@ def test_a_known_optimum_is_the_reference(small, tmp_path, monkeypatch):
     env = small_env()._replace(optimal_return=lambda samples: np.arange(TASKS) - 9.5)
     carry = {"scored": np.zeros((3, TASKS), np.float32), "sampled": np.zeros((3, TASKS))}
     collect._finish(config, env, tmp_path, carry)
-    assert written["reference_return"] == [-9.5, -8.5, -7.5, -6.5]
+    assert written["reference_return"] == [-9.5, -8.5, -7.5, -6.5, -5.5]
 
 
 def test_levels_of_the_random_phase_hold_uniform_actions(small, monkeypatch):
@@ -225,6 +228,37 @@ def test_resume_after_an_interruption_gives_the_same_bits(
     check_same(again, fields)
     assert without_environment(again_meta) == without_environment(meta)
     assert not (folder / "progress").exists()
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_signal_saves_and_stops_and_the_rest_gives_the_same_bits(
+    small, dataset, tmp_path, monkeypatch, capsys, at
+):
+    config, _ = small
+    _, fields, _ = dataset
+    pause, pauses = collect.Saver.pause, []
+
+    def signalled(self, done, carry):
+        pauses.append(done)
+        if len(pauses) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        pause(self, done, carry)
+
+    handlers = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+    try:
+        preemption.begin()
+        with monkeypatch.context() as patch, WaitingForSaves(patch):
+            patch.setattr(collect.Saver, "pause", signalled)
+            with pytest.raises(preemption.Preempted):
+                collect.ensure(config, tmp_path, save_every=10**6)
+    finally:
+        preemption.begin()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert f"data: stopping after step {pauses[-1]}" in capsys.readouterr().out
+    again, _, _ = collect.ensure(config, tmp_path)
+    assert f"data: resuming after step {pauses[-1]} of 24" in capsys.readouterr().out
+    check_same(again, fields)
 
 
 @pytest.mark.parametrize("damage", ["deleted", "short"])
