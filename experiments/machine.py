@@ -31,6 +31,8 @@ def start(argv=()):
     """
     enable_compile_cache()
     use_all_cores()
+    if not os.environ.get("JAX_DEFAULT_MATMUL_PRECISION"):  # GPUs and TPUs would round physics too
+        jax.config.update("jax_default_matmul_precision", "highest")
     if {"--multihost", "-multihost", "--multihost=true", "--multihost=True"} & set(argv):
         hosts.start()
 
