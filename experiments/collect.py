@@ -59,7 +59,7 @@ def ensure(config, root, save_every=30):
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)
     size = storage.num_bytes(wanted)
     missing = 1.2 * size - storage.stored_bytes(folder)
-    machine.prepare_folder(folder, missing + 2 * state_bytes(config, env), "--data")
+    machine.prepare_folder(folder, missing + 3 * state_bytes(config, env), "--data")
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
     print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
     print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)
@@ -134,10 +134,10 @@ def _collect(config, env, folder, wanted, save_every):
     if not storage.fits(folder, wanted):  # the levels that the checkpoint counts are not all there
         shutil.rmtree(folder / "progress", ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
-    with checkpoint.Checkpoints(folder / "progress", keep=1) as saves:
+    with preemption.held(), checkpoint.Checkpoints(folder / "progress") as saves:
         saver = Saver(saves, num_tasks(env), save_every)
-        with preemption.held():
-            carry = _advance(settings, programs, arrays, saver, state, whose, mesh)
+        carry = _advance(settings, programs, arrays, saver, state, whose, mesh)
+    preemption.check()
     _finish(config, env, folder, carry)
 
 
@@ -158,7 +158,7 @@ def compile_programs(collector, whose, state, mesh):
 
 
 def state_bytes(config, env):
-    """Returns the bytes of all agents and replay buffers: of a checkpoint, two of which may lie."""
+    """Returns the bytes of all agents and replay buffers: of a checkpoint, up to three of them."""
     keys = behaviour_lib.task_keys(config.behaviour, num_tasks(env))
     collector = behaviour_lib.make(env, config.behaviour)
     return training.state_bytes(jax.eval_shape(collector.init, env.tasks, keys))
@@ -193,10 +193,10 @@ class Saver:
         self.saves, self.num_tasks, self.every = saves, num_tasks, every
         self.saved = time.perf_counter()
 
-    def pause(self, done, carry):
+    def pause(self, done, carry, last=False):
         """Saves if it is time; raises Preempted, after saving, if a signal has arrived."""
         stop = preemption.requested()
-        if stop or time.perf_counter() - self.saved >= self.every:
+        if last or stop or time.perf_counter() - self.saved >= self.every:
             kept = carry | {"state": sweep.fetch(carry["state"], self.num_tasks)}
             self.saves.save(done, kept, {"steps": done})
             self.saved = time.perf_counter()
@@ -242,7 +242,7 @@ def _advance(settings, programs, arrays, saver, state, whose, mesh):
             storage.write_level(arrays, level, fields)
             carry["sampled"][level], carry["scored"][level] = sampled, scored
             shown = f"sampled {sampled.mean():.2f}  deterministic {scored.mean():.2f}"
-        saver.pause(done, carry)
+        saver.pause(done, carry, done == max(at_level))
     progress.close()
     return carry
 
@@ -259,7 +259,7 @@ def check_finite(fields, at):
 
 
 def pieces(levels, done, multiple=1, count=20):
-    """Returns the steps after `done` at which to save: every level, and even intervals between.
+    """Returns the steps after `done` to stop at: every level, and even intervals between.
 
     Args: multiple, what every step must be a multiple of.
     """
@@ -283,7 +283,8 @@ def _finish(config, env, folder, carry):
         "environment": machine.environment(),
     }
     storage.commit(folder, meta)
-    shutil.rmtree(folder / "progress", ignore_errors=True)
+    for name in ("progress", "progress_damaged"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def run(argv):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import preemption, presets
+from experiments import hosts, preemption, presets
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, suites
 
@@ -371,9 +371,13 @@ def main(function, argv=None):
 
 def command(function):
     """Runs a command and ends the process with its exit code."""
-    code = main(function)
-    preemption.ignore()
-    if code == preemption.EXIT_CODE:  # at once: threads that compile would hold it up
+    try:
+        code = main(function)
+        preemption.ignore()
+    except preemption.Preempted:  # in the moment between
+        code = preemption.EXIT_CODE
+    # at once: threads that compile, or other processes that are waited for, would hold it up
+    if code == preemption.EXIT_CODE or (code and hosts.several()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

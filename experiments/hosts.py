@@ -48,6 +48,12 @@ def start():
         sys.stdout = io.StringIO()
 
 
+def check(request):
+    """Raises UserError for `--multihost` in a form that `machine.start` did not see."""
+    if request.given.get("multihost") and jax.distributed.is_initialized() is False:
+        raise errors.UserError("--multihost takes no value: write --multihost alone")
+
+
 def several():
     """Whether this process is one of several."""
     return jax.process_count() > 1
@@ -77,7 +83,12 @@ def any_of(flag):
 
 def share(tree):
     """Returns the leader's tree of numpy arrays; the others pass arrays of the same shapes."""
-    return multihost_utils.broadcast_one_to_all(tree) if several() else tree
+    if not several():
+        return tree
+    # as whole numbers: it adds up zeros, and -0 + 0 is 0
+    bits = lambda leaf: leaf.view(np.uint32) if leaf.dtype.itemsize == 4 else leaf
+    sent = multihost_utils.broadcast_one_to_all(jax.tree.map(bits, tree))
+    return jax.tree.map(lambda leaf, new: np.asarray(new).view(leaf.dtype), tree, sent)
 
 
 def wait_for(done, what):

@@ -53,8 +53,9 @@ def _receive(number, frame):
     del frame
     if not _Signals.running:  # still importing: there is nothing to unwind
         os._exit(EXIT_CODE)
-    again, _Signals.received = _Signals.received, signal.Signals(number)
-    if not _Signals.held or again is signal.SIGINT is number:  # Ctrl-C twice: at once
+    before, _Signals.received = _Signals.received, signal.Signals(number)
+    impatient = before is signal.SIGINT and number == signal.SIGINT  # Ctrl-C twice: at once
+    if impatient or (before is None and not _Signals.held):  # else it is being seen to
         raise Preempted(_Signals.received.name)
 
 
@@ -65,14 +66,12 @@ def requested():
 
 @contextlib.contextmanager
 def held():
-    """Signals wait for `check` inside, and end the command on leaving at the latest."""
+    """Signals wait inside, for a `check` there or after it."""
     _Signals.held += 1
     try:
         yield
     finally:
         _Signals.held -= 1
-    if requested() and not _Signals.held:
-        check()
 
 
 def check():

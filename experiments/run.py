@@ -5,6 +5,7 @@ run folder; the same command resumes, and prints the table again once the run is
 """
 
 import collections
+import contextlib
 import threading
 import time
 
@@ -154,12 +155,14 @@ class Session:
         self.seconds["total"] = self.before + self.saved - self.begin
         kept = training.to_host(self.task, carry)
         if hosts.leader():
-            meta = {**position._asdict(), "seconds": self.seconds}
+            lost = np.flatnonzero(self.lost).tolist()
+            meta = {**position._asdict(), "seconds": dict(self.seconds), "lost": lost}
             self.saves.save(checkpoint.number(position), kept, meta)
 
     def resume(self, meta):
         """Takes over the clocks of the invocation that was interrupted."""
         self.seconds = {**self.seconds, **meta["seconds"]}
+        self.lost[meta["lost"]] = True
         self.before = self.seconds["total"]
 
 
@@ -246,11 +249,14 @@ def train(request, folder, hits):
     programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)
     spent = {"collect": collected, "compile": compiled}
-    if hosts.leader():
-        with checkpoint.Checkpoints(folder / "checkpoints") as saves:
-            carry = advance(programs, saves, session, spent)
-    else:
-        carry = advance(programs, None, session, spent)
+    with preemption.held():  # what was trained since the last save is worth one
+        if hosts.leader():
+            with checkpoint.Checkpoints(folder / "checkpoints") as saves:
+                carry = advance(programs, saves, session, spent)
+        else:
+            carry = advance(programs, None, session, spent)
+    if not hosts.several():  # one of several may not leave alone
+        preemption.check()
     args = (carry["state"], task.run_keys, task.tasks, task.data, last_step(task))
     trace = sweep.fetch(programs.trace.call(*args), task.runs)
     trace = (trace[0] * scale[1] + scale[0], trace[1])
@@ -283,10 +289,8 @@ def advance(programs, saves, session, spent):
         on_evaluate=session.on_evaluate,
         on_pause=session.on_pause,
     )
-    with preemption.held():  # what was trained since the last save is worth one
-        carry = training.chunked(
-            task, programs, carry, position, hooks, training.Pace(agree=hosts.agree)
-        )
+    pace = training.Pace(agree=hosts.agree)
+    carry = training.chunked(task, programs, carry, position, hooks, pace)
     session.close()
     return carry
 
@@ -314,7 +318,9 @@ def execute(request):
     """Runs a Request to the end and returns its summary (a dict)."""
     folder = folder_of(request)
     describe(request, folder)
-    if (folder / "summary.json").exists():
+    if hosts.agree((folder / "summary.json").exists()):
+        if not hosts.leader():
+            return {"failed_seeds": []}  # the leader tells
         print("run: finished before; printing its table (delete the folder to run again)")
         summary = outputs.read_summary(folder)
         outputs.print_table(summary, folder)
@@ -323,7 +329,7 @@ def execute(request):
     needs(request)
     if not hosts.leader():
         train(request, folder, hits)
-        return {"failed_seeds": []}  # the leader tells
+        return {"failed_seeds": []}
     mirror = remote.Mirror(folder)  # works in the folder itself where that is a local one
     machine.prepare_folder(mirror.local, 20e6, "--out")
     with machine.disk_may_fill(mirror.local), machine.alone(mirror.local), mirror:
@@ -341,7 +347,9 @@ def run(argv):
     """The command; returns its exit code."""
     machine.start(argv)
     request = flags.parse(argv, "run", SUMMARY, machine.on_accelerator)
-    return grids.execute(request, execute, folder_of)
+    hosts.check(request)
+    with preemption.held() if hosts.several() else contextlib.nullcontext():
+        return int(hosts.agree(grids.execute(request, execute, folder_of)))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ class Checkpoints:
         )
         several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        for half in pathlib.Path(folder).glob("*.orbax-checkpoint-tmp*"):  # a kill left it
+            shutil.rmtree(half, ignore_errors=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, **several)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gentle_jax.rng import stream
 
@@ -110,14 +110,17 @@ def make_chunk(stage):
 def make_mesh(num_runs, devices=None):
     """Returns a mesh over as few devices as take the runs in the same time, or None for one.
 
-    Args: devices, by default those of this process; `jax.devices()` for all of several hosts.
+    Args: devices, by default those of this process; `jax.devices()` for all of several processes,
+    each of which must have a part then: none is left out.
     """
     devices = jax.local_devices() if devices is None else devices
-    width = -(-num_runs // len(devices))  # runs of the device that has most
-    chosen = devices[: -(-num_runs // width)]
-    if len(chosen) == 1:
+    if len({device.process_index for device in devices}) == 1:
+        width = -(-num_runs // len(devices))  # runs of the device that has most
+        devices = devices[: -(-num_runs // width)]
+    if len(devices) == 1:
         return None
-    return jax.make_mesh((len(chosen),), (RUNS,), axis_types=(AxisType.Auto,), devices=chosen)
+    # runs never talk to each other, so where devices stand is no matter (`jax.make_mesh` minds)
+    return Mesh(np.array(devices), (RUNS,), axis_types=(AxisType.Auto,))
 
 
 def run_sharding(mesh):
@@ -230,8 +233,11 @@ def together(jobs):
 
     For compiling: most of it runs outside Python, on one core.
     """
-    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
+    try:
         return [future.result() for future in [pool.submit(job) for job in jobs]]
+    finally:  # an error or a signal does not wait for the others
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def init_runs(algorithm, hp, run_keys, mesh=None):

@@ -207,3 +207,14 @@ def test_only_the_context_tells_which_arm_pays(algorithm, backbone):
     right, wrong = pays * arms, pays * arms[::-1]
     assert (right > 0.5).all(), (right, z)
     assert (wrong < -0.5).all(), (wrong, z)
+
+
+def test_the_delayed_actor_stays_a_branch_under_vmap(tiny):
+    """Mapped over runs, `cond` on the step is no `select`: odd steps compute no actor."""
+    made = tiny("gentle", suite="gentle")
+    chunk = sweep.over_runs(sweep.make_chunk(made.algorithm.stages[1]), 2, None, in_turn=False)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    span = jnp.int32(0), jnp.int32(2)
+    text = jax.jit(chunk).lower(made.states(), keys, made.train, *span).compile().as_text()
+    branches = text.count(" conditional(")
+    assert branches >= 2  # the actor, and relabelling

@@ -4,6 +4,9 @@ import functools
 import pathlib
 import subprocess
 import sys
+import threading
+import time
+import types
 from typing import NamedTuple
 
 import jax
@@ -273,8 +276,27 @@ def test_side_by_side_equals_in_turn(setting):
 def test_the_mesh_takes_no_more_devices_than_save_time(
     monkeypatch, num_runs, num_devices, expected
 ):
-    monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, **__: shape[0])
-    assert sweep.make_mesh(num_runs, list(range(num_devices))) == expected
+    monkeypatch.setattr(sweep, "Mesh", lambda devices, *_, **__: len(devices))
+    device = types.SimpleNamespace(process_index=0)
+    assert sweep.make_mesh(num_runs, [device] * num_devices) == expected
+
+
+def test_no_process_is_left_without_a_device(monkeypatch):
+    monkeypatch.setattr(sweep, "Mesh", lambda devices, *_, **__: len(devices))
+    devices = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
+    assert sweep.make_mesh(2, devices) == 4  # padded: two of them repeat the last run
+
+
+def test_an_error_does_not_wait_for_what_still_compiles():
+    begin, ended = time.perf_counter(), threading.Event()
+
+    def fails():
+        raise ValueError("this one")
+
+    with pytest.raises(ValueError, match="this one"):
+        sweep.together([fails, lambda: ended.wait(20), lambda: ended.wait(20)])
+    assert time.perf_counter() - begin < 10
+    ended.set()
 
 
 def spread(task, num_runs, split=False):
