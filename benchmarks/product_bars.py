@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import monitoring
@@ -217,13 +216,14 @@ def compile_rows(command):
             begin = time.perf_counter()
             programs = training.compile_all(task)
             first = time.perf_counter() - begin
-        state = programs.init.call(task.hp, task.run_keys)
-        zero, one = jnp.int32(0), jnp.int32(1)
-        jax.block_until_ready((state, zero, one))
+        carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys))
+        state, zero, one = carry["state"], np.int32(0), np.int32(1)
+        jax.block_until_ready(carry)
         with Compilations() as later:  # the same programs, other lengths: nothing is compiled
-            for program in filter(None, programs.stages):
-                for length in (zero, one):
-                    state, _ = program.call(state, task.run_keys, task.data, zero, length)
+            for program, sums in zip(programs.stages, carry["totals"], strict=True):
+                for length in (zero, one) if program else ():
+                    args = (task.run_keys, task.data, zero, length)
+                    state, sums = program.call(state, sums, *args)
         jax.clear_caches()
         begin = time.perf_counter()
         programs = training.compile_all(task)

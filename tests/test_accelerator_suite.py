@@ -124,7 +124,8 @@ def test_all_pieces_fit_into_the_ten_minutes():
 
 
 CHEAP = ("scaling",)
-BY_HAND = ("ctmrl", "command", "precision")  # minutes, and little that other pieces do not use
+# minutes, and little that other pieces or benchmarks do not use
+BY_HAND = ("ctmrl", "command", "precision", "behaviour", "gentle")
 hand = pytest.mark.skipif("GENTLE_JAX_BY_HAND" not in os.environ, reason="minutes; run by hand")
 MARKS = {p: [pytest.mark.slow, *([hand] if p in BY_HAND else [])] for p in suite.PIECES}
 MARKS |= dict.fromkeys(CHEAP, ())

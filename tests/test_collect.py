@@ -238,7 +238,7 @@ def test_a_signal_saves_and_stops_and_the_rest_gives_the_same_bits(
     _, fields, _ = dataset
     pause, pauses = collect.Saver.pause, []
 
-    def signalled(self, done, carry, last):
+    def signalled(self, done, carry, last=False):
         pauses.append(done)
         if len(pauses) == at:
             for _ in range(2):  # the second one, from a process group, say, changes nothing

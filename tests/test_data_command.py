@@ -199,7 +199,7 @@ def test_an_import_that_was_cut_off_is_done_again(capsys, tmp_path, source, monk
     commit = storage.commit
     monkeypatch.setattr(storage, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ["import", *focal(source), f"--to={tmp_path / 'to'}"]
-    assert shown(capsys, *arguments)[0] == 130
+    assert shown(capsys, *arguments)[0] == 42
     assert not storage.is_complete(tmp_path / "to")
     monkeypatch.setattr(storage, "commit", commit)
     assert shown(capsys, *arguments)[0] == 0

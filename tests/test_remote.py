@@ -13,6 +13,7 @@ from experiments import flags, gather, outputs, remote, render, report, reproduc
 from gentle_jax import errors, training
 
 TINY = (
+    "--save_every=0",
     "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--num_steps=6",
     "--num_seeds=2", "--sweep=lr=0.001,0.002",
     *(f"--config.{name}={size}" for name, size in {
@@ -237,15 +238,15 @@ def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monke
     (plain,) = (path.parent for path in (tmp_path / "plain").rglob("summary.json"))
     folder = remote.path(OUT) / plain.relative_to(tmp_path / "plain").as_posix()
     # interrupted after a step was saved; then the machine is gone
-    on_save = run.Session.on_save
+    on_pause = run.Session.on_pause
 
-    def interrupted(self, done, carry):
-        on_save(self, done, carry)
-        if done == 4:
+    def interrupted(self, position, carry, last):
+        on_pause(self, position, carry, last)
+        if position.done == 4:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Session, "on_save", interrupted)
+        patch.setattr(run.Session, "on_pause", interrupted)
         assert start(OUT) != 0
     assert (folder / "config.json").exists() and not (folder / "summary.json").exists()
     shutil.rmtree(tmp_path / "machine")
