@@ -9,7 +9,7 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments import flags, gather, outputs, remote, render, report, reproduce, run
+from experiments import flags, gather, grids, outputs, remote, render, report, reproduce, run
 from gentle_jax import errors, training
 
 TINY = (
@@ -211,6 +211,27 @@ def test_urls_that_are_of_no_use_are_one_line(monkeypatch, capsys, command, argu
     assert flags.main(command, ["x", *arguments.split()]) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and part in line
+
+
+def test_a_grid_is_drawn_here_and_copied_to_the_url(bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    request = flags.parse(["run", *TINY, f"--out={OUT}"], "run", "", lambda: False)
+    numbers = {"std": 0.1, "iqm": 1.0, "iqm_ci95": [1, 1], "normalized": 0.1, "per_seed": [1.0] * 2}
+    kind = {"task_set": "test", "protocol": "given_context", "metric": "final"}
+    entries = [kind | numbers | {"mean": m, "ci95": [m - 0.1, m + 0.1]} for m in (1.0, 2.0)]
+    summary = {"results": entries, "failed_seeds": []}
+    assert grids.execute(request, lambda _: summary, run.folder_of) == 0
+    folder = run.folder_of(request).parent
+    (found,) = (path for path in folder.iterdir() if path.name.startswith("grid_"))
+    names = sorted(path.name for path in found.iterdir())
+    assert names == ["grid.json", "grid.md", "heat_map.png", "heat_map.svg"]
+    assert json.loads((found / "grid.json").read_text())["best"] == 1
+    assert (found / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    assert f"grid: {found}\n" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())  # no folder "gs:"
+    bucket.broken = True
+    with pytest.raises(errors.UserError, match=r"the store is away.*writes the grid again"):
+        grids.execute(request, lambda _: summary, run.folder_of)
 
 
 def test_clients_are_looked_for():
