@@ -84,12 +84,17 @@ def execute(request, run_one, folder_of):
 
 
 def attempt(run_one, program, text):
-    """Returns the summary of a program of the queue, or None if it could not run: that is told."""
+    """Returns the summary of a program of the queue, or None if it could not run: that is told.
+
+    One of several processes raises its UserError: the others may be in the midst of the program.
+    """
     print(f"\ngrid: {text}", flush=True)
     gc.collect()  # the arrays of the program before may hang in a cycle: the device needs the room
     try:
         return run_one(program)
     except errors.UserError as error:  # such as too little memory for this one
+        if hosts.several():
+            raise errors.UserError(f"{text}: {error}") from None
         print(f"error: {text}: {error}", file=sys.stderr, flush=True)
         return None
 
@@ -196,7 +201,7 @@ def rows(axes, found, best):
 
 
 def show(request, folders, summaries):
-    """Prints the table of a grid, and writes grid.json, grid.md and the heat map; returns paths."""
+    """Prints the table of a grid, and writes its folder; returns that, None where nothing ran."""
     axes, run = request.axes, request.config.run
     found, metric = cells(axes, folders, summaries, run.protocols[0])
     if metric is None:
