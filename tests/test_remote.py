@@ -36,13 +36,14 @@ class Bucket(MemoryFileSystem):
     def __init__(self):
         super().__init__(skip_instance_cache=True)
         self.store, self.pseudo_dirs, self.broken = {}, [""], False
+        self.refused = ()  # the ends of names that it does not take
 
     @classmethod
     def _strip_protocol(cls, path):
         return "/" + str(path).removeprefix("gs://").strip("/")
 
     def _open(self, path, mode="rb", **options):
-        if self.broken and mode == "wb":
+        if mode == "wb" and (self.broken or path.endswith(tuple(self.refused))):
             raise ConnectionError("the store is away\nfor a while")
         if mode not in ("rb", "wb"):
             raise NotImplementedError(f"objects cannot be opened with {mode}")
@@ -126,6 +127,85 @@ def test_another_machine_gets_the_last_whole_state(bucket):
     again.push()
     assert "checkpoints/1/tree/data" not in bucket.names()
     assert {"checkpoints/2/tree/data", "checkpoints/3/tree/data"} <= set(bucket.names())
+
+
+def in_state():
+    """The checkpoints that another machine would get: {step: files}."""
+    return json.loads((remote.path(OUT) / "mirror.json").read_text())["steps"]
+
+
+@pytest.mark.parametrize("refused", ["metrics.jsonl", "mirror.json", "3/tree/data"])
+def test_what_a_failed_upload_left_at_the_url_goes_with_the_next(bucket, refused):
+    mirror = new_mirror().__enter__()
+    for step in (1, 2):
+        make_checkpoint(mirror.local, step)
+        mirror.push()
+    bucket.refused = [refused]
+    make_checkpoint(mirror.local, 3)
+    (mirror.local / "checkpoints/3/a").write_text("of the checkpoint, before what fails")
+    (mirror.local / "metrics.jsonl").write_text("3\n")
+    with pytest.raises(ConnectionError):
+        mirror.push()
+    assert list(in_state()) == ["1", "2"]  # still a whole state
+    assert {n for names in in_state().values() for n in names} <= set(bucket.names())
+    bucket.refused = []
+    make_checkpoint(mirror.local, 4)
+    mirror.push()
+    left = [name for name in bucket.names() if name.startswith("checkpoints")]
+    assert left == sorted(n for names in in_state().values() for n in names)
+    assert "checkpoints/1/tree/data" not in left and "checkpoints/4/tree/data" in left
+
+
+def set_aside(local, step):
+    """What `gentle_jax.checkpoint` does with one that it cannot read."""
+    shutil.rmtree(local / remote.DAMAGED / str(step), ignore_errors=True)
+    (local / remote.DAMAGED).mkdir(exist_ok=True)
+    (local / "checkpoints" / str(step)).replace(local / remote.DAMAGED / str(step))
+
+
+def test_a_damaged_checkpoint_is_replaced_at_the_url(bucket, monkeypatch):
+    mirror = new_mirror().__enter__()
+    for step in (1, 2):
+        make_checkpoint(mirror.local, step, "damaged")
+        mirror.push()
+    forget()
+    mirror = new_mirror().__enter__()
+    set_aside(mirror.local, 2)
+    mirror.push()
+    make_checkpoint(mirror.local, 2, "good")
+    (mirror.local / "checkpoints/2/tree/more").write_text("good")
+    bucket.refused = ["more"]
+    with pytest.raises(ConnectionError):
+        mirror.push()
+    assert list(in_state()) == ["1"]  # never half of each
+    bucket.refused = []
+    monkeypatch.setattr(remote, "EVERY", 0.01)
+    again = remote.Mirror(remote.path(OUT))  # of this machine, which is ahead
+    with again:
+        assert list(in_state()) == ["1", "2"]
+        set_aside(again.local, 2)
+        make_checkpoint(again.local, 2, "better")
+        state = remote.path(OUT) / "checkpoints/2/tree/data"
+        wait_for(lambda: state.read_text() == "better 2")  # noticed in the background too
+        wait_for(lambda: list(in_state()) == ["1", "2"])
+    assert "checkpoints/2/tree/more" not in bucket.names()
+
+
+def test_a_damaged_checkpoint_is_no_fallback(bucket):
+    mirror = new_mirror().__enter__()
+    for step in (1, 3):
+        make_checkpoint(mirror.local, step)
+        mirror.push()
+    set_aside(mirror.local, 3)
+    make_checkpoint(mirror.local, 2)  # pauses come by time: another step than before
+    mirror.push()
+    assert list(in_state()) == ["1", "2"]
+    set_aside(mirror.local, 2)
+    make_checkpoint(mirror.local, 4)
+    mirror.push()
+    assert list(in_state()) == ["1", "4"]
+    kept = [name for name in bucket.names() if name.startswith("checkpoints")]
+    assert kept == ["checkpoints/1/tree/data", "checkpoints/4/tree/data"]
 
 
 def test_a_finished_run_leaves_nothing_on_the_machine(bucket):
