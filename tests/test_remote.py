@@ -338,22 +338,24 @@ def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monke
     (plain,) = (path.parent for path in (tmp_path / "plain").rglob("summary.json"))
     folder = remote.path(OUT) / plain.relative_to(tmp_path / "plain").as_posix()
     # interrupted after a step was saved; then the machine is gone
-    on_save = run.Session.on_save
+    on_pause, stopped = run.Session.on_pause, []
 
-    def interrupted(self, done, carry):
-        on_save(self, done, carry)
-        if done == 4:
-            raise KeyboardInterrupt
+    def interrupted(self, position, carry, last):
+        if position.done < 4:
+            return on_pause(self, position, carry, last)
+        self.save(position, carry)
+        stopped.append(position.done)
+        raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Session, "on_save", interrupted)
+        patch.setattr(run.Session, "on_pause", interrupted)
         assert start(OUT) != 0
     assert (folder / "config.json").exists() and not (folder / "summary.json").exists()
     shutil.rmtree(tmp_path / "machine")
     capsys.readouterr()
     assert start(OUT) == 0
     text = capsys.readouterr().out
-    assert "resuming after step 4 of" in text and f"results: {folder}" in text
+    assert f"resuming after step {stopped[0]} of" in text and f"results: {folder}" in text
     assert not list((tmp_path / "machine").rglob("*.*"))
     check_same_run(folder, plain)
     # a finished run is found, shown, listed and gathered where it is
