@@ -12,7 +12,8 @@ import time
 
 KINDS = {"term": signal.SIGTERM, "kill": signal.SIGKILL}
 GRACE = 180.0  # seconds that a process has to end after SIGTERM
-PHASES = ("start-up", "collection", "compile", "training", "evaluation", "results")
+TRAINING = "training or evaluation"  # they take turns, and no output tells when
+PHASES = ("start-up", "collection", "compile", TRAINING, "results")
 IDLE = ("start-up", "compile")  # nothing is gained in them
 # what a line of output says about the phase that begins with it; the first match counts
 SIGNS = (
@@ -20,7 +21,8 @@ SIGNS = (
     (r"data: compiled", "collection"),
     (r"collect: (\d+)/\1\b", "compile"),
     (r"data: (reusing|taking)", "compile"),
-    (r"compile: \d+ programs", "training"),
+    (r"compile: \d+ programs", TRAINING),
+    (r"run: writing results", "results"),
     (r"compile:", "compile"),
     (r"grid: program", "start-up"),
 )
@@ -48,8 +50,8 @@ class Attempt:
 class Process:
     """A run in a process of its own, and what it has told so far. Holds a thread, hence a class."""
 
-    def __init__(self, command, root, log, eval_steps=()):
-        self.root, self.eval_steps = pathlib.Path(root), set(eval_steps)
+    def __init__(self, command, root, log):
+        self.root = pathlib.Path(root)
         roots = [f"--data={self.root / 'data'}", f"--out={self.root / 'out'}"]
         self.phase, self.spans, self.lines = "start-up", [], []
         self.begin = self.since = time.monotonic()
@@ -90,24 +92,11 @@ class Process:
         folder = self.folder()
         return None if folder is None else last_step(folder / "metrics.jsonl")
 
-    def now(self):
-        """Returns the phase at this moment: output tells it, and files within training."""
-        if self.phase != "training":
-            return self.phase
-        folder, step = self.folder(), self.reached()
-        if step not in self.eval_steps:
-            return "training"
-        saved = (folder / "checkpoints" / str(step)).exists()
-        if step == max(self.eval_steps):
-            saved = saved or (folder / "returns.npz").exists()
-            return "results" if saved else "evaluation"
-        return "training" if saved else "evaluation"
-
     def finish(self, kind=""):
         """Sends the signal of that kind, waits for the end; returns the Attempt."""
         phase, told, silent = "", time.monotonic(), False
         if kind and self.child.poll() is None:
-            phase, silent = self.now(), not self.lines
+            phase, silent = self.phase, not self.lines
             self._enter("ending")
             self.child.send_signal(KINDS[kind])
         else:
@@ -160,7 +149,7 @@ def until(process, moment):
     phase, seconds = moment
     entered = None
     while process.child.poll() is None:
-        if entered is None and process.now() == phase:
+        if entered is None and process.phase == phase:
             entered = time.monotonic()
         if entered is not None and time.monotonic() - entered >= seconds:
             return True

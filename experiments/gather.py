@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments import flags, machine, outputs, remote
+from experiments import flags, grids, machine, outputs, remote
 from gentle_jax import config as config_lib
 from gentle_jax import errors, storage
 
@@ -348,16 +348,17 @@ def chosen(own):
 
 
 def run(argv):
-    """The command."""
+    """The command; returns its exit code, grids.DIVERGED if a run of them became NaN."""
     if any(argument in flags.HELP for argument in argv[1:]):
         print(flags.help_text("gather", SUMMARY, EXTRA, shared=False))
-        return
+        return 0
     own, rest = flags.split(argv, EXTRA)
     if rest:
         raise errors.unknown("flag", rest[0].lstrip("-").partition("=")[0], [e[0] for e in EXTRA])
     groups = chosen(own)
     for shards in groups:
         check(shards, own)
+    failed = [seed for shards in groups for s in shards for seed in s.summary["failed_seeds"]]
     for (alone,) in (shards for shards in groups if len(shards) == 1):
         print(f"gather: {alone.folder} holds all runs already")
     groups = [shards for shards in groups if len(shards) > 1]
@@ -375,6 +376,7 @@ def run(argv):
         with machine.disk_may_fill(folder):
             summary = merge(shards, folder)
         outputs.print_table(summary, folder)
+    return grids.DIVERGED if failed else 0
 
 
 if __name__ == "__main__":

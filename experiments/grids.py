@@ -10,10 +10,11 @@ import gc
 import itertools
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 
-from experiments import build, heatmap, hosts, machine, tables
+from experiments import build, heatmap, hosts, machine, remote, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, storage
 
@@ -83,12 +84,17 @@ def execute(request, run_one, folder_of):
 
 
 def attempt(run_one, program, text):
-    """Returns the summary of a program of the queue, or None if it could not run: that is told."""
+    """Returns the summary of a program of the queue, or None if it could not run: that is told.
+
+    One of several processes raises its UserError: the others may be in the midst of the program.
+    """
     print(f"\ngrid: {text}", flush=True)
     gc.collect()  # the arrays of the program before may hang in a cycle: the device needs the room
     try:
         return run_one(program)
     except errors.UserError as error:  # such as too little memory for this one
+        if hosts.several():
+            raise errors.UserError(f"{text}: {error}") from None
         print(f"error: {text}: {error}", file=sys.stderr, flush=True)
         return None
 
@@ -195,7 +201,7 @@ def rows(axes, found, best):
 
 
 def show(request, folders, summaries):
-    """Prints the table of a grid, and writes grid.json, grid.md and the heat map; returns paths."""
+    """Prints the table of a grid, and writes its folder; returns that, None where nothing ran."""
     axes, run = request.axes, request.config.run
     found, metric = cells(axes, folders, summaries, run.protocols[0])
     if metric is None:
@@ -203,14 +209,42 @@ def show(request, folders, summaries):
     best = best_of(found)
     listed = [axis._asdict() for axis in axes]
     name = config_lib.fingerprint({"axes": listed, "runs": [folder.name for folder in folders]})
-    folder = pathlib.Path(folders[0]).parent / f"grid_{name}"
-    machine.prepare_folder(folder, 2e6, "--out")
     lines, texts = rows(axes, found, best), notes(found, best, run.protocols[0], metric)
     whole = {
         "algorithm": run.algorithm, "suite": run.suite, "env": run.env, "preset": run.preset,
         "protocol": run.protocols[0], "metric": metric, "axes": listed, "cells": found,
         "best": best, "environment": machine.environment(),
     }  # fmt: skip
+    print(f"\n{tables.plain_grid(lines, len(axes))}\n" + "\n".join(texts), flush=True)
+    folder = folders[0].parent / f"grid_{name}"
+    if remote.is_remote(folder):
+        with tempfile.TemporaryDirectory() as work:
+            write(pathlib.Path(work), axes, whole, lines, texts)
+            upload(pathlib.Path(work), folder)
+    else:
+        machine.prepare_folder(folder, 2e6, "--out")
+        write(folder, axes, whole, lines, texts)
+    print(f"grid: {folder}", flush=True)
+    return folder
+
+
+def upload(local, folder):
+    """Copies the files of a grid to their URL; raises UserError if the store does not take them."""
+    try:
+        remote.copy_tree(local, folder, last=("grid.json",))
+    except Exception as failure:  # each store has errors of its own
+        raise errors.UserError(
+            f"cannot write to {folder} ({remote.brief(failure)}): the runs are kept, the same "
+            f"command writes the grid again"
+        ) from None
+
+
+def write(folder, axes, whole, lines, texts):
+    """Writes grid.json, grid.md and the heat map into a local folder.
+
+    Args: whole, what grid.json holds; lines, the table; texts, the sentences below it.
+    """
+    found, best = whole["cells"], whole["best"]
     storage.write_json(folder / "grid.json", whole)
     below = "\n\n".join([" ".join(texts), "![](heat_map.png)"])
     (folder / "grid.md").write_text(f"{tables.markdown_grid(lines, len(axes))}\n\n{below}\n")
@@ -225,10 +259,7 @@ def show(request, folders, summaries):
         means,
         np.array(bounds).reshape(*shape, 2),
         None if best is None else tuple(map(int, np.unravel_index(best, shape))),
-        f"test return ({run.protocols[0]})",
-        f"{run.algorithm} on {run.env}",
+        f"test return ({whole['protocol']})",
+        f"{whole['algorithm']} on {whole['env']}",
         texts,
     )
-    print(f"\n{tables.plain_grid(lines, len(axes))}\n" + "\n".join(texts))
-    print(f"grid: {folder}", flush=True)
-    return folder

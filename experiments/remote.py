@@ -22,7 +22,8 @@ from gentle_jax import errors
 # scheme -> the package that reads and writes it
 CLIENTS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 STATE, LAST = "mirror.json", ("summary.json",)
-PRIVATE = (".lock", ".write_test", ".snapshot", "checkpoints", "checkpoints_damaged", STATE)
+DAMAGED = "checkpoints_damaged"  # where `gentle_jax.checkpoint` moves those that cannot be read
+PRIVATE = (".lock", ".write_test", ".snapshot", "checkpoints", DAMAGED, STATE)
 KEPT = 2  # checkpoints at the URL: a damaged newest one falls back to the one before
 EVERY = 2.0  # seconds between looks for a new checkpoint
 TRIES, PAUSE = 3, 5.0  # of the last upload, seconds between
@@ -91,6 +92,15 @@ def steps_in(local):
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def mark_of(local, step):
+    """Returns what tells a checkpoint from another one of that step, None where there is none."""
+    try:
+        stat = (local / "checkpoints" / str(step)).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
 def files_in(local):
     """Returns the names of what belongs to a run beside its checkpoints, summary.json last."""
     found = (path.relative_to(local) for path in local.rglob("*") if path.is_file())
@@ -108,7 +118,9 @@ class Mirror:
     def __init__(self, folder):
         self.target = folder if is_remote(folder) else None
         self.local = pathlib.Path(folder) if self.target is None else work_folder(folder)
-        self._sent, self._steps, self._lock = {}, {}, threading.Lock()
+        self._sent, self._lock = {}, threading.Lock()
+        # checkpoints at the URL: {step: files} and {step: mark}; every file of one, also of others
+        self._steps, self._marks, self._there = {}, {}, set()
         self._stop, self._thread = threading.Event(), None
 
     def __enter__(self):
@@ -153,7 +165,7 @@ class Mirror:
         """Uploads after every new checkpoint, until the context ends."""
         failed = False
         while not self._stop.wait(EVERY):
-            if not failed and {*steps_in(self.local)[-1:]} <= {*self._steps}:
+            if not failed and self._new_step() is None:
                 continue
             try:
                 self.push()
@@ -180,23 +192,28 @@ class Mirror:
         there = found.exists()
         state = json.loads(found.read_text()) if there else {"files": [], "steps": {}}
         self._steps = {int(step): names for step, names in state["steps"].items()}
+        self._there = {name for names in self._steps.values() for name in names}
+        self._sent = {STATE: state} if there else {}
         if there and max(steps_in(self.local), default=-1) > max(self._steps, default=-1):
             return
         for entry in self.local.iterdir():
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        for name in [*state["files"], *(n for names in state["steps"].values() for n in names)]:
+        for name in [*state["files"], *sorted(self._there)]:
             copy_file(self.target / name, self.local / name)
+        self._marks = {step: mark_of(self.local, step) for step in self._steps}
+
+    def _new_step(self):
+        """Returns the newest checkpoint's step if it is not at the URL as it is here, else None."""
+        newest = max(steps_in(self.local), default=None)
+        mark = None if newest is None else mark_of(self.local, newest)
+        return None if mark is None or self._marks.get(newest) == mark else newest
 
     def _sync(self):
         """Uploads the newest checkpoint, then all that changed, then the list of it."""
-        old = []
-        newest = max(steps_in(self.local), default=None)
-        if newest is not None and newest not in self._steps:
-            kept = sorted({*self._steps, newest})[-KEPT:]
-            old = [name for step in self._steps if step not in kept for name in self._steps[step]]
-            self._steps[newest] = self._upload_step(newest)
-            self._steps = {step: self._steps[step] for step in kept}
+        newest = self._new_step()
+        if newest is not None:
+            self._replace(newest)
         names = files_in(self.local)  # after the checkpoint: metrics must reach as far
         for name in names:
             stat = (self.local / name).stat()
@@ -204,12 +221,30 @@ class Mirror:
             if self._sent.get(name) != seen:
                 copy_file(self.local / name, self.target / name)
                 self._sent[name] = seen
+        self._write_state(names)
+        named = {name for names in self._steps.values() for name in names}
+        for name in sorted(self._there - named):  # those of a sync that failed too
+            (self.target / name).unlink(missing_ok=True)
+            self._there.remove(name)
+
+    def _replace(self, newest):
+        """Uploads a checkpoint, and drops those that it makes superfluous from the list."""
+        mark, steps = mark_of(self.local, newest), steps_in(self.local)
+        aside = lambda step: step not in steps and (self.local / DAMAGED / str(step)).exists()
+        kept = {k: v for k, v in self._steps.items() if k < newest and not aside(k)}
+        if newest in self._steps:  # set aside as damaged, and saved again: never half of each
+            self._steps = kept
+            self._write_state(self._sent[STATE]["files"])
+        names = self._upload_step(newest)
+        self._steps = dict(sorted({**kept, newest: names}.items())[-KEPT:])
+        self._marks[newest] = mark
+
+    def _write_state(self, names):
+        """Writes what is at the URL. Args: names, of files beside the checkpoints."""
         state = {"files": names, "steps": {str(k): v for k, v in self._steps.items()}}
         if self._sent.get(STATE) != state:
             (self.target / STATE).write_text(json.dumps(state))
             self._sent[STATE] = state
-        for name in old:
-            (self.target / name).unlink(missing_ok=True)
 
     def _upload_step(self, step):
         """Uploads a checkpoint; returns its files. Orbax may delete it in the meantime."""
@@ -221,6 +256,7 @@ class Mirror:
         names = []
         for found in files:
             names.append(f"checkpoints/{step}/{found.relative_to(snapshot).as_posix()}")
+            self._there.add(names[-1])
             copy_file(found, self.target / names[-1])
         shutil.rmtree(snapshot)
         return names

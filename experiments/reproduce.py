@@ -5,7 +5,7 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 
 import pathlib
 
-from experiments import flags, machine, outputs, remote, run
+from experiments import flags, grids, machine, outputs, remote, run
 from gentle_jax import errors, storage
 
 SUMMARY = (
@@ -45,6 +45,7 @@ EXTRA = (
     ("envs", list, [], "only these environments; repeatable"),
     ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
 )
+MULTIHOST = ("multihost", bool, False, "a flag of `run` that a table has no use for")
 
 
 def cells(table, argv):
@@ -116,12 +117,17 @@ def write(table, found, folder):
 
 
 def main(argv):
-    """The command."""
+    """The command; returns its exit code, grids.DIVERGED if a run of the table became NaN."""
     if any(argument in flags.HELP for argument in argv[1:]):
         print(flags.help_text("reproduce", SUMMARY, EXTRA))
-        return
-    machine.start(argv)
-    own, shared = flags.split(argv, EXTRA)
+        return 0
+    own, shared = flags.split(argv, (*EXTRA, MULTIHOST))
+    if own["multihost"]:
+        raise errors.UserError(
+            "reproduce does not use --multihost: one process runs the cells one by one; leave it "
+            "out, or run a cell with `python -m experiments.run --multihost`"
+        )
+    machine.start()
     table = own["table"]
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)
@@ -149,6 +155,7 @@ def main(argv):
         elif (folder / "summary.json").exists():
             found[row, env] = outputs.read_summary(folder)
     print("\n" + write(table, found, to) + f"\n\ntable: {to / table}.md")
+    return grids.DIVERGED if any(summary["failed_seeds"] for summary in found.values()) else 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Moments:
 
     def __init__(self, seed, spans):
         self.random, self.round = random.Random(seed), []
-        self.usual = {"evaluation": 0.2, "results": 1.0} | spans
+        self.usual = {"results": 1.0} | spans
 
     def draw(self, data_made):
         """Returns (phase, seconds into it); `data_made`: nothing is left to be collected."""
@@ -72,7 +72,6 @@ def soak(command, kills, seed, kinds, to, tell=print):
         )
     productive = productive_seconds(to / "plain" / "out", process.lines)
     tell(f"soak: uninterrupted, {plain.seconds:.1f} s, of which {productive:.1f} s of work")
-    steps = eval_steps(to / "plain" / "out")
     spans = collections.defaultdict(float)
     for phase, seconds in process.spans:
         spans[phase] = max(spans[phase], seconds)
@@ -82,7 +81,7 @@ def soak(command, kills, seed, kinds, to, tell=print):
         if root is None:
             number += 1
             root = to / f"root_{number}"
-        process = Process(command, root, to / "logs" / f"{root.name}.log", steps)
+        process = Process(command, root, to / "logs" / f"{root.name}.log")
         try:
             due = count < kills and until(process, moments.draw(data_made(root)))
             pending = pending or turn.sample(kinds, len(kinds))
@@ -137,15 +136,6 @@ def productive_seconds(out, lines):
         total += seconds["collect"] + seconds["train"] + seconds["evaluate"]
     told = [re.match(r"data: compiled in ([\d.]+) s", line) for line in lines]
     return total - sum(float(found[1]) for found in told if found)
-
-
-def eval_steps(out):
-    """Returns the evaluation steps of the runs below `out`."""
-    found = set()
-    for path in pathlib.Path(out).rglob("returns.npz"):
-        with np.load(path) as arrays:
-            found |= set(arrays["eval_steps"].tolist())
-    return found
 
 
 def count_lost(attempts):

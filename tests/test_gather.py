@@ -50,7 +50,7 @@ def make_arrays(request, env):
     return outputs.Arrays(returns, embeddings, (paths, np.ones((len(labels), total, env.horizon))))
 
 
-def make_run(out, *arguments, drawn=False):
+def make_run(out, *arguments, drawn=False, failed=False):
     """Writes a finished run folder without training; returns it."""
     request = flags.parse(["run", *FLAGS, f"--out={out}", *arguments], "run", "", lambda: False)
     folder = run.folder_of(request)
@@ -73,7 +73,7 @@ def make_run(out, *arguments, drawn=False):
         "seconds": {"train": 2.0, "total": 3.0},
         "seed_steps_per_second": 5.0,
         "peak_memory_bytes": 10 + config.num_seeds,
-        "failed_seeds": [{"seed": seeds[-1]}],
+        "failed_seeds": [{"seed": seeds[-1]}] if failed else [],
     }
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
@@ -101,8 +101,9 @@ def refused(capsys, *arguments):
     return err
 
 
-def shard(out, first, count, *arguments):
-    return make_run(out, f"--seed_offset={first}", f"--num_seeds={count}", *arguments)
+def shard(out, first, count, *arguments, failed=False):
+    seeds = (f"--seed_offset={first}", f"--num_seeds={count}")
+    return make_run(out, *seeds, *arguments, failed=failed)
 
 
 def merged(out):
@@ -115,9 +116,10 @@ def merged(out):
 def test_shards_become_the_run_that_they_are_parts_of(tmp_path, capsys, undrawn, sweep):
     whole = make_run(tmp_path / "whole", "--num_seeds=6", "--seed_offset=2", *sweep)
     out = tmp_path / "runs"
-    shards = [shard(out, first, count, *sweep) for first, count in ((2, 2), (5, 3), (4, 1))]
+    parts = ((2, 2), (5, 3), (4, 1))
+    shards = [shard(out, first, count, *sweep, failed=True) for first, count in parts]
     code, text, _ = command(capsys, f"--from={out}", f"--num_runs={6 * (1 + len(sweep))}")
-    assert code == 0 and "3 shards, seeds 2 to 7" in text and "WARNING" not in text
+    assert code == 3 and "3 shards, seeds 2 to 7" in text and "WARNING" not in text
     (folder,) = merged(out)
     assert folder.relative_to(out) == whole.relative_to(tmp_path / "whole")
     for name in ("returns.npz", "embeddings.npz", "rollouts.npz"):
@@ -149,6 +151,17 @@ def test_shards_become_the_run_that_they_are_parts_of(tmp_path, capsys, undrawn,
     assert [s["folder"] for s in summary["shards"]] == [str(shards[i]) for i in (0, 2, 1)]
 
 
+@pytest.mark.parametrize("failed,code", [((), 0), ((0,), 3), ((1,), 3)])
+def test_the_code_tells_of_seeds_that_diverged(tmp_path, capsys, undrawn, failed, code):
+    for first in (0, 1):
+        one = shard(tmp_path, first, 1, failed=first in failed)
+    assert command(capsys, f"--from={tmp_path}")[0] == code
+    summary = json.loads((merged(tmp_path)[0] / "summary.json").read_text())
+    assert [seed["seed"] for seed in summary["failed_seeds"]] == list(failed)
+    # of a run that needs no gathering too
+    assert command(capsys, f"--shard={one}")[0] == (3 if 1 in failed else 0)
+
+
 def test_the_merged_folder_is_a_run_for_other_commands(tmp_path, capsys, undrawn):
     out = tmp_path / "runs"
     shard(out, 0, 2), shard(out, 2, 2)
@@ -158,7 +171,7 @@ def test_the_merged_folder_is_a_run_for_other_commands(tmp_path, capsys, undrawn
     results = json.loads((folder / "summary.json").read_text())["results"]
     assert tables.render(results) in capsys.readouterr().out
     again = ["run", *FLAGS, "--num_seeds=4", f"--out={out}"]
-    assert flags.main(run.run, again) in (0, 3)
+    assert flags.main(run.run, again) == 0
     assert "finished before" in capsys.readouterr().out
     assert flags.main(render.run, ["render", f"--run={folder}"]) == 2
     first = json.loads((folder / "summary.json").read_text())["shards"][0]["folder"]

@@ -236,6 +236,14 @@ def test_the_code_is_the_worst_and_an_interrupt_ends_the_queue(
         assert json.loads((grid_folder(tmp_path) / "grid.json").read_text())["best"] is None
 
 
+def test_one_of_several_processes_does_not_go_on_alone(monkeypatch):
+    monkeypatch.setattr(grids.hosts, "several", lambda: True)
+    queue = Queue(errors.UserError("too little memory"), summary([1.0, 1.0]))
+    with pytest.raises(errors.UserError, match="program 1 of 2, num_codes=2: too little memory"):
+        grids.execute(parse("--sweep=num_codes=2,4"), queue, run.folder_of)
+    assert len(queue.requests) == 1
+
+
 def test_the_best_cell_needs_an_interval_above_all_others():
     cell = lambda *per_seed: {k: v for k, v in entry(per_seed).items() if k in grids.KEPT}
     assert grids.best_of([cell(1.0, 1.0), cell(2.0, 2.0)]) == 1

@@ -9,11 +9,10 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments import flags, gather, outputs, remote, render, report, reproduce, run
+from experiments import flags, gather, grids, outputs, remote, render, report, reproduce, run
 from gentle_jax import errors, training
 
 TINY = (
-    "--save_every=0",
     "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--num_steps=6",
     "--num_seeds=2", "--sweep=lr=0.001,0.002",
     *(f"--config.{name}={size}" for name, size in {
@@ -37,13 +36,14 @@ class Bucket(MemoryFileSystem):
     def __init__(self):
         super().__init__(skip_instance_cache=True)
         self.store, self.pseudo_dirs, self.broken = {}, [""], False
+        self.refused = ()  # the ends of names that it does not take
 
     @classmethod
     def _strip_protocol(cls, path):
         return "/" + str(path).removeprefix("gs://").strip("/")
 
     def _open(self, path, mode="rb", **options):
-        if self.broken and mode == "wb":
+        if mode == "wb" and (self.broken or path.endswith(tuple(self.refused))):
             raise ConnectionError("the store is away\nfor a while")
         if mode not in ("rb", "wb"):
             raise NotImplementedError(f"objects cannot be opened with {mode}")
@@ -127,6 +127,85 @@ def test_another_machine_gets_the_last_whole_state(bucket):
     again.push()
     assert "checkpoints/1/tree/data" not in bucket.names()
     assert {"checkpoints/2/tree/data", "checkpoints/3/tree/data"} <= set(bucket.names())
+
+
+def in_state():
+    """The checkpoints that another machine would get: {step: files}."""
+    return json.loads((remote.path(OUT) / "mirror.json").read_text())["steps"]
+
+
+@pytest.mark.parametrize("refused", ["metrics.jsonl", "mirror.json", "3/tree/data"])
+def test_what_a_failed_upload_left_at_the_url_goes_with_the_next(bucket, refused):
+    mirror = new_mirror().__enter__()
+    for step in (1, 2):
+        make_checkpoint(mirror.local, step)
+        mirror.push()
+    bucket.refused = [refused]
+    make_checkpoint(mirror.local, 3)
+    (mirror.local / "checkpoints/3/a").write_text("of the checkpoint, before what fails")
+    (mirror.local / "metrics.jsonl").write_text("3\n")
+    with pytest.raises(ConnectionError):
+        mirror.push()
+    assert list(in_state()) == ["1", "2"]  # still a whole state
+    assert {n for names in in_state().values() for n in names} <= set(bucket.names())
+    bucket.refused = []
+    make_checkpoint(mirror.local, 4)
+    mirror.push()
+    left = [name for name in bucket.names() if name.startswith("checkpoints")]
+    assert left == sorted(n for names in in_state().values() for n in names)
+    assert "checkpoints/1/tree/data" not in left and "checkpoints/4/tree/data" in left
+
+
+def set_aside(local, step):
+    """What `gentle_jax.checkpoint` does with one that it cannot read."""
+    shutil.rmtree(local / remote.DAMAGED / str(step), ignore_errors=True)
+    (local / remote.DAMAGED).mkdir(exist_ok=True)
+    (local / "checkpoints" / str(step)).replace(local / remote.DAMAGED / str(step))
+
+
+def test_a_damaged_checkpoint_is_replaced_at_the_url(bucket, monkeypatch):
+    mirror = new_mirror().__enter__()
+    for step in (1, 2):
+        make_checkpoint(mirror.local, step, "damaged")
+        mirror.push()
+    forget()
+    mirror = new_mirror().__enter__()
+    set_aside(mirror.local, 2)
+    mirror.push()
+    make_checkpoint(mirror.local, 2, "good")
+    (mirror.local / "checkpoints/2/tree/more").write_text("good")
+    bucket.refused = ["more"]
+    with pytest.raises(ConnectionError):
+        mirror.push()
+    assert list(in_state()) == ["1"]  # never half of each
+    bucket.refused = []
+    monkeypatch.setattr(remote, "EVERY", 0.01)
+    again = remote.Mirror(remote.path(OUT))  # of this machine, which is ahead
+    with again:
+        assert list(in_state()) == ["1", "2"]
+        set_aside(again.local, 2)
+        make_checkpoint(again.local, 2, "better")
+        state = remote.path(OUT) / "checkpoints/2/tree/data"
+        wait_for(lambda: state.read_text() == "better 2")  # noticed in the background too
+        wait_for(lambda: list(in_state()) == ["1", "2"])
+    assert "checkpoints/2/tree/more" not in bucket.names()
+
+
+def test_a_damaged_checkpoint_is_no_fallback(bucket):
+    mirror = new_mirror().__enter__()
+    for step in (1, 3):
+        make_checkpoint(mirror.local, step)
+        mirror.push()
+    set_aside(mirror.local, 3)
+    make_checkpoint(mirror.local, 2)  # pauses come by time: another step than before
+    mirror.push()
+    assert list(in_state()) == ["1", "2"]
+    set_aside(mirror.local, 2)
+    make_checkpoint(mirror.local, 4)
+    mirror.push()
+    assert list(in_state()) == ["1", "4"]
+    kept = [name for name in bucket.names() if name.startswith("checkpoints")]
+    assert kept == ["checkpoints/1/tree/data", "checkpoints/4/tree/data"]
 
 
 def test_a_finished_run_leaves_nothing_on_the_machine(bucket):
@@ -214,6 +293,27 @@ def test_urls_that_are_of_no_use_are_one_line(monkeypatch, capsys, command, argu
     assert line.startswith("error: ") and line.count("\n") == 1 and part in line
 
 
+def test_a_grid_is_drawn_here_and_copied_to_the_url(bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    request = flags.parse(["run", *TINY, f"--out={OUT}"], "run", "", lambda: False)
+    numbers = {"std": 0.1, "iqm": 1.0, "iqm_ci95": [1, 1], "normalized": 0.1, "per_seed": [1.0] * 2}
+    kind = {"task_set": "test", "protocol": "given_context", "metric": "final"}
+    entries = [kind | numbers | {"mean": m, "ci95": [m - 0.1, m + 0.1]} for m in (1.0, 2.0)]
+    summary = {"results": entries, "failed_seeds": []}
+    assert grids.execute(request, lambda _: summary, run.folder_of) == 0
+    folder = run.folder_of(request).parent
+    (found,) = (path for path in folder.iterdir() if path.name.startswith("grid_"))
+    names = sorted(path.name for path in found.iterdir())
+    assert names == ["grid.json", "grid.md", "heat_map.png", "heat_map.svg"]
+    assert json.loads((found / "grid.json").read_text())["best"] == 1
+    assert (found / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    assert f"grid: {found}\n" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())  # no folder "gs:"
+    bucket.broken = True
+    with pytest.raises(errors.UserError, match=r"the store is away.*writes the grid again"):
+        grids.execute(request, lambda _: summary, run.folder_of)
+
+
 def test_clients_are_looked_for():
     assert remote.installed("fsspec") and not remote.installed("no_such_package_here")
 
@@ -238,12 +338,14 @@ def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monke
     (plain,) = (path.parent for path in (tmp_path / "plain").rglob("summary.json"))
     folder = remote.path(OUT) / plain.relative_to(tmp_path / "plain").as_posix()
     # interrupted after a step was saved; then the machine is gone
-    on_pause = run.Session.on_pause
+    on_pause, stopped = run.Session.on_pause, []
 
     def interrupted(self, position, carry, last):
-        on_pause(self, position, carry, last)
-        if position.done == 4:
-            raise KeyboardInterrupt
+        if position.done < 4:
+            return on_pause(self, position, carry, last)
+        self.save(position, carry)
+        stopped.append(position.done)
+        raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.Session, "on_pause", interrupted)
@@ -253,7 +355,7 @@ def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monke
     capsys.readouterr()
     assert start(OUT) == 0
     text = capsys.readouterr().out
-    assert "resuming after step 4 of" in text and f"results: {folder}" in text
+    assert f"resuming after step {stopped[0]} of" in text and f"results: {folder}" in text
     assert not list((tmp_path / "machine").rglob("*.*"))
     check_same_run(folder, plain)
     # a finished run is found, shown, listed and gathered where it is

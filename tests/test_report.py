@@ -150,6 +150,22 @@ def test_a_table_runs_the_chosen_cells_and_takes_finished_ones(capsys, executed,
     assert (tmp_path / "runs/tables/components.md").read_text().startswith("| row | point_robot")
 
 
+@pytest.mark.parametrize("place", ["run now", "finished before"])
+def test_the_code_of_a_table_tells_of_seeds_that_diverged(
+    capsys, executed, tmp_path, monkeypatch, place
+):
+    chosen = ("--rows=release", "--envs=point_robot", "--preset=quick")
+    failed = make_summary(failed_seeds=[{"seed": 1}])
+    if place == "run now":
+        monkeypatch.setattr(run, "execute", lambda _: failed)
+    else:
+        other = reproduce.cells("components", ["reproduce", "--preset=quick"])
+        store(run.folder_of(other["with FOCAL", "point_robot"]), failed)
+    code, out, err = reproduced(capsys, *chosen)
+    assert code == 3 and not err and "table: " in out
+    assert (tmp_path / "runs/tables/components.json").exists()
+
+
 @pytest.mark.parametrize("form", ["--table=gentle", "--table gentle"])
 def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
     code, _, err = reproduced(
@@ -171,6 +187,8 @@ def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
         ("--nonsense=1", "'nonsense'"),
         ("--num_seeds=0", "at least 1"),
         ("--to=/proc/nope", "pass another --to"),
+        ("--multihost", "reproduce does not use --multihost"),
+        ("--multihost=true", "reproduce does not use --multihost"),
     ],
 )
 def test_bad_input_of_a_table_is_one_line_before_any_run(capsys, executed, argument, part):

@@ -57,9 +57,9 @@ STAND_IN = textwrap.dedent(
         if step % 2 == 0:  # every second step is saved: the others can be lost
             (run / "new.json").write_text(json.dumps([step, value, lines]))
             (run / "new.json").replace(run / "state.json")
+    tell("run: writing results")
     for name in ("returns", "embeddings", "rollouts"):
         np.savez(run / f"{name}.npz", value=value, eval_steps=np.array([3, 6]))
-    tell("writing")
     (run / "config.json").write_text("{}")
     seconds = {"collect": 0.1, "train": 0.3, "evaluate": 0.1}
     (run / "summary.json").write_text(json.dumps({"results": [value], "seconds": seconds}))
@@ -95,6 +95,20 @@ def test_kills_in_every_phase_and_the_report(tmp_path, command):
     text = soak.report(found)
     assert "all bit-equal" in text and f"goodput {found['goodput']:.3f}" in text
     assert len([line for line in said if line.startswith("soak: 14/14")]) == 1
+
+
+def test_phases_are_those_that_the_output_tells(tmp_path, command):
+    process = attempts.Process(command, tmp_path / "root", tmp_path / "log")
+    assert process.finish().code == 0
+    assert [phase for phase, _ in process.spans] == [
+        "start-up", "compile", "collection", "compile", attempts.TRAINING, "results",
+    ]  # fmt: skip
+    assert {phase for phase, _ in process.spans} == set(attempts.PHASES)
+    # what it saved last was step 6: a signal in the midst of the results falls into them
+    process = attempts.Process(command, tmp_path / "root", tmp_path / "log")
+    assert attempts.until(process, ("results", 0.0))
+    attempt = process.finish("kill")
+    assert (attempt.phase, attempt.resumed, attempt.reached) == ("results", 6, 6)
 
 
 def test_a_resume_that_changes_bits_is_noticed(tmp_path, command):
@@ -223,13 +237,13 @@ def test_a_single_bit_is_noticed(roots, tmp_path, what):
 
 
 def test_every_phase_gets_its_turn():
-    moments = soak.Moments(3, {"training": 8.0})
-    drawn = [moments.draw(False) for _ in range(18)]
+    moments = soak.Moments(3, {attempts.TRAINING: 8.0})
+    drawn = [moments.draw(False) for _ in range(15)]
     for phase in attempts.PHASES:
         assert [name for name, _ in drawn].count(phase) == 3
-    assert max(seconds for name, seconds in drawn if name == "training") <= 8.0
-    moments.learn([("training", 2.0), ("compile", 7.0)])
-    assert moments.usual["training"] == 5.0 and moments.usual["compile"] == 7.0
+    assert max(seconds for name, seconds in drawn if name == attempts.TRAINING) <= 8.0
+    moments.learn([(attempts.TRAINING, 2.0), ("compile", 7.0)])
+    assert moments.usual[attempts.TRAINING] == 5.0 and moments.usual["compile"] == 7.0
     later = [moments.draw(True)[0] for _ in range(10)]
     assert "collection" not in later and set(later) == set(attempts.PHASES) - {"collection"}
 
