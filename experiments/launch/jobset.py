@@ -39,14 +39,14 @@ def pod(plan, lines):
         "env": [
             # without a TPU the process fails, it does not train on the CPU
             {"name": "JAX_PLATFORMS", "value": "tpu,cpu"},
-            {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/work/cache"},
-            {"name": "XDG_CACHE_HOME", "value": "/work"},
+            {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/scratch/cache"},
+            {"name": "XDG_CACHE_HOME", "value": "/scratch"},
         ],
         "resources": {
             "requests": {"google.com/tpu": CHIPS[plan.accelerator]},
             "limits": {"google.com/tpu": CHIPS[plan.accelerator]},
         },
-        "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+        "volumeMounts": [{"name": "work", "mountPath": "/scratch"}],
     }
     volumes = [{"name": "work", "emptyDir": {}}]
     if plan.volume:

@@ -127,7 +127,7 @@ def folders(own, request):
             f"--volume is {own['volume']!r}: skypilot copies datasets from a bucket, pass a URL "
             f"such as gs://BUCKET/data"
         )
-    made = "/data" if own["volume"] else "/work/data" if own["target"] == "jobset" else "data"
+    made = "/data" if own["volume"] else "/scratch/data" if own["target"] == "jobset" else "data"
     data = request.data if "data" in request.given else made
     return data, out or "runs"
 
