@@ -82,12 +82,15 @@ def any_of(flag):
 
 
 def share(tree):
-    """Returns the leader's tree of numpy arrays; the others pass arrays of the same shapes."""
+    """Returns the leader's tree of numpy arrays; the others pass arrays of the same shapes.
+
+    Leaves have four bytes a number. They go as whole numbers: zeros are added up, and -0 + 0 is 0.
+    """
     if not several():
         return tree
-    # as whole numbers: it adds up zeros, and -0 + 0 is 0
-    bits = lambda leaf: leaf.view(np.uint32) if leaf.dtype.itemsize == 4 else leaf
-    sent = multihost_utils.broadcast_one_to_all(jax.tree.map(bits, tree))
+    sent = multihost_utils.broadcast_one_to_all(
+        jax.tree.map(lambda leaf: leaf.view(np.uint32), tree)
+    )
     return jax.tree.map(lambda leaf, new: np.asarray(new).view(leaf.dtype), tree, sent)
 
 

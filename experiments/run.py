@@ -307,7 +307,7 @@ def restore(task, saves, session):
         kept, meta = found
         position = training.Position(meta["done"], meta["scored"])
         session.resume(meta)
-    position = training.Position(*(int(x) for x in hosts.share(np.array(position))))
+    position = training.Position(*(int(x) for x in hosts.share(np.array(position, np.int32))))
     if position != training.Position() and hosts.several():
         zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
         kept = hosts.share(zeros if kept is None else kept)

@@ -16,7 +16,7 @@ from tests.test_run import ARGUMENTS, STEPS, check_same_results, run_folder, ste
 
 ROOT = pathlib.Path(__file__).parent.parent
 LONG = 40 * STEPS  # long enough to be stopped in between
-SEEDS = 3  # with two grid points six runs: on four devices of two processes, two, two and two
+SEEDS = 3  # with two grid points six runs: two on each of four devices, two of them padding
 
 
 def start(folder, out, processes, devices):
@@ -61,7 +61,7 @@ def finish(started, code):
 
 @pytest.mark.slow
 def test_two_processes_are_one_program_that_stops_and_resumes(tmp_path):
-    # a process alone with as many devices has the same runs on each: the same bits
+    # a process alone with three devices has two runs on each as well: the same bits
     finish(start(tmp_path, tmp_path / "alone", 1, 3), 0)
     expected = run_folder(tmp_path / "alone")
     leader, other = start(tmp_path, tmp_path / "two", 2, 2)
@@ -75,7 +75,7 @@ def test_two_processes_are_one_program_that_stops_and_resumes(tmp_path):
     finish([leader, other], 42)
     assert not (folder / "summary.json").exists() and any((folder / "checkpoints").iterdir())
     shown, silent = finish(start(tmp_path, tmp_path / "two", 2, 2), 0)
-    assert "run: resuming after step" in shown and "3 x cpu of 2 processes" in shown
+    assert "run: resuming after step" in shown and "4 x cpu of 2 processes" in shown
     assert "run:" not in silent  # the leader speaks
     check_same_results(folder, expected)
     summary = json.loads((folder / "summary.json").read_text())
