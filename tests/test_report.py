@@ -121,7 +121,7 @@ def executed(monkeypatch, tmp_path):
         return summary
 
     monkeypatch.setattr(run, "execute", execute)
-    monkeypatch.setattr(reproduce.machine, "start", lambda argv: None)
+    monkeypatch.setattr(reproduce.machine, "start", lambda argv=(): None)
     monkeypatch.setattr(reproduce.machine, "on_accelerator", lambda: False)
     monkeypatch.chdir(tmp_path)
     return found
