@@ -144,7 +144,7 @@ def _collect(config, env, folder, wanted, save_every):
 def compile_programs(collector, whose, state, mesh):
     """Returns the Collector's functions as compiled Programs. Args: whose, (tasks, keys)."""
     step, sharding = jax.ShapeDtypeStruct((), jnp.int32), sweep.run_sharding(mesh)
-    state = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), state)
+    state = training.on_devices(state, sharding)
     build = functools.partial(sweep.compile_program, out_sharding=sharding)
     begin = time.perf_counter()
     jobs = (

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from gentle_jax.types import Transition
 
-DEVICES = "runs"  # the mesh axis that a split dataset lies along: `sweep.RUNS`
+DEVICES = "runs"  # the mesh axis that runs, and a split dataset, lie along
 
 
 @struct.dataclass

@@ -24,9 +24,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gentle_jax import data as data_lib
 from gentle_jax.rng import stream
 
-RUNS = "runs"  # the mesh axis
+RUNS = data_lib.DEVICES  # the mesh axis
 _tracing = threading.Lock()
 
 

@@ -97,12 +97,12 @@ def compile_all(task, hooks=Hooks()):  # noqa: B008 an immutable default
     step = jax.ShapeDtypeStruct((), jnp.int32)
     sharding = sweep.run_sharding(task.mesh)
     over = lambda function: sweep.over_runs(function, 2, task.mesh)
-    state = _on(state_shapes(task), sharding)
+    state = on_devices(state_shapes(task), sharding)
     whole = (state, task.run_keys, task.tasks, task.data, step)
     jobs = {"init": (_init(task), (task.hp, task.run_keys))}
     for stage, totals in zip(task.algorithm.stages, total_shapes(task), strict=True):
         if stage.num_steps:
-            args = (state, _on(totals, sharding), task.run_keys, task.data, step, step)
+            args = (state, on_devices(totals, sharding), task.run_keys, task.data, step, step)
             piece = sweep.over_runs(sweep.make_piece(stage), 3, task.mesh)
             jobs["stage", stage.name] = (piece, args, (0, 1))
     for name in task.episodes:
@@ -133,7 +133,7 @@ def _init(task):
     return lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys, task.mesh)
 
 
-def _on(shapes, sharding):
+def on_devices(shapes, sharding):
     """Returns shapes of arrays that lie on devices."""
     struct = jax.ShapeDtypeStruct
     return jax.tree.map(lambda s: struct(s.shape, s.dtype, sharding=sharding), shapes)
@@ -172,10 +172,11 @@ def carry_shapes(task):
         name: jax.ShapeDtypeStruct((*lead, count), jnp.float32)
         for name, count in task.episodes.items()
     }
-    args = (state_shapes(task), task.run_keys, task.data, jax.ShapeDtypeStruct((), jnp.int32))
+    state = state_shapes(task)
+    args = (state, task.run_keys, task.data, jax.ShapeDtypeStruct((), jnp.int32))
     embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2, task.mesh), *args)
     return {
-        "state": jax.tree.map(cut, state_shapes(task)),
+        "state": jax.tree.map(cut, state),
         "totals": jax.tree.map(cut, total_shapes(task)),
         "returns": jax.tree.map(stack, returns),
         "embeddings": jax.tree.map(stack, embeddings),
