@@ -161,3 +161,12 @@ def strict_rank():
     """
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    """The user's compile cache stays as it is, and commands run in an empty folder."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)

@@ -12,13 +12,7 @@ from gentle_jax import errors
 SMOKE = ("--preset=smoke", "--num_seeds=2")
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch, tmp_path):
-    """The user's compile cache stays as it is, and commands run in an empty folder."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
-    folder = tmp_path / "cwd"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 def parse(*arguments):
