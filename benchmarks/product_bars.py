@@ -179,7 +179,7 @@ def scaling_rows(results):
 
 
 def random_task(request):
-    """Returns the `training.Task` of a Request with random data of the right shapes."""
+    """Returns the `training.Sweep` of a Request with random data of the right shapes."""
     env = config_lib.make_env(request.config)
     num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
     random = np.random.default_rng(0)

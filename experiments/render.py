@@ -38,7 +38,7 @@ class Restored(NamedTuple):
     """A run as it was at its newest checkpoint."""
 
     config: config_lib.ExperimentConfig
-    task: training.Task
+    task: training.Sweep
     env: object  # normalised where the suite says so
     scale: tuple  # (mean, std) of observations
     state: object  # leaves [S, ...]

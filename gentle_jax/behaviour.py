@@ -19,7 +19,7 @@ from flax import struct
 from gentle_jax import evaluation, sweep
 from gentle_jax.backbones import sac
 from gentle_jax.rng import stream
-from gentle_jax.types import Backbone, Env, Spec, Transition
+from gentle_jax.types import Backbone, Cond, Env, Spec, Transition
 
 SCORED_EPISODES = 10  # deterministic, per task and level, for the expert's return
 
@@ -171,8 +171,9 @@ def _learn(setup, agent, replay, key, index):
         k_rows, k_update = jax.random.split(key if count == 1 else jax.random.fold_in(key, i))
         rows = jax.random.randint(k_rows, (1, size), 0, filled)
         batch = jax.tree.map(lambda x: x[rows], replay)
-        no_z = jnp.zeros((size, 0))
-        agent, _, metrics = setup.rl.update(agent, setup.hp, batch, no_z, k_update, done + i)
+        no_z = jnp.zeros((1, size, 0))
+        cond = Cond(no_z, no_z)
+        agent, _, metrics = setup.rl.update(agent, setup.hp, batch, cond, k_update, done + i)
         return agent, total + metrics["q_loss"]
 
     carry = (agent, jnp.zeros(()))

@@ -24,8 +24,7 @@ INITS = ("rlkit", "he")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 MAY_BE_ZERO = (  # every other whole number is a size, a count or a period
     "behaviour.seed", "behaviour.seed_steps", "eval.context_episodes", "eval.exploration_steps",
-    "algo.num_cross_tasks", "algo.num_fillers", "env.num_train", "env.num_test", "env.horizon",
-    "behaviour.replay_rows",
+    "env.num_train", "env.num_test", "env.horizon", "behaviour.replay_rows",
 )  # fmt: skip
 METRICS = ("final", "all", "first")
 
@@ -35,11 +34,16 @@ def static(default):
     return dataclasses.field(default=default, metadata={"static": True})
 
 
+def from_zero(default):
+    """Returns a whole-number field of an algorithm or backbone that may be 0."""
+    return dataclasses.field(default=default, metadata={"from_zero": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Names and counts: what is run, how often."""
 
-    algorithm: str = "ctmrl"
+    algorithm: str
     suite: str = "ctmrl"
     env: str = "point_robot"
     backbone: str = ""  # "" = the suite's
@@ -143,19 +147,13 @@ def fill_names(run):
     """Fills in backbone, fidelity and protocols; raises UserError for names that do not exist."""
     suite = suites.get(run.suite)
     algorithm = registry.load("algorithm", run.algorithm)
-    environment = registry.load("environment", run.env)
-    if run.suite not in environment.SETTINGS:
-        raise errors.UserError(
-            f"environment {run.env!r} is not in suite {run.suite!r}: it is in "
-            f"{', '.join(environment.SETTINGS)}; choose --suite or --env accordingly"
-        )
-    modes = environment.PHYSICS
+    modes = _environment(run.env, run.suite).PHYSICS
     physics = run.physics or modes[0 if run.preset == "paper" else -1]
     if physics not in modes:
         raise errors.unknown(f"physics of {run.env}", physics, modes)
     backbone = run.backbone or suite.backbone
     registry.load("backbone", backbone)
-    fidelity = run.fidelity or algorithm.DEFAULT_FIDELITY
+    fidelity = run.fidelity or getattr(algorithm, "DEFAULT_FIDELITY", "paper")
     if fidelity not in FIDELITIES:
         raise errors.unknown("fidelity", fidelity, FIDELITIES)
     native_first = sorted(registry.PROTOCOLS, key=lambda name: name != suite.protocol)
@@ -167,11 +165,25 @@ def fill_names(run):
     )
 
 
-def make_env(config):
-    """Returns the Env of a config; raises UserError for sizes that its suite does not have."""
-    module = registry.load("environment", config.run.env)
-    env = module.make(config.run.suite, config.run.physics, config.env)
-    return shorten(env, config.env)
+def _environment(name, suite):
+    """Returns the module of an environment; raises UserError if it is not in the suite."""
+    suites.get(suite)
+    module = registry.load("environment", name)
+    if suite not in module.SETTINGS:
+        raise errors.UserError(
+            f"environment {name!r} is not in suite {suite!r}: it is in "
+            f"{', '.join(module.SETTINGS)}; choose --suite or --env accordingly"
+        )
+    return module
+
+
+def make_env(name, suite, physics, settings):
+    """Returns the Env of a suite; raises UserError for what it does not have.
+
+    Args: physics, "" for the published one; settings, an EnvConfig.
+    """
+    module = _environment(name, suite)
+    return shorten(module.make(suite, physics or module.PHYSICS[0], settings), settings)
 
 
 def resolve(run, preset_layers=(), overrides=None):
@@ -193,7 +205,9 @@ def resolve(run, preset_layers=(), overrides=None):
     }
     names = {run.algorithm: "algo", run.backbone: "backbone"}
     layers = [("environment settings", registry.load("environment", run.env).SETTINGS[run.suite])]
-    layers.append(("fidelity", algorithm.FIDELITY[run.fidelity]))
+    published = getattr(algorithm, "SETTINGS", {})
+    layers.append(("algorithm settings", published.get((run.suite, run.env), {})))
+    layers.append(("fidelity", getattr(algorithm, "FIDELITY", {}).get(run.fidelity, {})))
     layers += [("preset", layer) for layer in preset_layers]
     layers.append(("--config", overrides or {}))
     for source, layer in layers:
@@ -214,11 +228,12 @@ def validate(config):
     for section in SECTIONS[1:]:
         for field, value in dataclasses.asdict(getattr(config, section)).items():
             name = f"{section}.{field}"
+            metadata = type(getattr(config, section)).__dataclass_fields__[field].metadata
             if isinstance(value, float) and not math.isfinite(value):
                 raise errors.UserError(f"{name} is {value}: expected a finite number")
             if field.endswith("lr") and value < 0:
                 raise errors.UserError(f"{name} is {value}: expected 0 or more")
-            least = 0 if name in MAY_BE_ZERO else 1
+            least = 0 if name in MAY_BE_ZERO or metadata.get("from_zero") else 1
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise errors.UserError(
                     f"{name} is {value}: expected at least {least}; pass a larger number"

@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from gentle_jax.types import Transition
+from gentle_jax.types import Statistics, Transition
 
 DEVICES = "runs"  # the mesh axis that runs, and a split dataset, lie along
 
@@ -69,6 +69,18 @@ def from_episodes(fields, mask, timeout_is_terminal):
     return Dataset(rows, start.astype(np.int32), num_episodes, num_levels)
 
 
+def shapes(wanted):
+    """Returns the Dataset of shapes of full episodes. Args: wanted, {field: shape} of storage."""
+    num_tasks, num_levels, num_episodes, steps = wanted["reward"]
+    lead = (num_tasks, num_levels * num_episodes * steps)
+    rows = {
+        name: jax.ShapeDtypeStruct(lead + wanted[name][4:], jnp.float32)
+        for name in Transition._fields
+    }
+    start = jax.ShapeDtypeStruct((num_tasks, num_levels * num_episodes + 1), jnp.int32)
+    return Dataset(Transition(**rows), start, num_episodes, num_levels)
+
+
 def take_tasks(dataset, ids):
     """Returns the Dataset of some tasks, in the order of `ids`: a copy of their rows."""
     return jax.tree.map(lambda x: x[ids], dataset)
@@ -98,9 +110,20 @@ def split_tasks(dataset, num_devices):
 
 def statistics(dataset):
     """Returns (mean, std) [obs_dim] of current observations (gentle_suite.md sec. 1)."""
-    ends = np.asarray(dataset.episode_start)[:, -1]
-    rows = np.concatenate([np.asarray(o)[:n] for o, n in zip(dataset.rows.obs, ends, strict=True)])
+    rows = _real_rows(dataset, dataset.rows.obs)
     return rows.mean(0), np.sqrt(rows.var(0) + 1e-8)
+
+
+def summary(dataset):
+    """Returns the Statistics of a Dataset's observations and dense rewards."""
+    obs, reward = (_real_rows(dataset, x) for x in (dataset.rows.obs, dataset.rows.reward))
+    return Statistics(obs.mean(0), obs.std(0), float(reward.mean()), float(reward.std()))
+
+
+def _real_rows(dataset, column):
+    """Returns a column of all tasks [row, ...] without padding."""
+    ends = np.asarray(dataset.episode_start)[:, -1]
+    return np.concatenate([np.asarray(x)[:n] for x, n in zip(column, ends, strict=True)])
 
 
 def normalize(dataset, mean, std):
@@ -146,10 +169,31 @@ def gather(dataset, task_id, index):
     return jax.tree.map(exchange, dataset.rows)
 
 
+def draw_rows(dataset, task_id, size, key):
+    """Returns row numbers [T, size], uniform over all rows of each task."""
+    end = dataset.episode_start[task_id, -1][:, None]
+    return _uniform_rows(0, end, (task_id.shape[0], size), key)
+
+
 def rl_batch(dataset, task_id, size, key):
     """Returns a Transition with leaves [T, size, ...], uniform over all rows of each task."""
-    end = dataset.episode_start[task_id, -1][:, None]
-    return gather(dataset, task_id, _uniform_rows(0, end, (task_id.shape[0], size), key))
+    return gather(dataset, task_id, draw_rows(dataset, task_id, size, key))
+
+
+def episodes(dataset, task_id, count, horizon, key):
+    """Returns (Transition [T, count, horizon, ...], mask [T, count, horizon]): whole episodes.
+
+    Uniform over the episodes that have rows, in time order; one longer than `horizon` is cut.
+    """
+    starts = dataset.episode_start[task_id]
+    length = jnp.diff(starts, axis=1)
+    score = jnp.where(length > 0, 0.0, -jnp.inf)[:, None]
+    number = jax.random.categorical(key, score, shape=(task_id.shape[0], count))
+    low = jnp.take_along_axis(starts, number, 1)[..., None]
+    length = jnp.take_along_axis(length, number, 1)[..., None]
+    step = jnp.arange(horizon)
+    rows = gather(dataset, task_id, low + jnp.minimum(step, length - 1))
+    return rows, (step < length).astype(jnp.float32)
 
 
 def context_batch(dataset, task_id, size, key, draw, num_levels=1):

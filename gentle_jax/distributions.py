@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 LOG_2PI = 1.8378770664093453
+LOG_2 = 0.6931471805599453
 
 
 def split_heads(heads, low, high):
@@ -17,10 +18,25 @@ def sample(mean, log_std, key):
 
     log pi = sum log N(u) - log(1 - a^2 + 1e-6), ctmrl_suite.md sec. 2.1.
     """
-    noise = jax.random.normal(key, mean.shape)
-    action = jnp.tanh(mean + jnp.exp(log_std) * noise)
-    log_normal = -0.5 * (noise**2 + LOG_2PI) - log_std
+    action, _, log_normal = _draw(mean, log_std, key)
     return action, (log_normal - jnp.log(1.0 - action**2 + 1e-6)).sum(-1)
+
+
+def sample_exact(mean, log_std, key):
+    """Returns what `sample` does, with the exact Jacobian of tanh: behaviour SAC.
+
+    log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), finite for any u.
+    """
+    action, before, log_normal = _draw(mean, log_std, key)
+    jacobian = 2.0 * (LOG_2 - before - jax.nn.softplus(-2.0 * before))
+    return action, (log_normal - jacobian).sum(-1)
+
+
+def _draw(mean, log_std, key):
+    """Returns (action, u before tanh, log N(u)) per dimension."""
+    noise = jax.random.normal(key, mean.shape)
+    before = mean + jnp.exp(log_std) * noise
+    return jnp.tanh(before), before, -0.5 * (noise**2 + LOG_2PI) - log_std
 
 
 def mode(mean):

@@ -1,10 +1,11 @@
-"""Context encoders as belief functions: `prior`, `extend`, `sample` of a Representation."""
+"""Context encoders: the `Encoder` of a representation, and the features of a context row."""
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from gentle_jax import networks
+from gentle_jax.compose import Encoder
 
 
 @struct.dataclass
@@ -28,27 +29,36 @@ def row_size(spec, use_next_obs):
     return spec.obs_dim * (2 if use_next_obs else 1) + spec.action_dim + 1
 
 
-def mean_encoder(spec, width, depth, latent_dim, use_next_obs):
-    """Returns (network, prior, extend, sample) of z = mean_t tanh(f(x_t)).
+def mean_encoder(spec, latent_dim, width, depth, use_next_obs):
+    """Returns the Encoder z = mean_t tanh(f(x_t)), with one part, `encoder`.
 
-    Source: ctmrl_suite.md sec. 1 and gentle_suite.md sec. 3.1. `extend` takes `params` first;
-    it is permutation invariant, and rows with mask 0 change nothing.
+    Source: ctmrl_suite.md sec. 1 and gentle_suite.md sec. 3.1. Permutation invariant; rows with
+    mask 0 change nothing.
     """
     network = networks.mlp(
         row_size(spec, use_next_obs), width, depth, latent_dim, squash=True,
         hidden_init=spec.init, precision=spec.precision,
     )  # fmt: skip
 
-    def prior():
+    def codes_of(params, transitions):
+        return network.apply(params["encoder"], context_row(transitions, use_next_obs))
+
+    def encode(params, context, task_id, key):
+        del task_id, key  # deterministic: no information bottleneck in either paper
+        codes = codes_of(params, context)  # [T, C, Z]
+        return codes, codes.mean(1)
+
+    def prior(params):
+        del params
         return SetBelief(jnp.zeros(latent_dim), jnp.zeros(()))
 
     def extend(params, belief, transitions, mask):
-        codes = network.apply(params, context_row(transitions, use_next_obs))  # [C, Z]
+        codes = codes_of(params, transitions)  # [C, Z]
         codes = jnp.where(mask[:, None] > 0, codes, 0.0)  # a NaN in a padded row stays out
         return SetBelief(belief.total + codes.sum(0), belief.count + mask.sum())
 
-    def sample(belief, key):
-        del key  # deterministic: no information bottleneck in either paper
+    def sample(params, belief, key):
+        del params, key
         return belief.total / jnp.maximum(belief.count, 1.0)
 
-    return network, prior, extend, sample
+    return Encoder(lambda key: {"encoder": network.init(key)}, encode, prior, extend, sample)

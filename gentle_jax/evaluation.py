@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from gentle_jax import data as data_lib
 from gentle_jax import learner, sweep
 from gentle_jax.rng import stream
-from gentle_jax.types import Transition
+from gentle_jax.types import Offline, Transition
 
 
 def rollout(env, task, policy, key, steps=None, restarts=False):
@@ -84,6 +84,12 @@ def random_returns(env, num_episodes, key, mesh=None):
     return sweep.fetch(found, num_tasks)
 
 
+def stored_data(dataset, index, num_train):
+    """Returns the Offline of task `index`. Args: dataset, of all tasks, training tasks first."""
+    train = data_lib.view_tasks(dataset, jnp.arange(num_train))
+    return Offline(data_lib.view_tasks(dataset, index[None]), train)
+
+
 def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
     """Returns evaluate(state, run_key, tasks, offline, at) -> {protocol: returns [task, E]}.
 
@@ -103,8 +109,8 @@ def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
 
             def one(inputs, protocol=protocol):
                 task, index, key = inputs
-                own = data_lib.view_tasks(offline, index[None])
-                repeat = lambda k: protocol.run(algorithm, state, env, task, own, k).returns
+                stored = stored_data(offline, index, len(env.train_ids))
+                repeat = lambda k: protocol.run(algorithm, state, env, task, stored, k).returns
                 return jax.vmap(repeat)(jax.random.split(key, num_repeats)).mean(0)
 
             inputs = (tasks, jnp.arange(num_tasks), keys)
@@ -124,8 +130,8 @@ def make_trace(algorithm, env, protocol):
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
 
         def one(task, index, key):
-            own = data_lib.view_tasks(offline, index[None])
-            outcome = protocol.run(algorithm, state, env, task, own, key)
+            stored = stored_data(offline, index, len(env.train_ids))
+            outcome = protocol.run(algorithm, state, env, task, stored, key)
             last = jax.tree.map(lambda x: x[-1], outcome)
             path = jnp.concatenate([last.rows.obs[:1], last.rows.next_obs])
             return path, last.mask
@@ -147,7 +153,7 @@ def make_embed(algorithm, train, contexts_per_task):
         ids = jnp.tile(jnp.arange(num_tasks), contexts_per_task)
         k_context, k_z = jax.random.split(stream(run_key, "embed", at))
         context = data_lib.context_of(offline, ids, train, k_context)
-        z = learner.encode_tasks(algorithm.rep, state.rep, context, k_z)
+        z = learner.encode_tasks(algorithm.rep, state.rep, context, ids, k_z)
         described = jax.vmap(lambda one: algorithm.rep.describe(state.rep, one))(z)
         reorder = lambda x: jnp.moveaxis(
             x.reshape((contexts_per_task, num_tasks) + x.shape[1:]), 0, 1

@@ -1,25 +1,40 @@
-"""What learners share: an Adam step with a traced rate, Polyak averages, the joint step."""
+"""What learners share: trained parameters, Polyak averages, the joint step."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from gentle_jax import data as data_lib
-from gentle_jax.types import MetaBatch
+from gentle_jax.types import AgentState, Algorithm, Cond, MetaBatch, Stage
 
 DECAYED = ("lr", "policy_lr")
 _ADAM = optax.scale_by_adam()  # betas .9, .999, eps 1e-8: torch's defaults, as every sheet says
 
 
-def adam_init(params):
-    """Returns Adam's moments for a tree of parameters."""
-    return _ADAM.init(params)
+@struct.dataclass
+class Trained:
+    """Parameters and their Adam moments: one thing that learns."""
 
+    params: Any
+    moments: Any
 
-def adam_step(params, grads, moments, lr):
-    """Returns (params, moments) after one Adam step; `lr` may be traced, so sweeps compile once."""
-    updates, moments = _ADAM.update(grads, moments, params)
-    return jax.tree.map(lambda p, u: p - lr * u, params, updates), moments
+    @classmethod
+    def of(cls, params):
+        """Returns parameters with fresh moments."""
+        return cls(params, _ADAM.init(params))
+
+    def step(self, grads, lr):
+        """Returns Trained after one Adam step; `lr` may be traced, so sweeps compile once."""
+        updates, moments = _ADAM.update(grads, self.moments, self.params)
+        return Trained(jax.tree.map(lambda p, u: p - lr * u, self.params, updates), moments)
+
+    def descend(self, loss, lr):
+        """Returns (Trained, aux) after one Adam step on `loss(params) -> (scalar, aux)`."""
+        grads, aux = jax.grad(loss, has_aux=True)(self.params)
+        return self.step(grads, lr), aux
 
 
 def polyak(target, params, tau):
@@ -27,20 +42,19 @@ def polyak(target, params, tau):
     return optax.incremental_update(params, target, tau)
 
 
-def critic_step(q, state, batch, z, target, lr):
+def critic_step(q, critics, batch, z, target, lr):
     """One Adam step of a backbone's stacked critics towards `target` [N], squared error.
 
-    Args: q, (params, obs, action, z) -> [2, N]; state, with `critics` and `critic_moments`; z
-    [T, Z]. Returns (state, d loss / d z [T, Z], loss): the sum over critics of the mean over rows.
+    Args: q, (params, obs, action, z) -> [2, N]; critics, Trained; z [G, Z]. Returns (Trained,
+    d loss / d z [G, Z], loss): the sum over critics of the mean over rows.
     """
 
-    def loss(critics, z):
-        error = q(critics, batch.obs, batch.action, z) - target
+    def loss(params, z):
+        error = q(params, batch.obs, batch.action, z) - target
         return (error**2).mean(1).sum()
 
-    value, (grads, dz) = jax.value_and_grad(loss, (0, 1))(state.critics, z)
-    critics, moments = adam_step(state.critics, grads, state.critic_moments, lr)
-    return state.replace(critics=critics, critic_moments=moments), dz, value
+    value, (grads, dz) = jax.value_and_grad(loss, (0, 1))(critics.params, z)
+    return critics.step(grads, lr), dz, value
 
 
 def copy(tree):
@@ -48,14 +62,15 @@ def copy(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-def encode_tasks(rep, state, context, key):
-    """Returns z [T, Z] of contexts [T, C, ...], from the prior belief."""
+def encode_tasks(rep, state, context, task_id, key):
+    """Returns z [T, Z] of contexts [T, C, ...] of tasks `task_id` [T], from the prior belief."""
     if rep.encode is not None:
-        return rep.encode(state, context, key)
+        return rep.encode(state, context, task_id, key)
     num_tasks, size = context.reward.shape
     everything = jnp.ones((num_tasks, size))
     extend = jax.vmap(lambda c, m: rep.extend(state, rep.prior(state), c, m))
-    return jax.vmap(rep.sample)(extend(context, everything), jax.random.split(key, num_tasks))
+    sample = jax.vmap(lambda belief, k: rep.sample(state, belief, k))
+    return sample(extend(context, everything), jax.random.split(key, num_tasks))
 
 
 def decayed(hp, train, at):
@@ -75,9 +90,14 @@ def joint_step(rep, rl, train, num_train_tasks, offset=0):
 
     `offset` is the training step at which the stage begins.
 
-    Both see z of the representation before its update; the RL side sees it without gradient
-    (ctmrl_suite.md sec. 2.3, gentle_suite.md sec. 2). `dz` is dead code unless `rep.update`
-    reads it.
+        tasks    ~ the training tasks
+        context  ~ rep.context(tasks); K RL batches ~ all rows of the tasks
+        z        = of the contexts, or of every row (`rep.condition`); without gradient
+        rl, dz   = rl.update(batches, z)
+        rep      = rep.update(context, first batch, dz)
+
+    Both updates see z of the representation before its own (ctmrl_suite.md sec. 2.3,
+    gentle_suite.md sec. 2). `dz` is dead code unless `rep.update` reads it.
     """
     draw = data_lib.task_sampler(train.meta_batch, num_train_tasks, train.task_draw)
 
@@ -86,13 +106,46 @@ def joint_step(rep, rl, train, num_train_tasks, offset=0):
         hp = state.hp if train.final_lr == 1.0 else decayed(state.hp, train, index + offset)
         task_id = draw(k_task)
         context = rep.context(state.rep, data, task_id, k_context)
-        z = jax.lax.stop_gradient(encode_tasks(rep, state.rep, context, k_z))  # [T, Z]
         keys = jax.random.split(k_batch, rl.num_batches)
-        batches = jax.vmap(lambda k: data_lib.rl_batch(data, task_id, train.batch_size, k))(keys)
+        rows = lambda k: data_lib.draw_rows(data, task_id, train.batch_size, k)
+        drawn = jax.vmap(rows)(keys)  # [K, T, B]
+        batches = jax.vmap(lambda rows: data_lib.gather(data, task_id, rows))(drawn)
+        cond = _condition(rep, state.rep, data, context, task_id, drawn, k_z)
         flat = jax.tree.map(lambda x: x.reshape((x.shape[0], -1) + x.shape[3:]), batches)
-        new_rl, dz, rl_metrics = rl.update(state.rl, hp["backbone"], flat, z, k_rl, index)
-        batch = MetaBatch(jax.tree.map(lambda x: x[0], batches), context, task_id)
+        new_rl, dz, rl_metrics = rl.update(state.rl, hp["backbone"], flat, cond, k_rl, index)
+        first = jax.tree.map(lambda x: x[0], batches)
+        batch = MetaBatch(first, context, task_id, k_z)
         new_rep, rep_metrics = rep.update(state.rep, hp["algo"], batch, dz, data, k_rep, index)
         return state.replace(rep=new_rep, rl=new_rl), rl_metrics | rep_metrics
 
     return step
+
+
+def _condition(rep, state, data, context, task_id, drawn, key):
+    """Returns the Cond of rows `drawn` [K, T, B], without gradient: a z per task or per row."""
+    if rep.condition is not None:
+        cond = rep.condition(state, data, task_id, drawn, key)
+    else:
+        z = encode_tasks(rep, state, context, task_id, key)
+        z = jnp.broadcast_to(z, (drawn.shape[0], *z.shape))
+        cond = Cond(z, z)
+    return jax.lax.stop_gradient(cond)
+
+
+def joint(rep, rl, train, spec, before=(), shown=()):
+    """Returns the Algorithm whose last stage, `train`, is the joint step.
+
+    Args: before, Stages of its own; shown, the metrics that say most.
+    """
+    step = joint_step(rep, rl, train, spec.num_train_tasks)
+    return assemble(rep, rl, (*before, Stage("train", train.num_steps, step, shown=shown)))
+
+
+def assemble(rep, rl, stages):
+    """Returns the Algorithm of a representation, a backbone and Stages in time."""
+
+    def init(hp, key, data):
+        k_rep, k_rl = jax.random.split(key)
+        return AgentState(rep.init(hp["algo"], k_rep, data), rl.init(hp["backbone"], k_rl), hp)
+
+    return Algorithm(init, tuple(stages), rep, rl)

@@ -1,8 +1,14 @@
 """The four tables. A new entry is one new file and one line here.
 
 Each value is a module, imported on first use. What a module must define:
-  algorithm    `Config`, `FIDELITY`, `DEFAULT_FIDELITY`, `make(config, train, spec, rl)`;
-               optional: `VARIANTS`, {the paper's name of an ablation: {field: value}}
+  algorithm    `Config`, `make(config, train, spec, rl)`; optional:
+               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones;
+               `PRESETS`, {"preset" or "preset:X": dotted overrides}, X a fidelity, suite or
+               environment; `FIDELITY`, {fidelity: dotted overrides}, and `DEFAULT_FIDELITY`
+               ("paper"); `PROTOCOL`, its native protocol (the suite's);
+               `VARIANTS`, {the paper's name of an ablation: {field: value}};
+               `z_dim(config, train)`, the backbone's Z (train.latent_dim);
+               `OFFERS`, what a protocol may need of it, such as "predict_reward"
   backbone     `Config`, `make(config, latent_dim, spec)`
   environment  `SETTINGS` (suite -> default overrides), `PHYSICS` (its modes, the published one
                first, the fastest last), `make(suite, mode, env_config)`; optional: `PRESETS`,
@@ -17,6 +23,7 @@ from gentle_jax import errors
 ALGORITHMS = {
     "ctmrl": "gentle_jax.algorithms.ctmrl",
     "gentle": "gentle_jax.algorithms.gentle",
+    "focal": "gentle_jax.algorithms.focal",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",

@@ -241,11 +241,13 @@ def together(jobs):
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def init_runs(algorithm, hp, run_keys, mesh=None):
-    """Returns the state of all runs: leaves [S, ...]. Args: hp leaves [S]; run_keys [S]."""
+def init_runs(algorithm, hp, run_keys, data, mesh=None):
+    """Returns the state of all runs: leaves [S, ...]. Args: hp leaves [S]; run_keys [S]; data."""
     # a copy of hp: the state is donated, the caller's hp is not
-    init = lambda hp, key: algorithm.init(jax.tree.map(jnp.copy, hp), stream(key, "init"))
-    return over_runs(init, 2, mesh)(hp, run_keys)
+    init = lambda hp, key, data: algorithm.init(
+        jax.tree.map(jnp.copy, hp), stream(key, "init"), data
+    )
+    return over_runs(init, 2, mesh)(hp, run_keys, data)
 
 
 def fused(algorithm, evaluate, data, tasks, hp, num_evals, mesh=None, num_runs=None):
@@ -261,7 +263,7 @@ def fused(algorithm, evaluate, data, tasks, hp, num_evals, mesh=None, num_runs=N
     chunks = plan(algorithm.stages, num_evals)
 
     def run(run_keys, hp, data, tasks):
-        state, returns, metrics = init_runs(algorithm, hp, run_keys, mesh), [], {}
+        state, returns, metrics = init_runs(algorithm, hp, run_keys, data, mesh), [], {}
         for number, stage in enumerate(algorithm.stages):
             mine = [c for c in chunks if c.stage == number]
             if not mine:

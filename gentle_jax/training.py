@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gentle_jax import sweep
+from gentle_jax import sweep as sweep_lib
 from gentle_jax.types import Algorithm
 
 
-class Task(NamedTuple):
-    """Everything that a sweep needs, on the device."""
+class Sweep(NamedTuple):
+    """Everything that a sweep of runs needs, on the devices; `assembly.make_sweep` makes it."""
 
     algorithm: Algorithm
     evaluate: Any  # (state, run_key, tasks, data, at) -> {protocol: [task, E]}
@@ -31,6 +31,8 @@ class Task(NamedTuple):
     hp: Any  # leaves [S]
     run_keys: Any  # [S]
     num_evals: int
+    env: Any = None  # the Env, whose observations are scaled as the data's are
+    scale: Any = None  # (mean, std) [obs_dim] of that scaling
     mesh: Any = None  # the devices that the runs are split over; None: one device
     num_runs: int | None = None  # real runs where S is padded to the devices; None: all
 
@@ -43,11 +45,11 @@ class Task(NamedTuple):
 class Programs(NamedTuple):
     """Every compiled program of a run; each is compiled exactly once."""
 
-    init: sweep.Program
+    init: sweep_lib.Program
     stages: tuple  # a Program, or None for an empty stage
     evaluate: dict  # {protocol: Program}
-    embed: sweep.Program
-    trace: sweep.Program
+    embed: sweep_lib.Program
+    trace: sweep_lib.Program
 
     def all(self):
         """Returns the programs in a flat list."""
@@ -92,45 +94,45 @@ class Pace:
         self.per_step[stage] = seconds / steps
 
 
-def compile_all(task, hooks=Hooks()):  # noqa: B008 an immutable default
+def compile_all(sweep, hooks=Hooks()):  # noqa: B008 an immutable default
     """Compiles every program of a run ahead of time, several at once, and returns them."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    sharding = sweep.run_sharding(task.mesh)
-    over = lambda function: sweep.over_runs(function, 2, task.mesh)
-    state = on_devices(state_shapes(task), sharding)
-    whole = (state, task.run_keys, task.tasks, task.data, step)
-    jobs = {"init": (_init(task), (task.hp, task.run_keys))}
-    for stage, totals in zip(task.algorithm.stages, total_shapes(task), strict=True):
+    sharding = sweep_lib.run_sharding(sweep.mesh)
+    over = lambda function: sweep_lib.over_runs(function, 2, sweep.mesh)
+    state = on_devices(state_shapes(sweep), sharding)
+    whole = (state, sweep.run_keys, sweep.tasks, sweep.data, step)
+    jobs = {"init": (_init(sweep), (sweep.hp, sweep.run_keys, sweep.data))}
+    for stage, totals in zip(sweep.algorithm.stages, total_shapes(sweep), strict=True):
         if stage.num_steps:
-            args = (state, on_devices(totals, sharding), task.run_keys, task.data, step, step)
-            piece = sweep.over_runs(sweep.make_piece(stage), 3, task.mesh)
+            args = (state, on_devices(totals, sharding), sweep.run_keys, sweep.data, step, step)
+            piece = sweep_lib.over_runs(sweep_lib.make_piece(stage), 3, sweep.mesh)
             jobs["stage", stage.name] = (piece, args, (0, 1))
-    for name in task.episodes:
-        only = functools.partial(task.evaluate, names=(name,))
+    for name in sweep.episodes:
+        only = functools.partial(sweep.evaluate, names=(name,))
         jobs["evaluate", name] = (over(only), whole)
-    jobs["embed"] = (over(task.embed), whole[:2] + whole[3:])
-    jobs["trace"] = (over(task.trace), whole)
+    jobs["embed"] = (over(sweep.embed), whole[:2] + whole[3:])
+    jobs["trace"] = (over(sweep.trace), whole)
 
     def build(key, function, args, donate=()):
-        program = sweep.compile_program(function, args, donate, sharding)
+        program = sweep_lib.compile_program(function, args, donate, sharding)
         if hooks.on_compile:
             hooks.on_compile(key if isinstance(key, str) else " ".join(key), program)
         return program
 
     order = sorted(jobs, key=lambda key: key[0] != "evaluate" and key != "trace")  # longest first
-    made = sweep.together([functools.partial(build, key, *jobs[key]) for key in order])
-    found = dict(zip(order, made, strict=True))
+    results = sweep_lib.together([functools.partial(build, key, *jobs[key]) for key in order])
+    found = dict(zip(order, results, strict=True))
     return Programs(
         init=found["init"],
-        stages=tuple(found.get(("stage", stage.name)) for stage in task.algorithm.stages),
-        evaluate={name: found["evaluate", name] for name in task.episodes},
+        stages=tuple(found.get(("stage", stage.name)) for stage in sweep.algorithm.stages),
+        evaluate={name: found["evaluate", name] for name in sweep.episodes},
         embed=found["embed"],
         trace=found["trace"],
     )
 
 
-def _init(task):
-    return lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys, task.mesh)
+def _init(sweep):
+    return lambda hp, keys, data: sweep_lib.init_runs(sweep.algorithm, hp, keys, data, sweep.mesh)
 
 
 def on_devices(shapes, sharding):
@@ -139,108 +141,108 @@ def on_devices(shapes, sharding):
     return jax.tree.map(lambda s: struct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
-def state_shapes(task):
+def state_shapes(sweep):
     """Returns the shapes of the state of all runs, padded ones too, without computing anything."""
-    return jax.eval_shape(_init(task), task.hp, task.run_keys)
+    return jax.eval_shape(_init(sweep), sweep.hp, sweep.run_keys, sweep.data)
 
 
-def total_shapes(task):
+def total_shapes(sweep):
     """Returns the shapes of the sums of metrics of every stage: leaves [S], padded runs too."""
-    runs = task.run_keys.shape[0]
+    runs = sweep.run_keys.shape[0]
     one = lambda tree: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), tree)
-    state, key = one(state_shapes(task)), jax.eval_shape(lambda keys: keys[0], task.run_keys)
+    state, key = one(state_shapes(sweep)), jax.eval_shape(lambda keys: keys[0], sweep.run_keys)
     wide = lambda s: jax.ShapeDtypeStruct((runs, *s.shape), s.dtype)
     return tuple(
-        jax.tree.map(wide, sweep.metric_shapes(stage, state, task.data, key))
+        jax.tree.map(wide, sweep_lib.metric_shapes(stage, state, sweep.data, key))
         if stage.num_steps
         else {}
-        for stage in task.algorithm.stages
+        for stage in sweep.algorithm.stages
     )
 
 
-def carry_shapes(task):
+def carry_shapes(sweep):
     """Returns the shapes of what `chunked` hands on, and a checkpoint holds: real runs only.
 
     Leaves: state [S, ...]; totals [S] of every stage; returns and embeddings [point, S, ...].
     """
-    cut = lambda s: jax.ShapeDtypeStruct((task.runs, *s.shape[1:]), s.dtype)
-    points = len(eval_steps(task))
-    stack = lambda s: jax.ShapeDtypeStruct((points, task.runs, *s.shape[1:]), jnp.float32)
-    lead = (task.runs, jax.tree.leaves(task.tasks)[0].shape[0])
+    cut = lambda s: jax.ShapeDtypeStruct((sweep.runs, *s.shape[1:]), s.dtype)
+    points = len(eval_steps(sweep))
+    stack = lambda s: jax.ShapeDtypeStruct((points, sweep.runs, *s.shape[1:]), jnp.float32)
+    lead = (sweep.runs, jax.tree.leaves(sweep.tasks)[0].shape[0])
     # tracing `evaluate` only for its shapes would take long with physics
     returns = {
         name: jax.ShapeDtypeStruct((*lead, count), jnp.float32)
-        for name, count in task.episodes.items()
+        for name, count in sweep.episodes.items()
     }
-    state = state_shapes(task)
-    args = (state, task.run_keys, task.data, jax.ShapeDtypeStruct((), jnp.int32))
-    embeddings = jax.eval_shape(sweep.over_runs(task.embed, 2, task.mesh), *args)
+    state = state_shapes(sweep)
+    args = (state, sweep.run_keys, sweep.data, jax.ShapeDtypeStruct((), jnp.int32))
+    embeddings = jax.eval_shape(sweep_lib.over_runs(sweep.embed, 2, sweep.mesh), *args)
     return {
         "state": jax.tree.map(cut, state),
-        "totals": jax.tree.map(cut, total_shapes(task)),
+        "totals": jax.tree.map(cut, total_shapes(sweep)),
         "returns": jax.tree.map(stack, returns),
         "embeddings": jax.tree.map(stack, embeddings),
     }
 
 
-def empty_carry(task, state):
+def empty_carry(sweep, state):
     """Returns the carry before the first step: state, zero sums, and NaN where results will be."""
-    shapes = carry_shapes(task)
+    shapes = carry_shapes(sweep)
     blank = lambda s: np.full(s.shape, np.nan, np.float32)
     totals = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes["totals"])
     return {
         "state": state,
-        "totals": sweep.place(totals, task.mesh),
+        "totals": sweep_lib.place(totals, sweep.mesh),
         "returns": jax.tree.map(blank, shapes["returns"]),
         "embeddings": jax.tree.map(blank, shapes["embeddings"]),
     }
 
 
-def to_host(task, carry):
+def to_host(sweep, carry):
     """Returns a carry as numpy arrays of the real runs: what a checkpoint holds."""
     on_device = {name: carry[name] for name in ("state", "totals")}
-    return {**carry, **sweep.fetch(on_device, task.runs)}
+    return {**carry, **sweep_lib.fetch(on_device, sweep.runs)}
 
 
-def to_device(task, carry):
-    """Returns the carry of a checkpoint with state and sums on the task's devices.
+def to_device(sweep, carry):
+    """Returns the carry of a checkpoint with state and sums on the sweep's devices.
 
     Nothing is shared with `carry`: a CPU would use its memory, which is donated.
     """
     carry = jax.tree.map(np.copy, carry)
-    placed = {name: sweep.place(carry[name], task.mesh) for name in ("state", "totals")}
+    placed = {name: sweep_lib.place(carry[name], sweep.mesh) for name in ("state", "totals")}
     return {**carry, **placed}
 
 
-def eval_steps(task):
+def eval_steps(sweep):
     """Returns the steps of all stages after which the run is evaluated."""
-    return [c.done for c in sweep.plan(task.algorithm.stages, task.num_evals) if c.evaluate]
+    return [c.done for c in sweep_lib.plan(sweep.algorithm.stages, sweep.num_evals) if c.evaluate]
 
 
-def chunked(task, programs, carry, position, hooks=Hooks(), pace=None):  # noqa: B008 immutable
+def chunked(sweep, programs, carry, position, hooks=Hooks(), pace=None):  # noqa: B008 immutable
     """Runs what is left after a Position and returns the final carry.
 
     Args: carry, from `empty_carry` or `to_device`, at that position.
     """
     pace = pace or Pace()
     units = len(programs.evaluate) + 1  # protocols, then embeddings
-    for chunk in sweep.plan(task.algorithm.stages, task.num_evals):
+    for chunk in sweep_lib.plan(sweep.algorithm.stages, sweep.num_evals):
         if position >= Position(chunk.done, units if chunk.evaluate else 0):
             continue
         if chunk.done > position.done:
-            carry = _train_chunk(task, programs, carry, chunk, position, hooks, pace)
+            carry = _train_chunk(sweep, programs, carry, chunk, position, hooks, pace)
             position = Position(chunk.done)
         while chunk.evaluate and position.scored < units:
-            _score(task, programs, carry, chunk, position.scored, hooks)
+            _score(sweep, programs, carry, chunk, position.scored, hooks)
             position = Position(chunk.done, position.scored + 1)
             if hooks.on_pause and position.scored < units:
                 hooks.on_pause(position, carry, False)
         if hooks.on_pause:
-            hooks.on_pause(position, carry, chunk.done == eval_steps(task)[-1])
+            hooks.on_pause(position, carry, chunk.done == eval_steps(sweep)[-1])
     return carry
 
 
-def _train_chunk(task, programs, carry, chunk, position, hooks, pace):
+def _train_chunk(sweep, programs, carry, chunk, position, hooks, pace):
     """Trains from a position to the end of a chunk; returns the carry."""
     number, begin = chunk.stage, chunk.done - chunk.length
     program = programs.stages[number]
@@ -250,8 +252,8 @@ def _train_chunk(task, programs, carry, chunk, position, hooks, pace):
         state, sums = program.call(
             carry["state"],
             carry["totals"][number],
-            task.run_keys,
-            task.data,
+            sweep.run_keys,
+            sweep.data,
             np.int32(chunk.start + at),
             np.int32(size),
         )
@@ -266,26 +268,26 @@ def _train_chunk(task, programs, carry, chunk, position, hooks, pace):
             hooks.on_piece(chunk, now, size, seconds)
         if hooks.on_pause and at < chunk.length:
             hooks.on_pause(now, carry, False)
-    sums = sweep.fetch(carry["totals"][number], task.runs)
+    sums = sweep_lib.fetch(carry["totals"][number], sweep.runs)
     if hooks.on_chunk:
         hooks.on_chunk(chunk, jax.tree.map(lambda total: total / chunk.length, sums))
     # from here on the sums are those of the next chunk
-    zero = sweep.place(jax.tree.map(np.zeros_like, sums), task.mesh)
+    zero = sweep_lib.place(jax.tree.map(np.zeros_like, sums), sweep.mesh)
     totals = tuple(zero if i == number else t for i, t in enumerate(carry["totals"]))
     return {**carry, "totals": totals}
 
 
-def _score(task, programs, carry, chunk, unit, hooks):
+def _score(sweep, programs, carry, chunk, unit, hooks):
     """Runs one evaluation program, and writes its results into the carry."""
     since, at = time.perf_counter(), np.int32(chunk.done)
-    index = eval_steps(task).index(chunk.done)
-    state, keys = carry["state"], task.run_keys
+    index = eval_steps(sweep).index(chunk.done)
+    state, keys = carry["state"], sweep.run_keys
     if unit < len(programs.evaluate):
         program = list(programs.evaluate.values())[unit]
-        found, results = program.call(state, keys, task.tasks, task.data, at), "returns"
+        found, results = program.call(state, keys, sweep.tasks, sweep.data, at), "returns"
     else:
-        found, results = programs.embed.call(state, keys, task.data, at), "embeddings"
-    found = sweep.fetch(found, task.runs)
+        found, results = programs.embed.call(state, keys, sweep.data, at), "embeddings"
+    found = sweep_lib.fetch(found, sweep.runs)
     for name, values in found.items():
         carry[results][name][index] = values
     if hooks.on_evaluate:

@@ -1,8 +1,9 @@
 """The contracts: bundles of pure functions, and the pytrees that they pass to each other.
 
 Axes: S runs, T tasks, B transitions, C context transitions, H horizon, E episodes, Z latent, K
-batches. An algorithm is Representation x Backbone; a protocol calls both; a Stage is a stretch of
-training. Functions here are unbatched over runs: `gentle_jax.sweep` maps them.
+batches, G groups of rows that share a z. An algorithm is Representation x Backbone; a protocol
+calls both; a Stage is a stretch of training. Functions here see one run: `gentle_jax.sweep` maps
+them.
 """
 
 from collections.abc import Callable
@@ -32,10 +33,31 @@ class MetaBatch(NamedTuple):
     rl: Transition  # leaves [T, B, ...]
     context: Transition  # leaves [T, C, ...]
     task_id: jax.Array  # [T] int32, index among the training tasks
+    z_key: jax.Array | None = None  # the key that z was drawn with: `encode` draws the same again
+
+
+class Cond(NamedTuple):
+    """What conditions a backbone: z of the observations and z of the next observations.
+
+    G groups of equally many consecutive rows share a z: G = T, one z a task, or one a row. A
+    representation whose z stays within an episode gives the same array twice.
+    """
+
+    now: jax.Array  # [K, G, Z]
+    next: jax.Array  # [K, G, Z]
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation over all rows of the training tasks, as a learner sees them."""
+
+    obs_mean: Any  # numpy [obs_dim]
+    obs_std: Any  # numpy [obs_dim]
+    reward_mean: float
+    reward_std: float
 
 
 class Spec(NamedTuple):
-    """Static sizes that an algorithm needs to build its networks."""
+    """What an algorithm and a backbone need to know of the task family and its training data."""
 
     obs_dim: int
     action_dim: int
@@ -44,22 +66,41 @@ class Spec(NamedTuple):
     horizon: int
     init: str = "rlkit"  # initialisation of hidden layers, see `networks.mlp`
     precision: str = "float32"  # of matrix products in networks, see `networks.mlp`
+    max_rows_per_task: int = 0  # rows of the largest training task's dataset
+    statistics: Statistics | None = None  # None before there are data
+
+
+class Traits(NamedTuple):
+    """What sets a representation apart. Contract tests test what is declared, or its opposite."""
+
+    critic_gradient: bool = False  # `update` reads dz: the critics shape the representation
+    learned_prior: bool = False  # z before any transition is not 0
+    unbounded_z: bool = False  # z may leave [-1, 1]
+    no_context: bool = False  # z does not depend on the context
 
 
 class Representation(NamedTuple):
     """Everything about context. Owns its networks, optimisers, codebooks and ensembles."""
 
-    init: Callable  # (hp, key) -> State
+    init: Callable  # (hp, key, data) -> State; `data` as in `update`
     context: Callable  # (State, data, task_id [T], key) -> Transition [T, C, ...]
-    update: Callable  # (State, hp, MetaBatch, dz [T, Z], data, key, index) -> (State, Metrics)
+    update: Callable  # (State, hp, MetaBatch, dz [G, Z], data, key, index) -> (State, Metrics)
     #                    `data` lists the training tasks first; task ids index them
     prior: Callable  # (State) -> Belief before any transition was seen
     extend: Callable  # (State, Belief, Transition [C, ...], mask [C]) -> Belief
-    sample: Callable  # (Belief, key) -> z [Z]
+    sample: Callable  # (State, Belief, key) -> z [Z]
     describe: Callable  # (State, z [Z]) -> {name: scalar}: what figures show, e.g. the code of z
-    encode: Callable | None = None  # (State, Transition [T, C, ...], key) -> z [T, Z], equal to
-    #                    `prior`, `extend`, `sample` of each task: computed as `update` computes it,
-    #                    one pass of the compiled step serves both
+    encode: Callable | None = None  # (State, Transition [T, C, ...], task_id [T], key) -> z [T, Z];
+    #                    None: `prior`, `extend`, `sample` of each task. Computed as `update`
+    #                    computes it, one pass of the compiled step serves both. An id of
+    #                    `num_train_tasks` or more is a task that was not trained on
+    condition: Callable | None = None  # (State, data, task_id [T], index [K, T, B], key) -> Cond of
+    #                    the rows `index` of the data, a z per row; None: `encode`, a z per task
+    observe: Callable | None = None  # (State, Belief, Transition of one step) -> Belief: z moves
+    #                    within an episode; None: it stays until `extend`
+    predict_reward: Callable | None = None  # (State, z [Z], Transition [N, ...]) -> reward [N]
+    ordered_context: bool = False  # test contexts are whole episodes in time order, not rows
+    traits: Traits = Traits()
 
 
 class Backbone(NamedTuple):
@@ -67,9 +108,10 @@ class Backbone(NamedTuple):
 
     num_batches: int  # K, independent RL batches that one update consumes
     init: Callable  # (hp, key) -> State
-    update: Callable  # (State, hp, Transition [K, N, ...], z [T, Z], key, index)
-    #                    -> (State, dz [T, Z], Metrics); z[i] conditions the i-th of T equal
-    #                    groups of consecutive rows, as `networks.Network` takes it
+    update: Callable  # (State, hp, Transition [K, N, ...], Cond, key, index)
+    #                    -> (State, dz [G, Z], Metrics); z[i] conditions the i-th of G equal
+    #                    groups of consecutive rows, as `networks.Network` takes it; dz is the
+    #                    gradient of the critics' loss on the first batch in its `now`
     act: Callable  # (State, obs, z, key) -> action, sampled
     mode: Callable  # (State, obs, z) -> action, deterministic
     target_mode: Callable  # (State, obs, z) -> action of the target policy (else `mode`)
@@ -92,7 +134,7 @@ class Stage(NamedTuple):
 class Algorithm(NamedTuple):
     """What `sweep` trains: an initial state, stages in time, and the bundles a protocol calls."""
 
-    init: Callable  # (hp, key) -> AgentState with every stage's state
+    init: Callable  # (hp, key, data) -> AgentState with every stage's state
     stages: tuple
     rep: Representation
     rl: Backbone
@@ -127,6 +169,10 @@ class Env(NamedTuple):
     optimal_return: Callable | None = None  # (num_samples) -> [num_tasks], where it is known
     system: Any = None  # the physics.System behind it, where there is one
     context_reward: Callable | None = None  # (dense reward) -> Step.context_reward; None: equal
+    relabel: Callable | None = (
+        None  # (task, Transition [...]) -> dense reward [...] of these rows in
+    )
+    #                    `task`; None where a row does not hold what the reward depends on
 
 
 class Step(NamedTuple):
@@ -146,9 +192,16 @@ class Outcome(NamedTuple):
     mask: jax.Array  # [E, H], 0 after an early end
 
 
+class Offline(NamedTuple):
+    """Stored data that a protocol may read: views, nothing is copied."""
+
+    own: Any  # the Dataset of the tested task alone
+    train: Any  # the Dataset of the training tasks
+
+
 class Protocol(NamedTuple):
     """How a trained agent meets a task, and which number is reported."""
 
-    run: Callable  # (Algorithm, AgentState, Env, task, Dataset of this task, key) -> Outcome
+    run: Callable  # (Algorithm, AgentState, Env, task, Offline, key) -> Outcome
     metrics: dict  # name -> function of returns [..., E] -> [...]; the first one is native
     num_episodes: int  # E

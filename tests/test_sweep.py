@@ -51,7 +51,7 @@ def run_all(task, programs, **options):
 class Setting(NamedTuple):
     """A compiled sweep of two runs, and what it gives."""
 
-    task: training.Task
+    task: training.Sweep
     programs: training.Programs
     compiled: list  # compile events while `compile_all` ran
     plain: dict  # carry of an uninterrupted chunked run, every step a chunk
@@ -93,7 +93,7 @@ def setting(tiny):
     )
     data = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), made.train, made.test)
     protocols = {"given_context": made.protocols["given_context"]}
-    task = training.Task(
+    task = training.Sweep(
         algorithm=made.algorithm,
         evaluate=evaluation.make_evaluate(made.algorithm, made.env, protocols, 1),
         episodes={name: protocol.num_episodes for name, protocol in protocols.items()},

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gentle_jax import distributions, learner, losses, networks
+from gentle_jax.learner import Trained
 from gentle_jax.types import Backbone
 
 
@@ -46,16 +47,12 @@ class Config:
 class BracState:
     """Leaves of one run; the two critics are stacked [2]."""
 
-    policy: dict
-    critics: dict
-    value: dict
+    policy: Trained
+    critics: Trained
+    value: Trained
     target_value: dict
-    dual: dict
+    dual: Trained
     alpha: jax.Array
-    policy_moments: tuple
-    critic_moments: tuple
-    value_moments: tuple
-    dual_moments: tuple
 
 
 class _Nets(NamedTuple):
@@ -85,40 +82,24 @@ def make(config, latent_dim, spec):
     """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
     nets = _networks(config, latent_dim, spec)
 
-    def update(state, hp, batches, z, key, index):
+    def update(state, hp, batches, cond, key, index):
         del index
         k_dual, k_policy = jax.random.split(key)
-        batch = jax.tree.map(lambda x: x[0], batches)
+        batch, z = jax.tree.map(lambda x: x[0], (batches, cond.now))
         if config.use_brac:
-
-            def body(state, inputs):
-                fresh, k = inputs
-                return _dual_step(config, nets, state, hp, fresh, z, k), None
-
-            keys = jax.random.split(k_dual, config.dual_steps)
-            state, _ = jax.lax.scan(body, state, (batches, keys))
-        state, dz, q_loss = _critic_step(nets, state, hp, batch, z)
-        policy_grads, policy_aux = _policy_gradient(config, nets, state, hp, batch, z, k_policy)
-        state, v_loss = _value_step(nets, state, hp, batch, z, policy_aux["soft_value"])
-        policy, moments = learner.adam_step(
-            state.policy, policy_grads, state.policy_moments, hp["policy_lr"]
-        )
-        state = state.replace(policy=policy, policy_moments=moments)
+            state = _dual_steps(config, nets, state, hp, batches, cond.now, k_dual, k_policy)
+        state, dz, q_loss = _critic_step(nets, state, hp, batch, z, cond.next[0])
+        state, soft_value, metrics = _policy_step(config, nets, state, hp, batch, z, k_policy)
+        state, v_loss = _value_step(nets, state, hp, batch, z, soft_value)
         if config.use_brac:
-            state = _dual_weight_step(config, state, hp, policy_aux["divergence"])
-        metrics = {
-            "q_loss": q_loss,
-            "v_loss": v_loss,
-            "entropy": policy_aux["entropy"],
-            "divergence": policy_aux["divergence"],
-        }
-        return state, dz, metrics
+            state = _dual_weight_step(config, state, hp, metrics["divergence"])
+        return state, dz, {"q_loss": q_loss, "v_loss": v_loss} | metrics
 
     def act(state, obs, z, key):
-        return distributions.sample(*nets.heads(state.policy, obs, z), key)[0]
+        return distributions.sample(*nets.heads(state.policy.params, obs, z), key)[0]
 
     def mode(state, obs, z):
-        return distributions.mode(nets.heads(state.policy, obs, z)[0])
+        return distributions.mode(nets.heads(state.policy.params, obs, z)[0])
 
     init = functools.partial(_init, nets)
     return Backbone(config.dual_steps if config.use_brac else 1, init, update, act, mode, mode)
@@ -146,23 +127,34 @@ def _init(nets, hp, key):
     keys = jax.random.split(key, 4)
     policy, critics, value, dual = (n.init(k) for n, k in zip(nets, keys, strict=True))
     return BracState(
-        policy=policy,
-        critics=critics,
-        value=value,
+        policy=Trained.of(policy),
+        critics=Trained.of(critics),
+        value=Trained.of(value),
         target_value=learner.copy(value),
-        dual=dual,
+        dual=Trained.of(dual),
         alpha=jnp.asarray(hp["alpha_init"], jnp.float32) + 0.0,  # a copy: hp is kept too
-        policy_moments=learner.adam_init(policy),
-        critic_moments=learner.adam_init(critics),
-        value_moments=learner.adam_init(value),
-        dual_moments=learner.adam_init(dual),
     )
 
 
-def _dual_step(config, nets, state, hp, batch, z, key):
-    """One step of the critic that estimates KL(policy | data)."""
-    k_action, k_mix = jax.random.split(key)
-    action, _ = distributions.sample(*nets.heads(state.policy, batch.obs, z), k_action)
+def _dual_steps(config, nets, state, hp, batches, z, key, k_policy):
+    """The steps of the critic that estimates KL(policy | data), a batch each.
+
+    The first one uses the actions of the policy step that follows: they are drawn once.
+    """
+    k_action, k_mix = jax.vmap(jax.random.split, out_axes=1)(
+        jax.random.split(key, config.dual_steps)
+    )
+    k_action = jnp.concatenate([k_policy[None], k_action[1:]])
+
+    def body(state, inputs):
+        return _dual_step(config, nets, state, hp, *inputs), None
+
+    return jax.lax.scan(body, state, (batches, z, k_action, k_mix))[0]
+
+
+def _dual_step(config, nets, state, hp, batch, z, k_action, k_mix):
+    """One step of that critic."""
+    action, _ = distributions.sample(*nets.heads(state.policy.params, batch.obs, z), k_action)
     mix = jax.random.uniform(k_mix, (batch.reward.shape[0], 1))
     mixed = action + mix * (batch.action - action)
 
@@ -174,49 +166,50 @@ def _dual_step(config, nets, state, hp, batch, z, key):
         else:
             penalty = losses.value_penalty(at(mixed))
         estimate = losses.dual_kl(at(action), at(batch.action)).mean()
-        return -estimate + hp["penalty_weight"] * penalty
+        return -estimate + hp["penalty_weight"] * penalty, None
 
-    grads = jax.grad(loss)(state.dual)
-    dual, moments = learner.adam_step(state.dual, grads, state.dual_moments, hp["dual_lr"])
-    return state.replace(dual=dual, dual_moments=moments)
+    return state.replace(dual=state.dual.descend(loss, hp["dual_lr"])[0])
 
 
-def _critic_step(nets, state, hp, batch, z):
-    next_value = nets.v(state.target_value, batch.next_obs, z)
+def _critic_step(nets, state, hp, batch, z, z_next):
+    next_value = nets.v(state.target_value, batch.next_obs, z_next)
     keep = (1.0 - batch.terminal) * hp["discount"]
     target = jax.lax.stop_gradient(hp["reward_scale"] * batch.reward + keep * next_value)
-    return learner.critic_step(nets.q, state, batch, z, target, hp["lr"])
+    critics, dz, q_loss = learner.critic_step(nets.q, state.critics, batch, z, target, hp["lr"])
+    return state.replace(critics=critics), dz, q_loss
 
 
-def _policy_gradient(config, nets, state, hp, batch, z, key):
-    """Returns (gradient, what the value step, the dual weight and the metrics need of it)."""
+def _policy_step(config, nets, state, hp, batch, z, key):
+    """Returns (state, soft value [N] that the value step aims at, metrics)."""
 
     def loss(policy):
         mean, log_std = nets.heads(policy, batch.obs, z)
         action, log_p = distributions.sample(mean, log_std, key)
-        value = nets.q(state.critics, batch.obs, action, z).min(0)
+        value = nets.q(state.critics.params, batch.obs, action, z).min(0)
         total = (log_p - value).mean()
         gap = jnp.zeros(())
         if config.use_brac:
-            c_policy = nets.dual(state.dual, batch.obs, action, z)
-            c_data = nets.dual(state.dual, batch.obs, batch.action, z)
+            c_policy = nets.dual(state.dual.params, batch.obs, action, z)
+            c_data = nets.dual(state.dual.params, batch.obs, batch.action, z)
             gap = losses.dual_kl(c_policy, c_data).mean()
             total += jnp.clip(state.alpha, 0.0, hp["alpha_max"]) * gap
         total += hp["mean_penalty"] * (mean**2).mean() + hp["std_penalty"] * (log_std**2).mean()
-        return total, {"soft_value": value - log_p, "divergence": gap, "entropy": -log_p.mean()}
+        return total, (value - log_p, {"entropy": -log_p.mean(), "divergence": gap})
 
-    grads, aux = jax.grad(loss, has_aux=True)(state.policy)
-    return grads, jax.lax.stop_gradient(aux)
+    policy, (soft_value, metrics) = state.policy.descend(loss, hp["policy_lr"])
+    return state.replace(policy=policy), soft_value, metrics
 
 
 def _value_step(nets, state, hp, batch, z, soft_value):
-    def loss(value):
-        return losses.mse(nets.v(value, batch.obs, z), soft_value)
+    """Returns (state, loss): V towards the soft value of the policy before its step."""
 
-    v_loss, grads = jax.value_and_grad(loss)(state.value)
-    value, moments = learner.adam_step(state.value, grads, state.value_moments, hp["lr"])
-    target = learner.polyak(state.target_value, value, hp["tau"])
-    return state.replace(value=value, value_moments=moments, target_value=target), v_loss
+    def loss(value):
+        error = losses.mse(nets.v(value, batch.obs, z), soft_value)
+        return error, error
+
+    value, v_loss = state.value.descend(loss, hp["lr"])
+    target = learner.polyak(state.target_value, value.params, hp["tau"])
+    return state.replace(value=value, target_value=target), v_loss
 
 
 def _dual_weight_step(config, state, hp, gap):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gentle_jax import distributions, learner, networks
+from gentle_jax.learner import Trained
 from gentle_jax.types import Backbone
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -35,13 +36,10 @@ class Config:
 class SACState:
     """Leaves of one agent; the two critics are stacked [2]."""
 
-    policy: dict
-    critics: dict
+    policy: Trained
+    critics: Trained
     target_critics: dict
-    log_temperature: jax.Array
-    policy_moments: tuple
-    critic_moments: tuple
-    temperature_moments: tuple
+    log_temperature: Trained  # scalar
 
 
 class _Nets(NamedTuple):
@@ -64,22 +62,22 @@ def make(config, latent_dim, spec):
     """Returns the Backbone. Args: config, a Config; latent_dim, Z (0 online); spec, a Spec."""
     nets = _networks(config, latent_dim, spec)
 
-    def update(state, hp, batches, z, key, index):
+    def update(state, hp, batches, cond, key, index):
         """Critic, policy, temperature; the targets every `target_every` steps."""
-        batch = jax.tree.map(lambda x: x[0], batches)
+        batch, cond = jax.tree.map(lambda x: x[0], (batches, cond))
         k_critic, k_policy = jax.random.split(key)
-        state, dz, q_loss = _critic_step(nets, state, hp, batch, z, k_critic)
-        state, entropy = _policy_step(nets, state, hp, batch, z, k_policy)
+        state, dz, q_loss = _critic_step(nets, state, hp, batch, cond, k_critic)
+        state, entropy = _policy_step(nets, state, hp, batch, cond.now, k_policy)
         tau = jnp.where(index % config.target_every == 0, hp["tau"], 0.0)
-        target = learner.polyak(state.target_critics, state.critics, tau)
+        target = learner.polyak(state.target_critics, state.critics.params, tau)
         state = state.replace(target_critics=target)
         return state, dz, {"q_loss": q_loss, "entropy": entropy}
 
     def act(state, obs, z, key):
-        return distributions.sample(*nets.heads(state.policy, obs, z), key)[0]
+        return distributions.sample_exact(*nets.heads(state.policy.params, obs, z), key)[0]
 
     def mode(state, obs, z):
-        return distributions.mode(nets.heads(state.policy, obs, z)[0])
+        return distributions.mode(nets.heads(state.policy.params, obs, z)[0])
 
     return Backbone(1, functools.partial(_init, nets), update, act, mode, mode)
 
@@ -105,46 +103,37 @@ def _init(nets, hp, key):
     policy, critics = nets.policy.init(k_policy), nets.critics.init(k_critic)
     log_temperature = jnp.log(jnp.asarray(hp["init_temperature"], jnp.float32))
     return SACState(
-        policy=policy,
-        critics=critics,
+        policy=Trained.of(policy),
+        critics=Trained.of(critics),
         target_critics=learner.copy(critics),
-        log_temperature=log_temperature,
-        policy_moments=learner.adam_init(policy),
-        critic_moments=learner.adam_init(critics),
-        temperature_moments=learner.adam_init(log_temperature),
+        log_temperature=Trained.of(log_temperature),
     )
 
 
-def _critic_step(nets, state, hp, batch, z, key):
-    temperature = jnp.exp(state.log_temperature)
-    action, log_p = distributions.sample(*nets.heads(state.policy, batch.next_obs, z), key)
-    value = nets.q(state.target_critics, batch.next_obs, action, z).min(0)
+def _critic_step(nets, state, hp, batch, cond, key):
+    temperature = jnp.exp(state.log_temperature.params)
+    heads = nets.heads(state.policy.params, batch.next_obs, cond.next)
+    action, log_p = distributions.sample_exact(*heads, key)
+    value = nets.q(state.target_critics, batch.next_obs, action, cond.next).min(0)
     keep = (1.0 - batch.terminal) * hp["discount"]
     target = hp["reward_scale"] * batch.reward + keep * (value - temperature * log_p)
     target = jax.lax.stop_gradient(target)
-    return learner.critic_step(nets.q, state, batch, z, target, hp["lr"])
+    step = learner.critic_step(nets.q, state.critics, batch, cond.now, target, hp["lr"])
+    critics, dz, q_loss = step
+    return state.replace(critics=critics), dz, q_loss
 
 
 def _policy_step(nets, state, hp, batch, z, key):
     """Policy and temperature; returns the state and the policy's entropy."""
-    temperature = jnp.exp(state.log_temperature)
+    temperature = jnp.exp(state.log_temperature.params)
 
     def loss(policy):
-        action, log_p = distributions.sample(*nets.heads(policy, batch.obs, z), key)
-        value = nets.q(state.critics, batch.obs, action, z).min(0)
+        action, log_p = distributions.sample_exact(*nets.heads(policy, batch.obs, z), key)
+        value = nets.q(state.critics.params, batch.obs, action, z).min(0)
         return (temperature * log_p - value).mean(), log_p.mean()
 
-    (_, log_p), grads = jax.value_and_grad(loss, has_aux=True)(state.policy)
-    policy, moments = learner.adam_step(state.policy, grads, state.policy_moments, hp["lr"])
+    policy, log_p = state.policy.descend(loss, hp["lr"])
     # d/d log t of t * (-log_p - target): the released temperature loss
     slope = temperature * (-log_p - nets.target_entropy)
-    log_temperature, temperature_moments = learner.adam_step(
-        state.log_temperature, slope, state.temperature_moments, hp["lr"]
-    )
-    state = state.replace(
-        policy=policy,
-        policy_moments=moments,
-        log_temperature=log_temperature,
-        temperature_moments=temperature_moments,
-    )
-    return state, -log_p
+    log_temperature = state.log_temperature.step(slope, hp["lr"])
+    return state.replace(policy=policy, log_temperature=log_temperature), -log_p

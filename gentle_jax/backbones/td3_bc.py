@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gentle_jax import distributions, learner, networks
+from gentle_jax.learner import Trained
 from gentle_jax.types import Backbone
 
 
@@ -37,12 +38,10 @@ class Config:
 class TD3BCState:
     """Leaves of one run; critics are stacked [2]."""
 
-    policy: dict
+    policy: Trained
     target_policy: dict
-    critics: dict
+    critics: Trained
     target_critics: dict
-    policy_moments: tuple
-    critic_moments: tuple
 
 
 class _Nets(NamedTuple):
@@ -62,24 +61,24 @@ def make(config, latent_dim, spec):
     """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
     nets = _networks(config, latent_dim, spec)
 
-    def update(state, hp, batches, z, key, index):
+    def update(state, hp, batches, cond, key, index):
         """Critic step; then, every `policy_delay` steps from step 0, actor and target updates."""
-        batch = jax.tree.map(lambda x: x[0], batches)
+        batch, cond = jax.tree.map(lambda x: x[0], (batches, cond))
         k_target, k_actor = jax.random.split(key)
-        state, dz, q_loss = _critic_step(nets, state, hp, batch, z, k_target)
+        state, dz, q_loss = _critic_step(nets, state, hp, batch, cond, k_target)
         state, cloning = jax.lax.cond(
             index % config.policy_delay == 0,  # no run axis: the skipped branch costs nothing
-            lambda s: _actor_step(nets, s, hp, batch, z, k_actor),
+            lambda s: _actor_step(nets, s, hp, batch, cond.now, k_actor),
             lambda s: (s, jnp.zeros(())),
             state,
         )
         return state, dz, {"q_loss": q_loss, "bc_loss": cloning * config.policy_delay}
 
     def act(state, obs, z, key):
-        return distributions.sample(*nets.heads(state.policy, obs, z), key)[0]
+        return distributions.sample(*nets.heads(state.policy.params, obs, z), key)[0]
 
     def mode(state, obs, z):
-        return distributions.mode(nets.heads(state.policy, obs, z)[0])
+        return distributions.mode(nets.heads(state.policy.params, obs, z)[0])
 
     def target_mode(state, obs, z):
         return distributions.mode(nets.heads(state.target_policy, obs, z)[0])
@@ -107,12 +106,10 @@ def _init(nets, hp, key):
     k_policy, k_critic = jax.random.split(key)
     policy, critics = nets.policy.init(k_policy), nets.critics.init(k_critic)
     return TD3BCState(
-        policy=policy,
+        policy=Trained.of(policy),
         target_policy=learner.copy(policy),
-        critics=critics,
+        critics=Trained.of(critics),
         target_critics=learner.copy(critics),
-        policy_moments=learner.adam_init(policy),
-        critic_moments=learner.adam_init(critics),
     )
 
 
@@ -126,25 +123,25 @@ def _critic_target(nets, state, hp, batch, z, key):
     return jax.lax.stop_gradient(hp["reward_scale"] * batch.reward + keep * value)
 
 
-def _critic_step(nets, state, hp, batch, z, key):
-    target = _critic_target(nets, state, hp, batch, z, key)
-    return learner.critic_step(nets.q, state, batch, z, target, hp["lr"])
+def _critic_step(nets, state, hp, batch, cond, key):
+    target = _critic_target(nets, state, hp, batch, cond.next, key)
+    step = learner.critic_step(nets.q, state.critics, batch, cond.now, target, hp["lr"])
+    critics, dz, q_loss = step
+    return state.replace(critics=critics), dz, q_loss
 
 
 def _actor_step(nets, state, hp, batch, z, key):
     def loss(policy):
         action, _ = distributions.sample(*nets.heads(policy, batch.obs, z), key)
-        value = nets.q(state.critics, batch.obs, action, z).min(0)
+        value = nets.q(state.critics.params, batch.obs, action, z).min(0)
         scale = hp["bc_weight"] / jax.lax.stop_gradient(jnp.abs(value).mean())
         cloning = ((action - batch.action) ** 2).mean()
         return -scale * value.mean() + cloning, cloning
 
-    (_, cloning), grads = jax.value_and_grad(loss, has_aux=True)(state.policy)
-    policy, moments = learner.adam_step(state.policy, grads, state.policy_moments, hp["lr"])
+    policy, cloning = state.policy.descend(loss, hp["lr"])
     state = state.replace(
         policy=policy,
-        policy_moments=moments,
-        target_policy=learner.polyak(state.target_policy, policy, hp["tau"]),
-        target_critics=learner.polyak(state.target_critics, state.critics, hp["tau"]),
+        target_policy=learner.polyak(state.target_policy, policy.params, hp["tau"]),
+        target_critics=learner.polyak(state.target_critics, state.critics.params, hp["tau"]),
     )
     return state, cloning

@@ -16,8 +16,6 @@ SHARED = {
     "train.num_steps": 210_000,
     "train.meta_batch": 10,
     "train.context_size": 512,
-    "ctmrl.num_codes": 2,
-    "ctmrl.club_weight": 50.0,
     "eval.two_phase_steps": 800,
     "eval.scored_steps": 800,
 }

@@ -14,8 +14,6 @@ SETTINGS = {
     "gentle": {
         **locomotion.GENTLE,
         "train.meta_batch": 4,
-        "gentle.num_cross_tasks": 1,
-        "ctmrl.num_codes": 2,  # at most one a task
         "behaviour.episodes_per_level": 100,
     },
 }
@@ -23,7 +21,6 @@ TWO_TASKS = {
     "env.num_train": 0,
     "env.num_test": 0,
     "train.meta_batch": 4,
-    "ctmrl.num_codes": 2,
 }
 PRESETS = {
     **locomotion.PRESETS,

@@ -16,7 +16,6 @@ INTERPOLATED = {
     **locomotion.LATE,
     "train.context_size": 100,
     "brac_sac.alpha_init": 50.0,
-    "ctmrl.num_codes": 16,
 }
 SETTINGS = {
     "ctmrl": INTERPOLATED,

@@ -10,8 +10,9 @@ from gentle_jax.envs import base, locomotion, random_params
 from gentle_jax.physics import MODES
 
 PHYSICS = MODES
-SHARED = {**random_params.CTMRL, "ctmrl.num_codes": 16}
-SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED, "gentle": random_params.GENTLE}
+SETTINGS = {
+    "ctmrl": random_params.CTMRL, "ctmrl_b": random_params.CTMRL, "gentle": random_params.GENTLE,
+}  # fmt: skip
 PRESETS = locomotion.PRESETS
 
 

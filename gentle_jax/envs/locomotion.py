@@ -12,7 +12,6 @@ HORIZON = 200
 # ctmrl_suite.md sec. 12 and 14
 CTMRL = {
     "train.num_steps": 105_000,
-    "ctmrl.num_iterations": 105,
     "eval.two_phase_steps": 600,
     "eval.scored_steps": 600,
     "eval.context_episodes": 2,
@@ -42,7 +41,6 @@ GENTLE = {
 QUICK = {
     "env.num_train": 6,
     "env.num_test": 2,
-    "ctmrl.num_codes": 3,
     "train.meta_batch": 6,
     "train.batch_size": 64,
     "train.final_lr": 0.1,
@@ -72,7 +70,6 @@ SMOKE = {
     "env.num_train": 4,
     "env.num_test": 2,
     "env.horizon": 10,
-    "ctmrl.num_codes": 2,
     "behaviour.num_envs": 4,
     "eval.two_phase_steps": 20,
     "eval.context_episodes": 1,

@@ -13,8 +13,6 @@ HALF_CIRCLE = {
     "backbone.discount": 0.90,
     "backbone.reward_scale": 100.0,
     "brac_sac.use_brac": False,
-    "ctmrl.num_codes": 8,
-    "ctmrl.club_weight": 25.0,
 }
 PHYSICS = ("exact",)
 SETTINGS = {
@@ -29,7 +27,6 @@ SETTINGS = {
         "backbone.reward_scale": 5.0,
         "brac_sac.reward_scale": 100.0,  # FOCAL's: its dual weight of 500 belongs to it
         "backbone.width": 64,
-        "gentle.width": 64,
         # the paper's data are the 1e5-step agent's; its own SAC file saves no such checkpoint
         "behaviour.num_steps": 100_000,
         "behaviour.seed_steps": 5_000,

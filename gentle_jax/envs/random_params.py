@@ -20,10 +20,8 @@ CTMRL = {
     "train.context_size": 256,
     "brac_sac.alpha_init": 50.0,
     "brac_sac.alpha_max": 10_000.0,
-    "ctmrl.use_next_obs": True,
-    "ctmrl.club_weight": 25.0,
 }
-GENTLE = {**locomotion.GENTLE, "train.latent_dim": 10, "gentle.use_next_obs": True}
+GENTLE = {**locomotion.GENTLE, "train.latent_dim": 10}
 SPEED_LIMIT = 10.0  # of observed velocities
 
 

@@ -13,9 +13,6 @@ SHARED = {
     "backbone.discount": 0.90,
     "backbone.reward_scale": 100.0,
     "brac_sac.use_brac": False,
-    "ctmrl.num_codes": 4,
-    "ctmrl.num_iterations": 50,
-    "ctmrl.club_weight": 25.0,
     "eval.context_episodes": 10,
 }
 PHYSICS = ("exact",)

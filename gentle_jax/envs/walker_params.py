@@ -10,7 +10,7 @@ from gentle_jax.envs import base, locomotion, random_params
 from gentle_jax.physics import MODES
 
 PHYSICS = MODES
-SHARED = {**random_params.CTMRL, "train.latent_dim": 40, "ctmrl.num_codes": 4}
+SHARED = {**random_params.CTMRL, "train.latent_dim": 40}
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED, "gentle": random_params.GENTLE}
 PRESETS = locomotion.PRESETS
 

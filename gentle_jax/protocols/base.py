@@ -43,7 +43,7 @@ def growing_context(algorithm, state, env, task, draw, episodes, key, repeat=Tru
         k_draw, k_z, k_episode = jax.random.split(k, 3)
         longer = algorithm.rep.extend(state.rep, belief, *draw(k_draw))
         belief = longer if repeat else choose(index == 0, longer, belief)
-        z = algorithm.rep.sample(belief, k_z)
+        z = algorithm.rep.sample(state.rep, belief, k_z)
         return belief, scored_episode(algorithm, state, env, task, z, k_episode)
 
     prior = algorithm.rep.prior(state.rep)
@@ -53,7 +53,7 @@ def growing_context(algorithm, state, env, task, draw, episodes, key, repeat=Tru
 
 def prior_z(algorithm, state, key):
     """Returns z of the prior belief (zeros for set encoders)."""
-    return algorithm.rep.sample(algorithm.rep.prior(state.rep), key)
+    return algorithm.rep.sample(state.rep, algorithm.rep.prior(state.rep), key)
 
 
 def choose(predicate, new, old):

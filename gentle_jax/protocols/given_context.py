@@ -18,7 +18,7 @@ def make(config, env):
 
     def run(algorithm, state, env, task, offline, key):
         def draw(k):
-            rows = data_lib.rl_batch(offline, jnp.zeros(1, jnp.int32), env.horizon, k)
+            rows = data_lib.rl_batch(offline.own, jnp.zeros(1, jnp.int32), env.horizon, k)
             return jax.tree.map(lambda x: x[0], rows), jnp.ones(env.horizon)
 
         return base.growing_context(algorithm, state, env, task, draw, episodes, key)

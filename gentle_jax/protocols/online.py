@@ -24,7 +24,10 @@ def make(config, env):
             outcome = base.scored_episode(algorithm, state, env, task, z, k_episode)
             belief = algorithm.rep.extend(state.rep, belief, outcome.rows, outcome.mask)
             ready = done + 1 >= config.context_episodes
-            return (belief, base.choose(ready, algorithm.rep.sample(belief, k_z), z)), outcome
+            return (
+                belief,
+                base.choose(ready, algorithm.rep.sample(state.rep, belief, k_z), z),
+            ), outcome
 
         k_prior, k_episodes = jax.random.split(key)
         first = (algorithm.rep.prior(state.rep), base.prior_z(algorithm, state, k_prior))

@@ -51,7 +51,7 @@ def make(config, env):
             keys = jnp.stack([k_explore, k_score])
             belief, outcomes = jax.lax.scan(episode, belief, (keys, jnp.array([True, False])))
             ready = n + horizon >= config.context_episodes * horizon
-            z = base.choose(ready, algorithm.rep.sample(belief, k_z), z)
+            z = base.choose(ready, algorithm.rep.sample(state.rep, belief, k_z), z)
             return (belief, z), jax.tree.map(lambda x: x[1], outcomes)
 
         k_prior, k_pairs = jax.random.split(key)

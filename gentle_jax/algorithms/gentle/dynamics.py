@@ -1,4 +1,5 @@
-"""Per-task ensembles of dynamics models, all tasks and members at once (gentle_suite.md sec. 3.2).
+"""Per-task ensembles of dynamics models, all tasks and members at once (docs/methods/gentle.md,
+"Dynamics models").
 
 Training runs in epochs over bootstrapped rows; a member whose holdout error improves by over 1 % is
 kept; a task whose members have not improved for `patience` epochs in a row stops changing. The
@@ -25,8 +26,7 @@ IMPROVEMENT = 0.01  # relative, of the holdout error
 class EnsembleState:
     """N tasks x K members. `best` is what relabelling uses."""
 
-    params: dict  # [N, K, ...]
-    moments: tuple
+    trained: learner.Trained  # leaves [N, K, ...]
     best: dict  # [N, K, ...] snapshots
     best_error: jax.Array  # [N, K]
     stale: jax.Array  # [N] epochs without any improvement
@@ -121,8 +121,7 @@ def _init(setup, key):
     boot = jax.random.randint(k_boot, shape, 0, setup.num_train)
     kept = jnp.broadcast_to(rows[:, None, setup.num_holdout :], boot.shape)
     return EnsembleState(
-        params=params,
-        moments=learner.adam_init(params),
+        trained=learner.Trained.of(params),
         best=learner.copy(params),
         best_error=jnp.full((num_tasks, members), jnp.inf),
         stale=jnp.zeros(num_tasks, jnp.int32),
@@ -160,15 +159,12 @@ def _gradient_step(setup, state, data, index, lr):
         value, error = jax.vmap(task_loss)(params, batches)
         return value.sum(), error.mean()
 
-    (_, error), grads = jax.value_and_grad(total, has_aux=True)(state.params)
-    params, moments = learner.adam_step(state.params, grads, state.moments, lr)
+    trained, error = state.trained.descend(total, lr)
     running = state.stale < setup.patience
-    keep = lambda new, old: jnp.where(_like(running, new), new, old)
-    params = jax.tree.map(keep, params, state.params)
-    moments = jax.tree.map(
-        lambda new, old: keep(new, old) if new.ndim else new, moments, state.moments
-    )
-    return state.replace(params=params, moments=moments), error, running.mean()
+    # Adam's step count has no task axis: it goes on for all
+    keep = lambda new, old: jnp.where(_like(running, new), new, old) if new.ndim else new
+    trained = jax.tree.map(keep, trained, state.trained)
+    return state.replace(trained=trained), error, running.mean()
 
 
 def _end_of_epoch(setup, state, data, key):
@@ -179,12 +175,12 @@ def _end_of_epoch(setup, state, data, key):
         return _errors(setup, params, batch).mean(-1)
 
     batches = data_lib.gather(data, jnp.arange(setup.num_tasks), state.holdout)
-    error = jax.vmap(holdout_error)(state.params, batches)
+    error = jax.vmap(holdout_error)(state.trained.params, batches)
     running = (state.stale < setup.patience)[:, None]
     better = (error < (1 - IMPROVEMENT) * state.best_error) & running
     take = lambda new, old: jnp.where(_like(better, new), new, old)
     return state.replace(
-        best=jax.tree.map(take, state.params, state.best),
+        best=jax.tree.map(take, state.trained.params, state.best),
         best_error=jnp.where(better, error, state.best_error),
         stale=jnp.where(better.any(-1), 0, state.stale + 1),
         order=jax.random.permutation(key, state.order, axis=-1, independent=True),

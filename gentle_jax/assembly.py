@@ -1,0 +1,173 @@
+"""Turns a config and a dataset into everything that a sweep needs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax import config as config_lib
+from gentle_jax import data as data_lib
+from gentle_jax import evaluation, presets, registry, rng, storage, suites, training
+from gentle_jax import sweep as sweep_lib
+from gentle_jax.envs import base
+from gentle_jax.types import Spec
+
+CONTEXTS_PER_TASK = 8  # of the embedding figure
+
+
+def make_config(algorithm, preset="quick", overrides=None, **names):
+    """Returns the ExperimentConfig of an algorithm.
+
+    Args: preset, of `presets.PRESETS`; overrides, {dotted key: value}; names, other fields of a
+    RunConfig, such as env, suite, backbone, num_seeds. Raises UserError for what does not exist.
+    """
+    preset = presets.choose(preset, on_accelerator=jax.default_backend() != "cpu")
+    run = config_lib.RunConfig(algorithm=algorithm, preset=preset, **names)
+    layers = presets.layers(preset, config_lib.fill_names(run))
+    return config_lib.resolve(run, layers, overrides)
+
+
+def make_env(name, suite="ctmrl", physics="", settings=None):
+    """Returns the Env `name` of a suite: its tasks, splits and horizon.
+
+    Args: physics, of the family's modes (default: the published one); settings, an EnvConfig.
+    Raises UserError for an unknown name or suite.
+    """
+    return config_lib.make_env(name, suite, physics, settings or base.EnvConfig())
+
+
+def make_sweep(config, data, points=({},), devices=None, shard_data=False):
+    """Returns the `training.Sweep` of a config: runs are grid points x seeds, point-major.
+
+    Args: config, an ExperimentConfig; data, {field: array [task, level, episode, step, ...]} with
+    the fields of `storage.FIELDS`; points, dicts of dotted key -> float that replace swept floats;
+    devices, those that runs are split over (default: this process's); shard_data, whether each of
+    them holds some of the tasks' data instead of a copy. Tasks are ordered training first. Raises
+    UserError for data of other sizes, and for settings that algorithm or backbone cannot run with.
+    """
+    env = env_of(config)
+    storage.check_shapes(data, env)
+    dataset, env, scale = _prepared(config, env, data)
+    algorithm, protocols = make_algorithm(config, env, spec_of(config, env, dataset))
+    native = protocols[config.run.protocols[0]]
+    num_runs = len(points) * config.run.num_seeds
+    mesh = sweep_lib.make_mesh(num_runs, devices)
+    if shard_data and mesh is not None:
+        dataset = data_lib.split_tasks(dataset, mesh.size)
+    seeds = rng.run_keys(config.run.num_seeds, config.run.seed_offset)
+    repeat = functools.partial(jnp.repeat, repeats=config.run.num_seeds)
+    hp = jax.tree.map(repeat, config_lib.hyper_params(config, points))
+    order = task_order(env)
+    return training.Sweep(
+        algorithm=algorithm,
+        evaluate=evaluation.make_evaluate(algorithm, env, protocols, config.eval.num_repeats),
+        episodes={name: protocol.num_episodes for name, protocol in protocols.items()},
+        embed=evaluation.make_embed(algorithm, config.train, CONTEXTS_PER_TASK),
+        trace=evaluation.make_trace(algorithm, env, native),
+        data=sweep_lib.place(dataset, mesh, shared=True),
+        tasks=sweep_lib.place(jax.tree.map(lambda leaf: leaf[order], env.tasks), mesh, shared=True),
+        hp=sweep_lib.place(hp, mesh),
+        run_keys=sweep_lib.place(jnp.tile(seeds, len(points)), mesh),
+        num_evals=config.train.num_evals,
+        env=env,
+        scale=scale,
+        mesh=mesh,
+        num_runs=num_runs,
+    )
+
+
+def train(sweep):
+    """Trains a Sweep in one compiled call; returns {"state", "returns", "metrics"}.
+
+    See `sweep.fused`; `training.chunked` does the same with the host in between.
+    """
+    run = sweep_lib.fused(
+        sweep.algorithm, sweep.evaluate, sweep.data, sweep.tasks, sweep.hp, sweep.num_evals,
+        sweep.mesh, sweep.runs,
+    )  # fmt: skip
+    return run(sweep.run_keys)
+
+
+def env_of(config):
+    """Returns the Env of a config; raises UserError for sizes that its suite does not have."""
+    return config_lib.make_env(config.run.env, config.run.suite, config.run.physics, config.env)
+
+
+def _prepared(config, env, fields):
+    """Returns (Dataset of all tasks, training tasks first; Env; (mean, std) of observations).
+
+    Both are z-scored where the suite says so; else the mean is 0 and the standard deviation 1.
+    """
+    mask = np.asarray(fields["mask"])
+    episodes = {name: values for name, values in fields.items() if name != "mask"}
+    dataset = data_lib.from_episodes(episodes, mask, config.train.timeout_is_terminal)
+    scale = np.zeros(env.obs_dim, np.float32), np.ones(env.obs_dim, np.float32)
+    if suites.get(config.run.suite).normalize_obs:
+        scale = data_lib.statistics(data_lib.take_tasks(dataset, env.train_ids))
+        dataset, env = data_lib.normalize(dataset, *scale), base.normalize(env, *scale)
+    return data_lib.take_tasks(dataset, task_order(env)), env, scale
+
+
+def check(config):
+    """Raises UserError for settings that no data could be trained with, before any is made.
+
+    Returns about how many bytes the dataset and one run's state take on a device.
+    """
+    env = env_of(config)
+    wanted = storage.shapes(len(task_order(env)), config.behaviour, env)
+    del wanted["mask"]  # packed away: a device holds real rows only
+    dataset = data_lib.shapes(wanted)
+    algorithm, _ = make_algorithm(config, env, spec_of(config, env, dataset))
+    hp = jax.tree.map(lambda leaf: leaf[0], config_lib.hyper_params(config))
+    state = jax.eval_shape(algorithm.init, hp, jax.random.key(0), dataset)
+    return storage.num_bytes(wanted), training.state_bytes(state)
+
+
+def task_order(env):
+    """Returns task ids, training tasks first; tasks of both sets (Cheetah-Dir) appear once."""
+    extra = [i for i in env.test_ids if i not in set(env.train_ids.tolist())]
+    return np.concatenate([env.train_ids, np.array(extra, int)]).astype(int)
+
+
+def task_sets(env):
+    """Returns {task set: positions in `task_order`}."""
+    where = {int(task): position for position, task in enumerate(task_order(env))}
+    sets = {"train": env.train_ids, "test": env.test_ids}
+    return {name: np.array([where[int(i)] for i in ids]) for name, ids in sets.items()}
+
+
+def spec_of(config, env, dataset):
+    """Returns the Spec. Args: dataset, training tasks first; arrays, or shapes before there are."""
+    num_train = len(env.train_ids)
+    sizes = {"rows_per_task": dataset.rows.reward.shape[1], "statistics": None}
+    sizes["max_rows_per_task"] = sizes["rows_per_task"]
+    if not isinstance(dataset.episode_start, jax.ShapeDtypeStruct):
+        rows = np.asarray(dataset.episode_start)[:num_train, -1]
+        sizes = {
+            "rows_per_task": int(rows.min()),
+            "max_rows_per_task": int(rows.max()),
+            "statistics": data_lib.summary(data_lib.take_tasks(dataset, np.arange(num_train))),
+        }
+    return Spec(
+        obs_dim=env.obs_dim,
+        action_dim=env.action_dim,
+        num_train_tasks=num_train,
+        horizon=env.horizon,
+        init=config.train.init,
+        precision=config.train.precision,
+        **sizes,
+    )
+
+
+def make_algorithm(config, env, spec):
+    """Returns (Algorithm, {name: Protocol}) of a config, for an Env and a Spec."""
+    module = registry.load("algorithm", config.run.algorithm)
+    z_dim = getattr(module, "z_dim", lambda algo, train: train.latent_dim)
+    backbone = registry.load("backbone", config.run.backbone)
+    rl = backbone.make(config.backbone, z_dim(config.algo, config.train), spec)
+    protocols = {
+        name: registry.load("protocol", name).make(config.eval, env)
+        for name in config.run.protocols
+    }
+    return module.make(config.algo, config.train, spec, rl), protocols

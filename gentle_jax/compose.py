@@ -1,0 +1,156 @@
+"""Representations composed of terms: what `optax.chain` is to optimisers.
+
+    encoder   turns a context into z, and a belief into z at test time
+    term      one published loss, with what it owns
+    representation(encoder, terms)   joins them into what an algorithm needs
+
+One update of a representation, on one meta batch:
+
+    own of each term      = term.before(own)            networks of its own take their steps
+    loss                  = sum of term.loss            all with the parameters before the step
+    parameters            = one Adam step on the loss   encoder and terms alike
+    parameters, own       = term.after(...)             moves without a gradient
+
+Axes: T tasks, C context transitions, Z latent. Names of terms are the names of their parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gentle_jax import data as data_lib
+from gentle_jax.learner import Trained
+from gentle_jax.types import MetaBatch, Representation, Traits
+
+
+class Encoder(NamedTuple):
+    """A context encoder. `params` is {name: parameters} of everything that is trained."""
+
+    init: Callable  # (key) -> {part: parameters}
+    encode: Callable  # (params, Transition [T, C, ...], task_id [T], key) -> (codes, z [T, Z]);
+    #                    codes [T, C, Z] are those of single transitions, where it has any
+    prior: Callable  # (params) -> Belief
+    extend: Callable  # (params, Belief, Transition [C, ...], mask [C]) -> Belief
+    sample: Callable  # (params, Belief, key) -> z [Z]
+
+
+class Seen(NamedTuple):
+    """What a term may look at."""
+
+    codes: Any  # [T, C, Z], of each context transition
+    z: jax.Array  # [T, Z]
+    batch: MetaBatch
+    dz: jax.Array  # [T, Z], gradient of the critics' loss in z
+    encode: Callable  # (Transition [T, C, ...], task_id [T], key) -> (codes, z), with `params`
+    params: dict  # name -> parameters; inside of `loss` those that it is differentiated in
+    own: dict  # name -> what each term owns
+    aux: dict  # name -> what each term's loss returned beside its value; only in `after`
+    data: Any  # the Dataset, training tasks first
+    index: jax.Array  # step within the stage
+
+
+class Term(NamedTuple):
+    """One term of a representation's loss, and what belongs to it.
+
+    `params` are trained with the encoder; `own` is any other state, which gradients never reach.
+    """
+
+    loss: Callable | None  # (params, own, hp, Seen, key) -> scalar, or (scalar, aux); None: no loss
+    init: Callable = lambda key, data: ({}, {})  # -> (params, own)
+    before: Callable | None = None  # (own, hp, Seen, key) -> (own, metrics)
+    after: Callable | None = None  # (params, own, hp, Seen, key) -> (params, own); Seen as before
+    #                                the step, `params` after it
+
+
+@struct.dataclass
+class RepState:
+    """Leaves of one run's representation."""
+
+    trained: dict  # name of an encoder's part or of a term -> Trained
+    own: dict  # name of a term -> what is not trained with the encoder
+
+    @property
+    def params(self):
+        """Returns {name: parameters}."""
+        return {name: trained.params for name, trained in self.trained.items()}
+
+
+def representation(encoder, terms, train, active=None, frozen=(), **fields):
+    """Returns the Representation whose encoder descends the sum of terms, {name: Term}.
+
+    Args: active, names of the terms in use (default: all), so that stages can share one state;
+    frozen, parts of the encoder that do not learn; fields, those of a Representation to replace.
+    """
+    used = dict(terms) if active is None else {name: terms[name] for name in active}
+
+    def init(hp, key, data):
+        del hp
+        k_encoder, *keys = jax.random.split(key, 1 + len(terms))
+        parts = encoder.init(k_encoder)
+        made = {name: t.init(k, data) for (name, t), k in zip(terms.items(), keys, strict=True)}
+        params = parts | {name: p for name, (p, _) in made.items()}
+        trained = {name: Trained.of(p) for name, p in params.items()}
+        return RepState(trained, {name: own for name, (_, own) in made.items()})
+
+    def update(state, hp, batch, dz, data, key, index):
+        keys = _keys(used, key)
+        others = (batch, dz, data, index)
+        seen = _see(encoder, state.params, state.own, *others)
+        own, metrics = dict(state.own), {}
+        for name in _with(used, "before"):
+            own[name], told = used[name].before(own[name], hp, seen, keys[name][0])
+            metrics |= told
+        learning = [n for n in state.trained if n in used or n not in (*terms, *frozen)]
+
+        def loss(params):
+            seen = _see(encoder, state.params | params, own, *others)
+            values, aux = {}, {}
+            for name in _with(used, "loss"):
+                mine = seen.params[name], own[name]
+                result = used[name].loss(*mine, hp, seen, keys[name][1])
+                values[name], aux[name] = result if isinstance(result, tuple) else (result, None)
+            return sum(values.values(), jnp.zeros(())), (values, aux)
+
+        grads, (values, aux) = jax.grad(loss, has_aux=True)({n: state.params[n] for n in learning})
+        trained = dict(state.trained)
+        for name in learning:
+            trained[name] = trained[name].step(grads[name], hp["lr"])
+        seen = seen._replace(own=dict(own), aux=aux)
+        for name in _with(used, "after"):
+            mine = trained[name].params, own[name]
+            params, own[name] = used[name].after(*mine, hp, seen, keys[name][2])
+            trained[name] = trained[name].replace(params=params)
+        return RepState(trained, own), metrics | {f"{n}_loss": v for n, v in values.items()}
+
+    bundle = Representation(
+        init=init,
+        context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
+        update=update,
+        prior=lambda state: encoder.prior(state.params),
+        extend=lambda state, *args: encoder.extend(state.params, *args),
+        sample=lambda state, *args: encoder.sample(state.params, *args),
+        describe=lambda state, z: {},
+        encode=lambda state, *args: encoder.encode(state.params, *args)[1],
+        traits=Traits(),
+    )
+    return bundle._replace(**fields)
+
+
+def _with(terms, hook):
+    """Returns the names of the terms that have a hook."""
+    return [name for name, term in terms.items() if getattr(term, hook) is not None]
+
+
+def _keys(terms, key):
+    """Returns {name: three keys}, one for each hook of each term."""
+    return dict(zip(terms, jax.random.split(key, (len(terms), 3)), strict=True))
+
+
+def _see(encoder, params, own, batch, dz, data, index):
+    """Returns the Seen of some parameters."""
+    encode = lambda *args: encoder.encode(params, *args)
+    codes, z = encode(batch.context, batch.task_id, batch.z_key)
+    return Seen(codes, z, batch, dz, encode, params, own, {}, data, index)

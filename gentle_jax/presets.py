@@ -1,0 +1,115 @@
+"""Size presets: same method, other sizes. Keys are dotted; a test checks that every one exists.
+
+`paper` changes nothing: the defaults are the published sizes. Layers apply in the order of
+`layers`.
+"""
+
+from gentle_jax import errors, registry
+
+PRESETS = ("auto", "paper", "fast", "quick", "smoke")
+
+# A run that ends within minutes on two CPU cores. Some 8,000 steps instead of 65,000 to 200,000
+# leave no time for the released initialisation (signals of small inputs shrink by 0.4 a layer), for
+# a target that lags by 200 steps, or for a constant small rate; episodes cut by the clock are not
+# taken for ends, because plain SAC learns to flee to where episodes happened to end.
+QUICK = {
+    "train.num_steps": 8_000,
+    "train.num_evals": 5,
+    "train.meta_batch": 30,
+    "train.batch_size": 24,
+    "train.context_size": 64,
+    "train.context_draw": "level",
+    "train.latent_dim": 5,
+    "train.init": "he",
+    "train.final_lr": 0.02,
+    "train.timeout_is_terminal": False,
+    "backbone.width": 64,
+    "backbone.lr": 8e-3,
+    "brac_sac.policy_lr": 4e-3,  # 8e-3 lost one seed in eight to a saturated policy
+    "backbone.tau": 0.02,
+    "brac_sac.reward_scale": 30.0,
+    "algo.width": 64,
+    "algo.lr": 8e-3,
+    # 14 levels, the first four within the random phase: contexts at test time begin at random
+    "behaviour.num_steps": 2_800,
+    "behaviour.seed_steps": 800,
+    "behaviour.first_level": 200,
+    "behaviour.level_every": 200,
+    "behaviour.num_levels": 14,
+    "behaviour.episodes_per_level": 20,
+    "behaviour.batch_size": 64,
+    "behaviour.width": 64,
+    "behaviour.lr": 1.5e-3,
+}
+# Seconds, for tests: every code path, no result.
+SMOKE = {
+    "train.num_steps": 20,
+    "train.meta_batch": 4,
+    "train.batch_size": 8,
+    "train.context_size": 16,
+    "train.num_evals": 2,
+    "backbone.width": 16,
+    "algo.width": 16,
+    "behaviour.num_steps": 60,
+    "behaviour.seed_steps": 20,
+    "behaviour.first_level": 20,
+    "behaviour.level_every": 20,
+    "behaviour.num_levels": 3,
+    "behaviour.episodes_per_level": 4,
+    "behaviour.batch_size": 8,
+    "behaviour.width": 16,
+    "eval.num_repeats": 1,
+    "eval.random_episodes": 10,
+}
+# Published training on data of a lighter SAC, for an accelerator: some fiftieth of its arithmetic.
+FAST = {
+    "behaviour.batch_size": 256,
+    "behaviour.width": 256,
+    "behaviour.lr": 3e-4,
+    "behaviour.num_envs": 50,
+    "behaviour.updates_per_step": 0.2,
+}
+# What a suite needs beside the layer above.
+OF_SUITE = {
+    "quick:gentle": {
+        "train.meta_batch": 10,
+        "train.batch_size": 64,
+        "train.context_draw": "uniform",  # one behaviour level: nothing to choose
+        "train.num_steps": 5_000,
+        "td3_bc.lr": 3e-3,
+        "td3_bc.bc_weight": 0.25,  # data of experts only: stay closer to them
+        "behaviour.num_steps": 4_000,
+        "behaviour.seed_steps": 400,
+        "behaviour.first_level": 4_000,
+        "behaviour.num_levels": 1,
+        "behaviour.episodes_per_level": 100,
+    },
+    "smoke:gentle": {"behaviour.first_level": 60, "behaviour.num_levels": 1},
+}
+
+
+def layers(preset, run):
+    """Returns the override layers of a preset for a RunConfig whose names are filled in.
+
+    The preset's own sizes, the suite's, the environment's `PRESETS`, the algorithm's; each may have
+    entries `preset` and `preset:X`, X a fidelity, suite or environment. Raises UserError for an
+    unknown preset.
+    """
+    if preset == "paper":
+        return []
+    tables = {"fast": FAST, "quick": QUICK, "smoke": SMOKE}
+    if preset not in tables:
+        raise errors.unknown("preset", preset, PRESETS)
+    keys = (preset, *(f"{preset}:{name}" for name in (run.fidelity, run.suite, run.env)))
+    entries = ("environment", run.env), ("algorithm", run.algorithm)
+    theirs = [getattr(registry.load(*entry), "PRESETS", {}) for entry in entries]
+    return [tables[preset], *(table.get(key, {}) for table in (OF_SUITE, *theirs) for key in keys)]
+
+
+def choose(preset, on_accelerator):
+    """Returns the preset that `auto` stands for: quick on a CPU, paper on an accelerator."""
+    if preset not in PRESETS:
+        raise errors.unknown("preset", preset, PRESETS)
+    if preset != "auto":
+        return preset
+    return "paper" if on_accelerator else "quick"
