@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from benchmarks import env_step as env_bench
 from benchmarks import growth, machine, scaling, torch_step, train_step
-from experiments import collect, outputs, presets
-from experiments import machine as product
+from experiments import collect, presets
+from experiments.host import computer as product
+from experiments.runs import outputs
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax import sweep, training

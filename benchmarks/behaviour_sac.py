@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks import machine
 from experiments import collect, presets
-from experiments import machine as product
+from experiments.host import computer as product
 from gentle_jax import config as config_lib
 from gentle_jax import evaluation
 

@@ -23,7 +23,7 @@ from absl import flags
 from mujoco import batch as c_batch
 
 from benchmarks import env_returns, machine
-from experiments.machine import cores, use_all_cores
+from experiments.host.computer import cores, use_all_cores
 from gentle_jax import errors, physics, registry, sweep
 
 FAMILIES = tuple(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from experiments import figures
+from experiments.show import figures
 
 FITTED = {  # quantity: what it grows with, per series
     "step_seconds": {"runs": "runs", "tasks": "tasks"},

@@ -19,7 +19,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import Literal, Var
 
-from experiments.machine import cores
+from experiments.host.computer import cores
 from gentle_jax import errors
 
 PHYSICS = ("mujoco", "mujoco-mjx", "brax")  # packages whose versions every report names

@@ -22,10 +22,11 @@ from absl import flags
 from jax import monitoring
 
 from benchmarks import machine
-from experiments import build, outputs, render
-from experiments import flags as command_line
-from experiments import machine as product
+from experiments import build, render
 from experiments import run as run_command
+from experiments.cli import flags as command_line
+from experiments.host import computer as product
+from experiments.runs import outputs
 from gentle_jax import config as config_lib
 from gentle_jax import errors, storage, sweep, training
 
@@ -34,7 +35,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 AGAIN = "import sys; from benchmarks import product_bars; product_bars.again(sys.argv[1])"
 RUN_ROWS = ("cold_command", "normalized_return", "cached_command", "host_share")
 FIRST = ("point_robot", "quick", 8)  # environment, preset and seeds of the first command
-MIN_CACHED_SECONDS = 0.5  # as `experiments.machine` sets it
+MIN_CACHED_SECONDS = 0.5  # as `experiments.host.computer` sets it
 BARS = {  # name: (what, sense, bar, unit)
     "cold_command": ("first command, cold", "<=", 600.0, "s"),
     "normalized_return": ("its normalized return, test tasks, native protocol", ">=", 0.9, ""),

@@ -30,8 +30,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks import growth, machine, train_step
-from experiments import machine as product
 from experiments import presets
+from experiments.host import computer as product
 from gentle_jax import config as config_lib
 from gentle_jax import errors, rng, sweep, training
 

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import machine, torch_step
-from experiments.machine import cores, use_all_cores
+from experiments.host.computer import cores, use_all_cores
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import errors, registry, rng, sweep

@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments import preemption
+from experiments.host import preemption
 
 if sys.argv[:1] == ["-m"]:  # a command: signals are taken before its imports, which take seconds
     preemption.install()

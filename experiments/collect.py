@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import console, flags, hosts, machine, preemption
+from experiments.cli import console, flags
+from experiments.host import computer, hosts, preemption
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import checkpoint, errors, evaluation, storage, sweep, training
 from gentle_jax import config as config_lib
@@ -59,11 +60,11 @@ def ensure(config, root, save_every=30):
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)
     size = storage.num_bytes(wanted)
     missing = 1.2 * size - storage.stored_bytes(folder)
-    machine.prepare_folder(folder, missing + 3 * state_bytes(config, env), "--data")
+    computer.prepare_folder(folder, missing + 3 * state_bytes(config, env), "--data")
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
     print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
     print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)
-    with machine.disk_may_fill(folder), machine.alone(folder):
+    with computer.disk_may_fill(folder), computer.alone(folder):
         _collect(config, env, folder, wanted, save_every)
     fields, meta = storage.load(folder, config)
     return fields, meta, time.perf_counter() - begin
@@ -171,11 +172,11 @@ def check_memory(state, episodes, mesh):
     the devices that both are split over.
     """
     needed = state + 2 * episodes
-    if machine.on_accelerator():
+    if computer.on_accelerator():
         needed /= 1 if mesh is None else mesh.size
     else:
         needed += state + episodes  # what is saved is copied within the same memory
-    free = machine.available_bytes()
+    free = computer.available_bytes()
     text = f"memory: agents and replay buffers {console.megabytes(state)}"
     print(text, "" if free is None else f"({console.megabytes(free)} free)", flush=True)
     if free is not None and needed > free:
@@ -280,7 +281,7 @@ def _finish(config, env, folder, carry):
         "expert_return": scored.tolist(),  # [level][task], deterministic episodes
         "random_return": random_of(config, env),  # [task]
         "reference_return": reference_of(env, scored[-1]),  # [task]
-        "environment": machine.environment(),
+        "environment": computer.environment(),
     }
     storage.commit(folder, meta)
     for name in ("progress", "progress_damaged"):
@@ -289,8 +290,8 @@ def _finish(config, env, folder, carry):
 
 def run(argv):
     """The command."""
-    machine.start(argv)
-    request = flags.parse(argv, "collect", SUMMARY, machine.on_accelerator)
+    computer.start(argv)
+    request = flags.parse(argv, "collect", SUMMARY, computer.on_accelerator)
     _, meta, seconds = ensure(request.config, request.data, request.save_every)
     last = np.array(meta["expert_return"])[-1]
     print(f"data: {len(last)} tasks, last level's deterministic return {last.mean():.2f}", end=" ")

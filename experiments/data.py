@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import collect, console, figures, flags, machine, tables
+from experiments import collect
+from experiments.cli import console, flags
+from experiments.host import computer
+from experiments.show import figures, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, interop, storage
 from gentle_jax.interop import table as table_lib
@@ -43,7 +46,7 @@ class Command(NamedTuple):
 
 def import_(request):
     """Reads a folder of another project and writes it as a dataset."""
-    machine.start()
+    computer.start()
     extra, config = request.extra, collect.whole_family(request.config)
     reader = interop.load(extra["format"])
     options = options_of(request, reader.OPTIONS)
@@ -121,8 +124,8 @@ def write(found, identity, env, config, folder, flag):
     if folder.exists() and {path.name for path in folder.iterdir()} - ours:
         raise errors.UserError(f"{folder} is not empty: pass another --to")
     shapes = {name: values.shape for name, values in found.fields.items()}
-    machine.prepare_folder(folder, storage.num_bytes(shapes), flag)
-    with machine.disk_may_fill(folder), machine.alone(folder):
+    computer.prepare_folder(folder, storage.num_bytes(shapes), flag)
+    with computer.disk_may_fill(folder), computer.alone(folder):
         arrays = storage.open_arrays(folder, shapes)
         for level in range(len(found.levels)):
             fields = {name: values[:, level] for name, values in found.fields.items()}
@@ -150,7 +153,7 @@ def meta_of(found, identity, env, config):
         "behaviour_return": scores.tolist(),
         "expert_return": scores.tolist(),  # no other episodes are known
         "reference_return": collect.reference_of(env, scores[-1]),
-        "environment": machine.environment(),
+        "environment": computer.environment(),
         **known,
     }
 
@@ -165,14 +168,14 @@ def export(request):
     fields, meta = storage.load(folder)
     size = storage.num_bytes({name: values.shape for name, values in fields.items()})
     # HDF5 spends some 20 kB on an episode, however short it is
-    machine.prepare_folder(target, size + 20e3 * fields["mask"][..., 0].size, "--to")
+    computer.prepare_folder(target, size + 20e3 * fields["mask"][..., 0].size, "--to")
     bars = []
 
     def progress(done, total):
         bars[:] = bars or [console.Progress("export", total)]
         bars[0].update(done)
 
-    with machine.disk_may_fill(target):
+    with computer.disk_may_fill(target):
         count = writer.export(fields, meta, target, progress)
     bars[0].close()
     print(f"data: {count} Minari datasets below {target}; set MINARI_DATASETS_PATH={target}")
@@ -240,10 +243,10 @@ def show(request):
     random, reference = (np.asarray(meta[f"{name}_return"]) for name in ("random", "reference"))
     print(f"random policy {random.mean():.2f}, reference {reference.mean():.2f}")
     target = pathlib.Path(request.extra["to"] or folder / "figures")
-    machine.prepare_folder(target, 1e6, "--to")
+    computer.prepare_folder(target, 1e6, "--to")
     source = (storage.source_of(meta) or {"format": "collected"})["format"]
     title = f"{identity['env']}, suite {identity['suite']} ({source})"
-    with machine.disk_may_fill(target):
+    with computer.disk_may_fill(target):
         made = figures.behaviour_returns(target, meta["levels"], scores, random, reference, title)
     print(f"figure: {made[0]}")
 

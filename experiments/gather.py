@@ -16,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments import flags, grids, machine, outputs, remote
+from experiments.cli import flags
+from experiments.host import computer
+from experiments.runs import grids, outputs, remote
 from gentle_jax import config as config_lib
 from gentle_jax import errors, storage
 
@@ -372,8 +374,8 @@ def run(argv):
             flush=True,
         )
         if not remote.is_remote(folder):
-            machine.prepare_folder(folder, 20e6, "--to")
-        with machine.disk_may_fill(folder):
+            computer.prepare_folder(folder, 20e6, "--to")
+        with computer.disk_may_fill(folder):
             summary = merge(shards, folder)
         outputs.print_table(summary, folder)
     return grids.DIVERGED if failed else 0

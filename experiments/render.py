@@ -14,7 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import build, collect, flags, machine, movies, offscreen, remote, scene
+from experiments import build, collect
+from experiments.cli import flags
+from experiments.host import computer
+from experiments.runs import remote
+from experiments.show import movies, offscreen, scene
 from gentle_jax import checkpoint, errors, physics, registry, rng, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
@@ -119,7 +123,7 @@ def restore(folder, config, points, checksums, root):
         fields, _ = collect.part_of(fields, meta, config)
     task, env, scale = build.make_task(config, points, fields)
     like = training.carry_shapes(task)
-    with machine.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
+    with computer.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
         kept = saves.restore(like)
     if kept is None:
         raise no_checkpoint(folder)
@@ -267,7 +271,7 @@ def write(target, env, task, shown, texts, movie):
 
 def run(argv):
     """The command."""
-    machine.start()
+    computer.start()
     request = flags.parse(argv, "render", SUMMARY, lambda: False, EXTRA)
     useless = [name for name in request.given if name not in USED]
     useless += [word.lstrip("-").partition("=")[0] for word in argv if "-config." in word]
@@ -285,7 +289,7 @@ def run(argv):
     if not any((folder / "checkpoints").glob("[0-9]*")):
         raise no_checkpoint(folder)
     to = pathlib.Path(asked["to"] or folder / "renders")
-    machine.prepare_folder(to, 20e6, "--to")
+    computer.prepare_folder(to, 20e6, "--to")
     restored = restore(folder, config, points, checksums, request.data)
     print(f"render: step {restored.done}, seed {seed}, task {task}, {protocol}", flush=True)
     shown = episode(restored, index, seed, task, protocol)

@@ -4,7 +4,9 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 `--algo`, `--env`, `--suite`, `--backbone`, `--fidelity`, `--preset`, `--num_seeds`, `--num_steps`.
 """
 
-from experiments import flags, outputs, remote, tables
+from experiments.cli import flags
+from experiments.runs import outputs, remote
+from experiments.show import tables
 from gentle_jax import errors
 
 SUMMARY = "Prints the table of a finished run, or one line for every finished run below --out."

@@ -5,7 +5,10 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 
 import pathlib
 
-from experiments import flags, grids, machine, outputs, remote, run
+from experiments import run
+from experiments.cli import flags
+from experiments.host import computer
+from experiments.runs import grids, outputs, remote
 from gentle_jax import errors, storage
 
 SUMMARY = (
@@ -65,7 +68,7 @@ def cells(table, argv):
                         f"{argument} is set by the rows of table {table!r}: leave it out, or "
                         f"choose with --rows and --envs"
                     )
-            request = flags.parse(line, "run", "", machine.on_accelerator)
+            request = flags.parse(line, "run", "", computer.on_accelerator)
             if request.axes:
                 raise errors.UserError(
                     "reproduce does not use --sweep: a table has one cell for each row and "
@@ -111,7 +114,7 @@ def write(table, found, folder):
     lines[-1] += f"bootstrap interval over seeds). {kept}. `-`: not run."
     (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
     stored = [{"row": row, "env": env, **summary} for (row, env), summary in found.items()]
-    whole = {"table": table, "environment": machine.environment(), "cells": stored}
+    whole = {"table": table, "environment": computer.environment(), "cells": stored}
     storage.write_json(folder / f"{table}.json", whole)
     return "\n".join(lines)
 
@@ -127,7 +130,7 @@ def main(argv):
             "reproduce does not use --multihost: one process runs the cells one by one; leave it "
             "out, or run a cell with `python -m experiments.run --multihost`"
         )
-    machine.start()
+    computer.start()
     table = own["table"]
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)
@@ -143,7 +146,7 @@ def main(argv):
             f"pass --to=FOLDER"
         )
     to = pathlib.Path(own["to"] or pathlib.Path(out) / "tables")
-    machine.prepare_folder(to, 1e6, "--to")
+    computer.prepare_folder(to, 1e6, "--to")
     found = {}
     for (row, env), cell in requests.items():
         chosen = row in (own["rows"] or [row]) and env in (own["envs"] or [env])

@@ -12,18 +12,10 @@ import time
 import jax
 import numpy as np
 
-from experiments import (
-    build,
-    collect,
-    console,
-    flags,
-    grids,
-    hosts,
-    machine,
-    outputs,
-    preemption,
-    remote,
-)
+from experiments import build, collect
+from experiments.cli import console, flags
+from experiments.host import computer, hosts, preemption
+from experiments.runs import grids, outputs, remote
 from gentle_jax import checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
@@ -191,12 +183,12 @@ def check_memory(task, programs):
     count = 1 if task.mesh is None else task.mesh.size
     parts = task.data.split
     data = training.state_bytes(task.data) / parts  # of one device
-    if machine.on_accelerator():  # each device has a memory of its own
+    if computer.on_accelerator():  # each device has a memory of its own
         needed = data + 2 * state / count + scratch
     else:  # all of this process
         here = -(-count // jax.process_count())
         needed = here * (data + scratch + 2 * state / count)
-    free = machine.available_bytes()
+    free = computer.available_bytes()
     once = "once" if count == 1 else f"once on each of {count} devices"
     once = f"on each of {count} devices, a part of the tasks" if parts > 1 else once
     parts = f"data {console.megabytes(data)} {once}, state {console.megabytes(state)}"
@@ -217,13 +209,13 @@ def needs(request):
     state *= len(request.points) * request.config.run.num_seeds
     text = f"memory: data about {console.megabytes(data)}, states of all runs about "
     print(f"{text}{console.megabytes(state)}, scratch is known once compiled; ", end="")
-    cached = machine.cached_programs()
+    cached = computer.cached_programs()
     print(f"compile cache: {cached} programs", flush=True)
 
 
 def write_environment(folder):
     """Writes environment.json; one that is there stays, and gets what a resumed run differs in."""
-    path, now = folder / "environment.json", machine.environment()
+    path, now = folder / "environment.json", computer.environment()
     if path.exists():
         first = storage.read_json(path)
         changed = {key: value for key, value in now.items() if first.get(key) != value}
@@ -242,7 +234,7 @@ def train(request, folder, hits):
     )
     if hosts.leader():
         size = training.state_bytes(training.state_shapes(task))
-        machine.prepare_folder(folder, 4 * size + 20e6, "--out")
+        computer.prepare_folder(folder, 4 * size + 20e6, "--out")
         storage.write_json(folder / "config.json", identity(request))
         write_environment(folder)
     session = Session(request, folder, task, build.task_sets(env)["test"])
@@ -325,14 +317,14 @@ def execute(request):
         summary = outputs.read_summary(folder)
         outputs.print_table(summary, folder)
         return summary
-    hits = machine.count_cache_hits()
+    hits = computer.count_cache_hits()
     needs(request)
     if not hosts.leader():
         train(request, folder, hits)
         return {"failed_seeds": []}
     mirror = remote.Mirror(folder)  # works in the folder itself where that is a local one
-    machine.prepare_folder(mirror.local, 20e6, "--out")
-    with machine.disk_may_fill(mirror.local), machine.alone(mirror.local), mirror:
+    computer.prepare_folder(mirror.local, 20e6, "--out")
+    with computer.disk_may_fill(mirror.local), computer.alone(mirror.local), mirror:
         summary = train(request, mirror.local, hits)
     outputs.print_table(summary, folder)
     return summary
@@ -345,8 +337,8 @@ def last_step(task):
 
 def run(argv):
     """The command; returns its exit code."""
-    machine.start(argv)
-    request = flags.parse(argv, "run", SUMMARY, machine.on_accelerator)
+    computer.start(argv)
+    request = flags.parse(argv, "run", SUMMARY, computer.on_accelerator)
     hosts.check(request)
     with preemption.held() if hosts.several() else contextlib.nullcontext():
         return int(hosts.agree(grids.execute(request, execute, folder_of)))

@@ -21,8 +21,11 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from experiments import compare, flags, machine, tables
-from experiments.attempts import KINDS, PHASES, Process, last_step, until
+from experiments.cli import flags
+from experiments.host import computer
+from experiments.runs import same_bits
+from experiments.runs.attempts import KINDS, PHASES, Process, last_step, until
+from experiments.show import tables
 from gentle_jax import errors, storage
 
 SUMMARY = "Kills a sweep at random moments, resumes it, and compares it with an uninterrupted one."
@@ -156,7 +159,7 @@ def judge(to, attempts, plain, productive, failures):
     finished = sorted({a.root for a in attempts if a.code == plain.code})
     differ, compared = [], 0
     for root in finished:
-        for name, judge_one in (("data", compare.datasets), ("out", compare.runs)):
+        for name, judge_one in (("data", same_bits.datasets), ("out", same_bits.runs)):
             found, number = judge_one(to / "plain" / name, to / root / name)
             differ += [f"{root}/{name}/{line}" for line in found]
             compared += number
@@ -186,7 +189,7 @@ def judge(to, attempts, plain, productive, failures):
         "steps_lost": lost,
         "uninterrupted": {"seconds": plain.seconds, "productive": productive},
         "attempts": [dataclasses.asdict(a) | {"early": too_early(a)} for a in attempts],
-        "environment": machine.environment(),
+        "environment": computer.environment(),
     }
 
 
@@ -272,7 +275,7 @@ def run(argv):
         "jax_platforms", "cpu"
     )  # an accelerator is for the runs, not for this process
     to = pathlib.Path(asked["to"])
-    machine.prepare_folder(to, 100e6, "--to")
+    computer.prepare_folder(to, 100e6, "--to")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # a kill must not harm the user's own
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(to.absolute() / "cache")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

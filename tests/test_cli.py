@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, collect, flags, presets, run
+from experiments import build, collect, presets, run
+from experiments.cli import flags
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, storage
 
@@ -159,11 +160,11 @@ def test_a_data_folder_that_cannot_be_written(tmp_path, capsys, place):
 
 @pytest.mark.parametrize("flag", ["--data", "--out"])
 def test_a_full_disk_is_noticed_before_any_work(tmp_path, capsys, monkeypatch, toy_root, flag):
-    usage = run.machine.shutil.disk_usage(tmp_path)
+    usage = run.computer.shutil.disk_usage(tmp_path)
     full = {"--data": "data", "--out": "runs"}[flag]
     free = lambda path: 1000 if path.parts[0] == full else 10**12
     monkeypatch.setattr(
-        run.machine.shutil, "disk_usage", lambda path: usage._replace(free=free(path))
+        run.computer.shutil, "disk_usage", lambda path: usage._replace(free=free(path))
     )
     data = [f"--data={toy_root}"] if flag == "--out" else []
     line = refused(capsys, *SMOKE, *data)
@@ -313,9 +314,9 @@ def test_the_fake_dataset_builds_a_task(toy_root):
 def test_a_disk_that_fills_up_is_told_of_the_folder_that_was_written():
     with (
         pytest.raises(errors.UserError, match="no space left in the_data"),
-        run.machine.disk_may_fill("the_run"),
-        run.machine.disk_may_fill("the_data"),
+        run.computer.disk_may_fill("the_run"),
+        run.computer.disk_may_fill("the_data"),
     ):
         raise OSError(28, "No space left on device")
-    with pytest.raises(OSError, match="other"), run.machine.disk_may_fill("the_run"):
+    with pytest.raises(OSError, match="other"), run.computer.disk_may_fill("the_run"):
         raise OSError(5, "other")

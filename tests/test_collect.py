@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import collect, preemption
+from experiments import collect
+from experiments.host import preemption
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, storage

@@ -8,7 +8,9 @@ import foreign
 import numpy as np
 import pytest
 
-from experiments import collect, data, figures, flags, run
+from experiments import collect, data, run
+from experiments.cli import flags
+from experiments.show import figures
 from gentle_jax import config as config_lib
 from gentle_jax import storage
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import figures
+from experiments.show import figures
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -6,7 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import flags, gather, outputs, render, report, run, tables
+from experiments import gather, render, report, run
+from experiments.cli import flags
+from experiments.runs import outputs
+from experiments.show import tables
 from gentle_jax import config as config_lib
 from gentle_jax import statistics, storage
 from gentle_jax.protocols import base

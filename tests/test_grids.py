@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import collect, figures, flags, grids, heatmap, outputs, reproduce, run
+from experiments import collect, reproduce, run
+from experiments.cli import flags
+from experiments.runs import grids, outputs
+from experiments.show import figures, heatmap
 from gentle_jax import config as config_lib
 from gentle_jax import errors
 

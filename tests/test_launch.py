@@ -12,7 +12,7 @@ import time
 import pytest
 import yaml
 
-from experiments import flags
+from experiments.cli import flags
 from experiments.launch import check, plan
 
 launch = importlib.import_module("experiments.launch.__main__")

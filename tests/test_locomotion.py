@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import collect, flags, presets, run
+from experiments import collect, presets, run
+from experiments.cli import flags
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax import errors, physics, registry, storage, sweep
@@ -310,7 +311,7 @@ def test_data_of_one_physics_are_refused_by_a_run_in_the_other():
 
 def test_too_little_memory_is_told_before_anything_is_compiled(tmp_path, monkeypatch):
     config = config_lib.resolve(config_lib.RunConfig(env="cheetah_vel", preset="smoke"), (TINY,))
-    monkeypatch.setattr(collect.machine, "available_bytes", lambda: 50_000)
+    monkeypatch.setattr(collect.computer, "available_bytes", lambda: 50_000)
     monkeypatch.setattr(collect.sweep, "compile_program", lambda *args, **kwargs: pytest.fail())
     with pytest.raises(errors.UserError, match=r"lower --config\.behaviour\.replay_rows"):
         collect.ensure(config, tmp_path)

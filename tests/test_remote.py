@@ -9,7 +9,9 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments import flags, gather, grids, outputs, remote, render, report, reproduce, run
+from experiments import gather, render, report, reproduce, run
+from experiments.cli import flags
+from experiments.runs import grids, outputs, remote
 from gentle_jax import errors, training
 
 TINY = (

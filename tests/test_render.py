@@ -12,17 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import (
-    build,
-    collect,
-    flags,
-    movies,
-    offscreen,
-    presets,
-    render,
-    run,
-    scene,
-)  # fmt: skip
+from experiments import build, collect, presets, render, run
+from experiments.cli import flags
+from experiments.show import movies, offscreen, scene
 from gentle_jax import checkpoint, errors, registry, rng, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.types import Outcome, Transition

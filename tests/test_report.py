@@ -5,7 +5,10 @@ import json
 
 import pytest
 
-from experiments import flags, outputs, report, reproduce, run, tables
+from experiments import report, reproduce, run
+from experiments.cli import flags
+from experiments.runs import outputs
+from experiments.show import tables
 
 ENTRY = {
     "task_set": "test", "metric": "final", "step": 20, "mean": -4.5, "std": 0.1,
@@ -121,8 +124,8 @@ def executed(monkeypatch, tmp_path):
         return summary
 
     monkeypatch.setattr(run, "execute", execute)
-    monkeypatch.setattr(reproduce.machine, "start", lambda argv=(): None)
-    monkeypatch.setattr(reproduce.machine, "on_accelerator", lambda: False)
+    monkeypatch.setattr(reproduce.computer, "start", lambda argv=(): None)
+    monkeypatch.setattr(reproduce.computer, "on_accelerator", lambda: False)
     monkeypatch.chdir(tmp_path)
     return found
 

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import flags, grids, heatmap, outputs, run
+from experiments import run
+from experiments.cli import flags
+from experiments.runs import grids, outputs
+from experiments.show import heatmap
 from gentle_jax import checkpoint, training
 
 SEEDS, POINTS, STEPS, EVALS = 2, 2, 12, 2
@@ -364,9 +367,9 @@ def test_no_space_left_while_results_are_written(
 
 
 def test_a_full_disk_stops_a_run_before_it_trains(workspace, finished, tmp_path, capsys):
-    usage = run.machine.shutil.disk_usage(tmp_path)._replace(free=10_000)
+    usage = run.computer.shutil.disk_usage(tmp_path)._replace(free=10_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.machine.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(run.computer.shutil, "disk_usage", lambda _: usage)
         assert workspace.command(tmp_path) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "MB free" in line and "--out" in line
@@ -375,7 +378,7 @@ def test_a_full_disk_stops_a_run_before_it_trains(workspace, finished, tmp_path,
 
 def test_too_little_memory_is_said_before_training(workspace, finished, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.machine, "available_bytes", lambda: 1000)
+        patch.setattr(run.computer, "available_bytes", lambda: 1000)
         assert workspace.command(tmp_path) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "--num_seeds" in line
@@ -461,9 +464,9 @@ def test_a_second_process_in_the_same_folder_is_refused(workspace, tmp_path, cap
     out = tmp_path / "runs"
     folder = run.folder_of(flags.parse(["run", *workspace.arguments(out)], "run", "", None))
     folder.mkdir(parents=True)
-    with run.machine.alone(folder):
+    with run.computer.alone(folder):
         assert workspace.command(out) == 2
     err = capsys.readouterr().err
     assert "another process works in" in err and err.count("\n") == 1
-    with run.machine.alone(folder):  # and it is free again afterwards
+    with run.computer.alone(folder):  # and it is free again afterwards
         pass

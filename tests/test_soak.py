@@ -9,7 +9,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from experiments import attempts, compare, flags, soak
+from experiments import soak
+from experiments.cli import flags
+from experiments.runs import attempts, same_bits
 from gentle_jax import checkpoint
 
 # stands in for experiments.run: tells and writes what that does, within a second; the training
@@ -161,7 +163,7 @@ def roots(tmp_path_factory):
     run.mkdir(parents=True)
     np.save(data / "obs.npy", np.arange(4, dtype=np.float32))
     (data / "meta.json").write_text(json.dumps({"environment": 1, "checksum": "x", "seed": 3}))
-    for name in compare.ARRAYS:
+    for name in same_bits.ARRAYS:
         np.savez(run / name, x=np.array([1.0, np.nan]), n=np.arange(3))
     (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
     (run / "config.json").write_text("{}")
@@ -174,8 +176,8 @@ def roots(tmp_path_factory):
 
 
 def differences(one, two):
-    found = compare.datasets(one / "data", two / "data")[0]
-    return found + compare.runs(one / "out", two / "out")[0]
+    found = same_bits.datasets(one / "data", two / "data")[0]
+    return found + same_bits.runs(one / "out", two / "out")[0]
 
 
 def test_equal_folders_are_equal_whenever_they_were_made(roots, tmp_path):
@@ -185,7 +187,7 @@ def test_equal_folders_are_equal_whenever_they_were_made(roots, tmp_path):
     meta = {"environment": 2, "checksum": "y", "seed": 3}
     (tmp_path / "b/data/d/meta.json").write_text(json.dumps(meta))
     assert differences(roots / "a", tmp_path / "b") == []
-    assert compare.runs(roots / "a/out", tmp_path / "b/out")[1] == 1
+    assert same_bits.runs(roots / "a/out", tmp_path / "b/out")[1] == 1
 
 
 def flip(path, at=-1):

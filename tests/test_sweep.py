@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from experiments import build, flags
+from experiments import build
+from experiments.cli import flags
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import evaluation, registry, storage, sweep, training

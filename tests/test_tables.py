@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments import flags, outputs, paper_tables, tables
+from experiments.cli import flags
+from experiments.runs import outputs
+from experiments.show import paper_tables, tables
 from gentle_jax import registry, suites
 
 pytestmark = pytest.mark.filterwarnings("error")

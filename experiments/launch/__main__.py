@@ -8,7 +8,8 @@ they are written.
 import importlib
 import pathlib
 
-from experiments import flags, machine
+from experiments.cli import flags
+from experiments.host import computer
 from experiments.launch import check, plan
 
 SUMMARY = (
@@ -34,7 +35,7 @@ def run(argv):
     made, to = plan.make(argv)
     found = texts(made)
     check.check(made, found)
-    machine.prepare_folder(to, 1e6, "--to")
+    computer.prepare_folder(to, 1e6, "--to")
     for name, text in found.items():
         (pathlib.Path(to) / name).write_text(text.replace("FOLDER/", f"{to.rstrip('/')}/"))
     print(

@@ -10,7 +10,7 @@ import tempfile
 import jsonschema
 import yaml
 
-from experiments import flags
+from experiments.cli import flags
 from gentle_jax import errors
 
 HERE = pathlib.Path(__file__).parent

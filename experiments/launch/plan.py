@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import yaml
 
-from experiments import flags, remote
+from experiments.cli import flags
+from experiments.runs import remote
 from gentle_jax import errors
 
 TARGETS = ("jobset", "skypilot", "slurm")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import paper_tables
+from experiments.show import paper_tables
 from gentle_jax import statistics
 from gentle_jax.protocols import base
 

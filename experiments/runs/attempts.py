@@ -57,7 +57,7 @@ class Process:
         self.begin = self.since = time.monotonic()
         self.child = subprocess.Popen(
             [*command, *roots],
-            cwd=pathlib.Path(__file__).parent.parent,
+            cwd=pathlib.Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -12,7 +12,7 @@ import threading
 
 import jax
 
-from experiments import hosts
+from experiments.host import hosts
 from gentle_jax import errors
 
 try:

@@ -14,7 +14,10 @@ import tempfile
 
 import numpy as np
 
-from experiments import build, heatmap, hosts, machine, remote, tables
+from experiments import build
+from experiments.host import computer, hosts
+from experiments.runs import remote
+from experiments.show import heatmap, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, storage
 
@@ -213,7 +216,7 @@ def show(request, folders, summaries):
     whole = {
         "algorithm": run.algorithm, "suite": run.suite, "env": run.env, "preset": run.preset,
         "protocol": run.protocols[0], "metric": metric, "axes": listed, "cells": found,
-        "best": best, "environment": machine.environment(),
+        "best": best, "environment": computer.environment(),
     }  # fmt: skip
     print(f"\n{tables.plain_grid(lines, len(axes))}\n" + "\n".join(texts), flush=True)
     folder = folders[0].parent / f"grid_{name}"
@@ -222,7 +225,7 @@ def show(request, folders, summaries):
             write(pathlib.Path(work), axes, whole, lines, texts)
             upload(pathlib.Path(work), folder)
     else:
-        machine.prepare_folder(folder, 2e6, "--out")
+        computer.prepare_folder(folder, 2e6, "--out")
         write(folder, axes, whole, lines, texts)
     print(f"grid: {folder}", flush=True)
     return folder

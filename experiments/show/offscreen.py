@@ -57,12 +57,12 @@ def render(model, qpos, torso, view):
 
 def _try(library, paths):
     """Returns None if a process that uses the library drew all pictures, else why not."""
-    root = str(pathlib.Path(__file__).parent.parent)
+    root = str(pathlib.Path(__file__).parents[2])
     python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": python_path}
     if library:
         environment["MUJOCO_GL"] = library
-    command = [sys.executable, "-m", "experiments.offscreen", *paths]
+    command = [sys.executable, "-m", "experiments.show.offscreen", *paths]
     try:
         ended = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False

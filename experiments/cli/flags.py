@@ -12,7 +12,8 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import hosts, preemption, presets
+from experiments import presets
+from experiments.host import hosts, preemption
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, suites
 

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments import build, figures, machine, presets, remote, tables
+from experiments import build, presets
+from experiments.host import computer
+from experiments.runs import remote
+from experiments.show import figures, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry, storage, suites, training
 
@@ -168,7 +171,7 @@ def write(request, folder, task, env, meta, carry, trace, session):
     costs = {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "seed_steps_per_second": session.runs * session.total / max(seconds["train"], 1e-9),
-        "peak_memory_bytes": machine.peak_bytes(),
+        "peak_memory_bytes": computer.peak_bytes(),
         "failed_seeds": failed_seeds(session, carry),
     }
     return store(request, folder, env, Arrays(returns, embeddings, trace), costs)

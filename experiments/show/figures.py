@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from experiments import tables
+from experiments.show import tables
 from gentle_jax import statistics
 from gentle_jax.protocols import base
 

@@ -49,7 +49,7 @@ def start():
 
 
 def check(request):
-    """Raises UserError for `--multihost` in a form that `machine.start` did not see."""
+    """Raises UserError for `--multihost` in a form that `computer.start` did not see."""
     if request.given.get("multihost") and jax.distributed.is_initialized() is False:
         raise errors.UserError("--multihost takes no value: write --multihost alone")
 

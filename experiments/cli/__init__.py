@@ -1,0 +1,1 @@
+"""What all commands share: their flags, how they report errors, progress on the terminal."""

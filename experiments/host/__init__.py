@@ -1,0 +1,1 @@
+"""The computer and its processes: set-up of JAX, several hosts, signals, folders, memory."""
