@@ -19,12 +19,12 @@ import jax.numpy as jnp
 
 from benchmarks import env_step as env_bench
 from benchmarks import growth, machine, scaling, torch_step, train_step
-from experiments import collect, presets
+from experiments import collect
 from experiments.host import computer as product
 from experiments.runs import outputs
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
-from gentle_jax import sweep, training
+from gentle_jax import presets, sweep, training
 
 PAPER_STEPS, PAPER_SEEDS = 200_000, 8
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")

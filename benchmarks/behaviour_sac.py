@@ -17,10 +17,10 @@ import numpy as np
 from absl import flags
 
 from benchmarks import machine
-from experiments import collect, presets
+from experiments import collect
 from experiments.host import computer as product
 from gentle_jax import config as config_lib
-from gentle_jax import evaluation
+from gentle_jax import evaluation, presets
 
 FACTOR = 5  # returns must exceed as many times the random distance
 

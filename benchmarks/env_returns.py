@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import presets
-from gentle_jax import behaviour, evaluation, registry, sweep
+from gentle_jax import behaviour, evaluation, presets, registry, sweep
 from gentle_jax import config as config_lib
 from gentle_jax.envs import base
 from gentle_jax.physics import MODES

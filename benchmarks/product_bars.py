@@ -22,13 +22,13 @@ from absl import flags
 from jax import monitoring
 
 from benchmarks import machine
-from experiments import build, render
+from experiments import render
 from experiments import run as run_command
 from experiments.cli import flags as command_line
 from experiments.host import computer as product
 from experiments.runs import outputs
+from gentle_jax import assembly, errors, storage, sweep, training
 from gentle_jax import config as config_lib
-from gentle_jax import errors, storage, sweep, training
 
 HERE, TRAIN, SCALING = "product_bars", "train_step", "scaling"
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -187,7 +187,7 @@ def random_task(request):
     shapes = storage.shapes(num_tasks, request.config.behaviour, env)
     fields = {name: random.random(shape, np.float32) for name, shape in shapes.items()}
     fields |= {"mask": np.ones(shapes["mask"], np.float32), "terminal": 0 * fields["terminal"]}
-    return build.make_task(request.config, request.points, fields)[0]
+    return assembly.make_sweep(request.config, fields, request.points)
 
 
 class Compilations:

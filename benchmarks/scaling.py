@@ -30,10 +30,9 @@ import numpy as np
 from absl import flags
 
 from benchmarks import growth, machine, train_step
-from experiments import presets
 from experiments.host import computer as product
 from gentle_jax import config as config_lib
-from gentle_jax import errors, rng, sweep, training
+from gentle_jax import errors, presets, rng, sweep, training
 
 MAPPINGS = {"in turn": True, "side by side": False}
 PAPER_BATCH = {"gentle": 0, "ctmrl": 16}  # tasks of a step in the papers; 0 = every training task

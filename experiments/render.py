@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import build, collect
+from experiments import collect
 from experiments.cli import flags
 from experiments.host import computer
 from experiments.runs import remote
 from experiments.show import movies, offscreen, scene
-from gentle_jax import checkpoint, errors, physics, registry, rng, storage, training
+from gentle_jax import assembly, checkpoint, errors, physics, registry, rng, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 
@@ -121,7 +121,8 @@ def restore(folder, config, points, checksums, root):
         )
     if storage.source_of(meta):
         fields, _ = collect.part_of(fields, meta, config)
-    task, env, scale = build.make_task(config, points, fields)
+    task = assembly.make_sweep(config, fields, points)
+    env, scale = task.env, task.scale
     like = training.carry_shapes(task)
     with computer.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
         kept = saves.restore(like)
@@ -174,7 +175,7 @@ def episode(restored, index, seed, task, protocol):
     The key is that of `evaluation.make_trace`: with the run's first protocol it is the episode of
     its `rollouts.npz`, up to how XLA compiles one task instead of all.
     """
-    config, env, order = restored.config, restored.env, build.task_order(restored.env)
+    config, env, order = restored.config, restored.env, assembly.task_order(restored.env)
     position = int(np.flatnonzero(order == task)[0])
     run_protocol = registry.load("protocol", protocol).make(config.eval, env).run
     algorithm, seen = exposed(restored.task.algorithm, env)

@@ -12,11 +12,11 @@ import time
 import jax
 import numpy as np
 
-from experiments import build, collect
+from experiments import collect
 from experiments.cli import console, flags
 from experiments.host import computer, hosts, preemption
 from experiments.runs import grids, outputs, remote
-from gentle_jax import checkpoint, errors, storage, sweep, training
+from gentle_jax import assembly, checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
 
@@ -203,7 +203,7 @@ def check_memory(task, programs):
 
 def needs(request):
     """Prints what data and states will take, before any is made; raises UserError as `check`."""
-    data, state = build.check(request.config)
+    data, state = assembly.check(request.config)
     if storage.imported(request.data):  # as large as it is, whatever the settings say
         data = storage.stored_bytes(request.data)
     state *= len(request.points) * request.config.run.num_seeds
@@ -229,15 +229,16 @@ def write_environment(folder):
 def train(request, folder, hits):
     """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
     fields, meta, collected = collect.ensure(request.config, request.data, request.save_every)
-    task, env, scale = build.make_task(
-        request.config, request.points, fields, hosts.devices(), request.shard_data
+    task = assembly.make_sweep(
+        request.config, fields, request.points, hosts.devices(), request.shard_data
     )
+    env, scale = task.env, task.scale
     if hosts.leader():
         size = training.state_bytes(training.state_shapes(task))
         computer.prepare_folder(folder, 4 * size + 20e6, "--out")
         storage.write_json(folder / "config.json", identity(request))
         write_environment(folder)
-    session = Session(request, folder, task, build.task_sets(env)["test"])
+    session = Session(request, folder, task, assembly.task_sets(env)["test"])
     programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)
     spent = {"collect": collected, "compile": compiled}

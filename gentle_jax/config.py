@@ -43,7 +43,7 @@ def from_zero(default):
 class RunConfig:
     """Names and counts: what is run, how often."""
 
-    algorithm: str
+    algorithm: str = next(iter(registry.ALGORITHMS))
     suite: str = "ctmrl"
     env: str = "point_robot"
     backbone: str = ""  # "" = the suite's

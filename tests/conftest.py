@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from gentle_jax import assembly, evaluation, registry, suites
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import evaluation, registry, suites
 from gentle_jax.envs import base
 from gentle_jax.types import Spec
 
@@ -36,6 +36,8 @@ TINY = {
     "eval.context_episodes": 1,
     "eval.scored_steps": 2 * HORIZON,
     "eval.num_repeats": 1,
+    "focal.width": 8,
+    "focal.depth": 1,
     "ctmrl.encoder_width": 8,
     "ctmrl.encoder_depth": 1,
     "ctmrl.width": 8,
@@ -69,12 +71,12 @@ class Tiny(NamedTuple):
         """Initial states of some runs, leaves [num_runs, ...]."""
         keys = jax.random.split(jax.random.key(0), num_runs)
         hp = jax.tree.map(lambda x: x[:num_runs], self.hp)
-        return jax.jit(jax.vmap(self.algorithm.init))(hp, keys)
+        return jax.jit(jax.vmap(self.algorithm.init, (0, 0, None)))(hp, keys, self.train)
 
     def state(self):
         """The initial state of one run."""
         hp = jax.tree.map(lambda x: x[0], self.hp)
-        return jax.jit(self.algorithm.init)(hp, jax.random.key(0))
+        return jax.jit(self.algorithm.init)(hp, jax.random.key(0), self.train)
 
 
 def make_toy_dataset(env, levels=2, episodes=3, timeout_is_terminal=True):
@@ -124,19 +126,8 @@ def make_tiny(algorithm, suite="ctmrl", env="point_robot", backbone="", fidelity
         mean, std = data_lib.statistics(train)
         train, test = (data_lib.normalize(d, mean, std) for d in (train, test))
         env = base.normalize(env, mean, std)
-    rows = int(np.asarray(train.episode_start)[:, -1].min())
-    spec = Spec(
-        env.obs_dim, env.action_dim, len(env.train_ids), rows, env.horizon,
-        config.train.init, config.train.precision,
-    )  # fmt: skip
-    rl = registry.load("backbone", config.run.backbone).make(
-        config.backbone, config.train.latent_dim, spec
-    )
-    built = registry.load("algorithm", algorithm).make(config.algo, config.train, spec, rl)
-    protocols = {
-        name: registry.load("protocol", name).make(config.eval, env)
-        for name in config.run.protocols
-    }
+    spec = assembly.spec_of(config, env, train)
+    built, protocols = assembly.make_algorithm(config, env, spec)
     hp = config_lib.hyper_params(config, ({}, {}))
     return Tiny(config, env, train, test, spec, built, protocols, hp)
 

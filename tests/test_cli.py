@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, collect, presets, run
+from experiments import collect, run
 from experiments.cli import flags
+from gentle_jax import assembly, errors, presets, registry, storage
 from gentle_jax import config as config_lib
-from gentle_jax import errors, registry, storage
 
 SMOKE = ("--preset=smoke", "--num_seeds=1")
 
@@ -265,7 +265,7 @@ def test_programs_can_be_built_with_the_fewest_tasks_of_every_preset(algorithm, 
     # Cheetah-Dir has two: settings that need more of them fail here
     names = {"algo": algorithm, "suite": "gentle", "env": "cheetah_dir", "preset": preset}
     config = parse(*(f"--{name}={value}" for name, value in names.items())).config
-    data, state = build.check(config)
+    data, state = assembly.check(config)
     assert data > 0 and state > 0
 
 
@@ -307,8 +307,8 @@ def test_the_fake_dataset_builds_a_task(toy_root):
     """What the tests above rely on: with good settings the same data is accepted."""
     config = parse(*SMOKE).config
     fields, _, seconds = collect.ensure(config, toy_root)
-    task, env, _ = build.make_task(config, ({},), fields)
-    assert seconds == 0 and task.data.episode_start.shape[0] == len(build.task_order(env))
+    task = assembly.make_sweep(config, fields)
+    assert seconds == 0 and task.data.episode_start.shape[0] == len(assembly.task_order(task.env))
 
 
 def test_a_disk_that_fills_up_is_told_of_the_folder_that_was_written():

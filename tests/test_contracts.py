@@ -101,7 +101,7 @@ def test_z_lies_within_one_and_depends_on_its_own_context_only(tiny, algorithm):
     state = jax.tree.map(lambda x: 5 * x if x.dtype == jnp.float32 else x, made.state().rep)
     ids = jnp.arange(made.spec.num_train_tasks)
     context = data_lib.rl_batch(data, ids, 8, jax.random.key(0))
-    encode = jax.jit(lambda c: learner.encode_tasks(rep, state, c, jax.random.key(0)))
+    encode = jax.jit(lambda c: learner.encode_tasks(rep, state, c, ids, jax.random.key(0)))
     z = encode(context)
     assert z.shape == (made.spec.num_train_tasks, made.config.train.latent_dim)
     assert (np.abs(z) < 1.0).all() and np.std(z, 0).max() > 1e-4
@@ -109,7 +109,7 @@ def test_z_lies_within_one_and_depends_on_its_own_context_only(tiny, algorithm):
     changed = encode(other)
     np.testing.assert_array_equal(np.delete(changed, 1, 0), np.delete(z, 1, 0))
     assert not np.array_equal(changed[1], z[1])
-    prior = rep.sample(rep.prior(state), jax.random.key(0))
+    prior = rep.sample(state, rep.prior(state), jax.random.key(0))
     np.testing.assert_array_equal(prior, np.zeros(made.config.train.latent_dim))
 
 
@@ -155,6 +155,8 @@ BANDIT = {
     "brac_sac.use_brac": False,
     "algo.lr": 3e-3,
     "algo.width": 16,
+    "focal.depth": 1,
+    "focal.use_next_obs": False,
     "ctmrl.encoder_width": 16,
     "ctmrl.encoder_depth": 1,
     "ctmrl.depth": 1,
@@ -193,13 +195,13 @@ def test_only_the_context_tells_which_arm_pays(algorithm, backbone):
     rl = registry.load("backbone", backbone).make(config.backbone, 2, spec)
     made = registry.load("algorithm", algorithm).make(config.algo, config.train, spec, rl)
     hp = row(config_lib.hyper_params(config), 0)
-    state = jax.jit(made.init)(hp, jax.random.key(0))
+    state = jax.jit(made.init)(hp, jax.random.key(0), data)
     for stage in made.stages:
         chunk = jax.jit(sweep.make_chunk(stage))
         state, metrics = chunk(state, jax.random.key(1), data, jnp.int32(0), stage.num_steps)
         check_finite(stage.name, metrics)
     held_out = data_lib.rl_batch(data, jnp.arange(2), 20, jax.random.key(5))
-    z = learner.encode_tasks(made.rep, state.rep, held_out, jax.random.key(0))
+    z = learner.encode_tasks(made.rep, state.rep, held_out, jnp.arange(2), jax.random.key(0))
     arms = jnp.stack([rl.mode(state.rl, jnp.zeros(1), z[k])[0] for k in range(2)])
     pays = jnp.array([1.0, -1.0])
     # the best return is 1, the worst -1; what ignores its context earns 0 over both tasks, and a

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import collect, presets, run
+from experiments import collect, run
 from experiments.cli import flags
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
-from gentle_jax import errors, physics, registry, storage, sweep
+from gentle_jax import errors, physics, presets, registry, storage, sweep
 from gentle_jax.envs import base
 
 pytestmark = pytest.mark.mjx

@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import build, collect, presets, render, run
+from experiments import collect, render, run
 from experiments.cli import flags
 from experiments.show import movies, offscreen, scene
-from gentle_jax import checkpoint, errors, registry, rng, storage, sweep, training
+from gentle_jax import (
+    assembly,
+    checkpoint,
+    errors,
+    presets,
+    registry,
+    rng,
+    storage,
+    sweep,
+    training,
+)
 from gentle_jax import config as config_lib
 from gentle_jax.types import Outcome, Transition
 
@@ -189,7 +199,8 @@ def make_restored():
         "reward": draw(), "context_reward": draw(), "terminal": 0 * draw(),
         "mask": np.ones((2, 1, 4, STEPS), np.float32),
     }  # fmt: skip
-    task, env, scale = build.make_task(config, ({},), fields)
+    task = assembly.make_sweep(config, fields)
+    env, scale = task.env, task.scale
     state = jax.jit(lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys))(
         *jax.device_get((task.hp,)), rng.run_keys(2)
     )
@@ -252,7 +263,7 @@ def finished(tmp_path_factory):
     storage.commit(data, {"identity": config_lib.data_identity(config)})
     folder.mkdir(parents=True)
     storage.write_json(folder / "config.json", run.identity(request))
-    task, _, _ = build.make_task(config, request.points, fields)
+    task = assembly.make_sweep(config, fields, request.points)
     state = jax.jit(lambda *args: sweep.init_runs(task.algorithm, *args, task.mesh))(
         task.hp, task.run_keys
     )
@@ -286,7 +297,7 @@ def test_the_command_writes_the_episode_of_the_figures(finished, tmp_path, capsy
     assert len(points) == 2 and "seed 4" in found["details"] and "=0.002" in found["details"]
     env = config_lib.make_env(config)
     np.testing.assert_allclose(found["goal"], env.landmarks[3], atol=1e-4)
-    position = int(np.flatnonzero(build.task_order(env) == 3)[0])
+    position = int(np.flatnonzero(assembly.task_order(env) == 3)[0])
     expected = paths[3, position]  # runs are grid points x seeds
     np.testing.assert_allclose(found["path"], expected, atol=2e-4)
     goal = env.landmarks[3]

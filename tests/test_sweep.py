@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from experiments import build
 from experiments.cli import flags
+from gentle_jax import assembly, evaluation, registry, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import evaluation, registry, storage, sweep, training
 from gentle_jax.types import Stage
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -500,7 +499,7 @@ def test_grid_points_cross_with_seeds():
     env = registry.load("environment", run.env).make(run.suite)
     shapes = storage.shapes(jax.tree.leaves(env.tasks)[0].shape[0], config.behaviour, env)
     fields = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    task, _, _ = build.make_task(config, points, fields)
+    task = assembly.make_sweep(config, fields, points)
     for section in ("algo", "backbone"):
         np.testing.assert_allclose(task.hp[section]["lr"], [0.1] * 3 + [0.2] * 3)
     np.testing.assert_allclose(task.hp["algo"]["eta"], [0.5] * 6)

@@ -12,10 +12,9 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import presets
 from experiments.host import hosts, preemption
 from gentle_jax import config as config_lib
-from gentle_jax import errors, registry, suites
+from gentle_jax import errors, presets, registry, suites
 
 # group -> (flag, kind, default, help)
 GROUPS = {

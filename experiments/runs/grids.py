@@ -14,12 +14,11 @@ import tempfile
 
 import numpy as np
 
-from experiments import build
 from experiments.host import computer, hosts
 from experiments.runs import remote
 from experiments.show import heatmap, tables
+from gentle_jax import assembly, errors, storage
 from gentle_jax import config as config_lib
-from gentle_jax import errors, storage
 
 DIVERGED, REFUSED = 3, 2  # exit codes: some run became NaN; a program could not run
 KEPT = ("mean", "std", "ci95", "iqm", "iqm_ci95", "normalized", "per_seed")
@@ -58,7 +57,7 @@ def check(queue):
     """Raises UserError if some program of the queue has settings that nothing could train with."""
     for choice, program in queue:
         try:
-            build.check(program.config)
+            assembly.check(program.config)
         except errors.UserError as error:
             raise errors.UserError(f"with {spell(choice)}: {error}") from None
 

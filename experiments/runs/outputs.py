@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments import build, presets
 from experiments.host import computer
 from experiments.runs import remote
 from experiments.show import figures, tables
+from gentle_jax import assembly, errors, presets, registry, storage, suites, training
 from gentle_jax import config as config_lib
-from gentle_jax import errors, registry, storage, suites, training
 
 
 def label(point):
@@ -108,7 +107,7 @@ def arrays_of(config, task, env, meta, carry):
 
     Protocols come in the order of the command line, by default the suite's own first.
     """
-    sets = build.task_sets(env)
+    sets = assembly.task_sets(env)
     steps = np.array(training.eval_steps(task))
     returns = {  # contiguous: sums are those of the arrays that a reader of the file has
         f"{task_set}/{protocol}": np.ascontiguousarray(carry["returns"][protocol][:, :, positions])
@@ -138,7 +137,7 @@ def draw(folder, request, env, returns, embeddings, trace):
     """
     run, title = request.config.run, f"{request.config.run.algorithm} on {request.config.run.env}"
     seeds = run.num_seeds  # figures show the first grid point of a sweep
-    sets, target = build.task_sets(env), folder / "figures"
+    sets, target = assembly.task_sets(env), folder / "figures"
     reference = "optimum" if env.optimal_return is not None else "expert"
     metric = request.config.eval.metric
     figures.learning_curves(target, returns, metric, groups_of(request), title, reference)

@@ -1,3 +1,0 @@
-"""To be removed: `gentle_jax.assembly`."""
-
-from gentle_jax.assembly import *  # noqa: F403
