@@ -86,7 +86,7 @@ class Loop:
         self.devices = 1 if mesh is None else mesh.size
         self.state = sweep.place(jax.tree.map(tile, start), mesh)
         keys = sweep.place(rng.run_keys(num_runs), mesh)
-        self.args = (keys, sweep.place(problem.data, mesh, shared=True))
+        self.args = (keys, sweep.place_data(problem.data, mesh))
         chunk = sweep.over_runs(sweep.make_chunk(problem.stage), 2, mesh, in_turn)
         args = (self.state, *self.args, jnp.int32(0), jnp.int32(1))
         sharding = sweep.run_sharding(mesh)

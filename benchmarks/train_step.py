@@ -163,7 +163,7 @@ class JaxLoop:
     def __init__(self, problem, num_seeds):
         mesh = sweep.make_mesh(num_seeds)
         self.keys = sweep.place(rng.run_keys(num_seeds), mesh)
-        self.data = sweep.place(problem.data, mesh, shared=True)
+        self.data = sweep.place_data(problem.data, mesh)
         hp = sweep.place(config_lib.hyper_params(problem.config, ({},) * num_seeds), mesh)
         init = jax.jit(sweep.init_runs, static_argnums=(0, 3))
         self.state = init(problem.algorithm, hp, self.keys, mesh)

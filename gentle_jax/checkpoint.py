@@ -6,7 +6,6 @@ that another version of the code wrote is an error, and stays.
 """
 
 import contextlib
-import logging
 import pathlib
 import shutil
 import warnings
@@ -19,8 +18,6 @@ from gentle_jax import errors
 from gentle_jax.config import fingerprint
 
 UNITS = 100  # more than the evaluation programs at one step
-
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at info level
 
 
 class Checkpoints:

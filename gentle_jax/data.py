@@ -34,6 +34,10 @@ class Dataset:
         place = None if self.place is None else whole
         return self.replace(rows=rows, episode_start=whole, place=place)
 
+    def unsplit(self):
+        """Returns the same Dataset marked as whole: to trace a step outside of a mesh."""
+        return self.replace(split=1)
+
 
 def from_episodes(fields, mask, timeout_is_terminal):
     """Packs episodes [task, level, episode, step, ...] into a numpy Dataset.

@@ -16,6 +16,7 @@ import functools
 import importlib.util
 import io
 import pathlib
+import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -40,6 +41,7 @@ FAST_ITERATIONS, FAST_LS_ITERATIONS = 1, 4
 # what `mj_setConst` derives from masses and what MJX reads of it; engines that only write the
 # randomised fields (the releases do) leave these at the values of the unchanged model
 DERIVED = ("body_subtreemass", "body_invweight0", "dof_invweight0")
+FACTORING = (mjx_forward, mjx_smooth, mjx_solver)  # MJX's modules that factor matrices
 
 
 def _for_cpu(name):
@@ -48,19 +50,55 @@ def _for_cpu(name):
     return lambda *args: (ours if jax.default_backend() == "cpu" else theirs)(*args)
 
 
-def _without_lapack(module):
-    """Makes one of MJX's modules factor matrices by `_for_cpu`; JAX itself stays as it is."""
+def _jax_without_lapack():
+    """Returns what MJX's modules see as `jax` while they factor matrices by `_for_cpu`."""
     linalg = types.SimpleNamespace(
         cho_factor=_for_cpu("cho_factor"), cho_solve=_for_cpu("cho_solve")
     )
     seen = types.ModuleType("jax")
     seen.__getattr__ = lambda name: getattr(jax, name)
     seen.scipy = types.SimpleNamespace(linalg=linalg)
-    module.jax = seen
+    return seen
 
 
-for _module in (mjx_forward, mjx_smooth, mjx_solver):
-    _without_lapack(_module)
+class _Patch:
+    """How many programs are being traced, and what MJX's modules saw before the first of them."""
+
+    def __init__(self):
+        self.lock, self.depth, self.theirs = threading.Lock(), 0, ()
+
+    def enter(self):
+        with self.lock:
+            if self.depth == 0:
+                self.theirs = tuple(module.jax for module in FACTORING)
+                seen = _jax_without_lapack()
+                for module in FACTORING:
+                    module.jax = seen
+            self.depth += 1
+
+    def leave(self):
+        with self.lock:
+            self.depth -= 1
+            if self.depth == 0:
+                for module, theirs in zip(FACTORING, self.theirs, strict=True):
+                    module.jax = theirs
+
+
+_patch = _Patch()
+
+
+@contextlib.contextmanager
+def without_lapack():
+    """While it is entered MJX factors matrices by `gentle_jax.cholesky` on a CPU.
+
+    Around every call of MJX, also within programs: they are patched as they are traced. May be
+    nested and entered by several threads; MJX is as it was once the last of them has left.
+    """
+    _patch.enter()
+    try:
+        yield
+    finally:
+        _patch.leave()
 
 
 @struct.dataclass
@@ -116,10 +154,12 @@ def load(asset, mode, timestep, frame_skip, integrator, edit=None, with_contact_
 
 def of_model(c_model, frame_skip, with_contact_cost=False):
     """Returns the System of a C model as it is, with the options that it has."""
+    with without_lapack():
+        model, blank = mjx.put_model(c_model, impl="jax"), mjx.make_data(c_model, impl="jax")
     system = System(
         c_model=c_model,
-        model=_uncommitted(mjx.put_model(c_model, impl="jax")),
-        blank=_uncommitted(mjx.make_data(c_model, impl="jax")),
+        model=_uncommitted(model),
+        blank=_uncommitted(blank),
         frame_skip=frame_skip,
         torso=c_model.body("torso").id,
         with_contact_cost=with_contact_cost,
@@ -159,8 +199,9 @@ def _reset(system, qpos, qvel):
         at = slice(c_model.jnt_qposadr[joint] + 3, c_model.jnt_qposadr[joint] + 7)
         qpos = qpos.at[at].divide(jnp.linalg.norm(qpos[at]))
     zero = jnp.zeros(())
-    torso = mjx.kinematics(system.model, system.blank.replace(qpos=qpos)).xpos[system.torso]
-    return State(qpos, qvel, jnp.zeros(c_model.nv), torso, zero)
+    with without_lapack():
+        data = mjx.kinematics(system.model, system.blank.replace(qpos=qpos))
+    return State(qpos, qvel, jnp.zeros(c_model.nv), data.xpos[system.torso], zero)
 
 
 def _step(system, fields, state, control):
@@ -175,8 +216,9 @@ def _step(system, fields, state, control):
         data = system.blank.replace(
             qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warmstart, ctrl=control
         )
-        data = mjx.step(model, data)
-        cost = _contact_cost(model, data) if system.with_contact_cost else state.contact_cost
+        with without_lapack():
+            data = mjx.step(model, data)
+            cost = _contact_cost(model, data) if system.with_contact_cost else state.contact_cost
         torso = data.xpos[system.torso]
         return State(data.qpos, data.qvel, data.qacc_warmstart, torso, cost)
 

@@ -24,10 +24,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gentle_jax import data as data_lib
+from gentle_jax.data import DEVICES as RUNS  # the mesh axis
+from gentle_jax.data import Dataset
 from gentle_jax.rng import stream
 
-RUNS = data_lib.DEVICES  # the mesh axis
 _tracing = threading.Lock()
 
 
@@ -88,11 +88,10 @@ def make_piece(stage):
     return piece
 
 
-def metric_shapes(stage, state, data, run_key):
+def metric_shapes(stage, state, data: Dataset, run_key):
     """Returns the shapes of a stage's metrics for one run. Args: arrays or shapes of one run."""
-    whole = data.replace(split=1) if hasattr(data, "split") else data  # outside of a mesh
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    return jax.eval_shape(stage.step, state, whole, run_key, step)[1]
+    return jax.eval_shape(stage.step, state, data.unsplit(), run_key, step)[1]
 
 
 def make_chunk(stage):
@@ -129,19 +128,29 @@ def run_sharding(mesh):
     return None if mesh is None else NamedSharding(mesh, PartitionSpec(RUNS))
 
 
-def place(tree, mesh, shared=False):
-    """Puts leaves [S, ...] on the devices of a mesh, or a `shared` tree as its `partition` says.
+def place(tree, mesh):
+    """Puts leaves [S, ...] on the devices of a mesh.
 
-    Without `partition` every device gets a whole copy. S is padded to a multiple of the mesh by
-    repeating the last run; `fetch` drops what was added.
+    S is padded to a multiple of the mesh by repeating the last run; `fetch` drops what was added.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    if shared:
-        specs = _partition(tree)
-    else:
-        specs = PartitionSpec(RUNS)
-        tree = jax.tree.map(lambda leaf: _padded(leaf, mesh.size), tree)
+    padded = jax.tree.map(lambda leaf: _padded(leaf, mesh.size), tree)
+    return _put(padded, PartitionSpec(RUNS), mesh)
+
+
+def place_shared(tree, mesh):
+    """Puts a tree that all runs share on the devices of a mesh, a whole copy on each."""
+    return jax.tree.map(jnp.asarray, tree) if mesh is None else _put(tree, PartitionSpec(), mesh)
+
+
+def place_data(data: Dataset, mesh) -> Dataset:
+    """Puts a Dataset on the devices of a mesh: a copy on each, or split as `partition` says."""
+    return jax.tree.map(jnp.asarray, data) if mesh is None else _put(data, data.partition(), mesh)
+
+
+def _put(tree, specs, mesh):
+    """Puts a tree on the devices of a mesh. Args: specs, a pytree prefix of PartitionSpecs."""
     is_spec = lambda leaf: isinstance(leaf, PartitionSpec)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
     if mesh.is_multi_process:
@@ -149,9 +158,9 @@ def place(tree, mesh, shared=False):
     return jax.device_put(tree, shardings)
 
 
-def _partition(tree):
-    """Returns a pytree prefix of PartitionSpecs for a shared argument."""
-    return tree.partition() if hasattr(tree, "partition") else PartitionSpec()
+def _shared_spec(tree):
+    """Returns the pytree prefix of PartitionSpecs of a shared argument: a Dataset knows its own."""
+    return tree.partition() if isinstance(tree, Dataset) else PartitionSpec()
 
 
 def _padded(leaf, multiple):
@@ -186,7 +195,8 @@ def over_runs(function, num_mapped, mesh=None, in_turn=None):
     """Maps a one-run function over runs [S] in its first `num_mapped` arguments; others shared.
 
     Args: mesh, from `make_mesh`; in_turn, whether a device takes its runs one after the other
-    instead of side by side (default: on a CPU).
+    instead of side by side (default: on a CPU). A shared Dataset may be split over devices; of any
+    other shared argument each has a copy.
     """
     in_turn = jax.default_backend() == "cpu" if in_turn is None else in_turn
 
@@ -201,7 +211,7 @@ def over_runs(function, num_mapped, mesh=None, in_turn=None):
     own = PartitionSpec(RUNS)
 
     def split(*args):
-        specs = (own,) * num_mapped + tuple(map(_partition, args[num_mapped:]))
+        specs = (own,) * num_mapped + tuple(map(_shared_spec, args[num_mapped:]))
         return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)(
             *args
         )

@@ -30,7 +30,7 @@ def trained(made, num_devices):
     hp = jax.tree.map(lambda x: np.resize(np.asarray(x), (count,)), made.hp)
     hp = sweep.place(hp, mesh)
     keys = sweep.place(jax.vmap(jax.random.key)(jnp.arange(count)), mesh)
-    data = sweep.place(made.train, mesh, shared=True)
+    data = sweep.place_data(made.train, mesh)
     init = lambda hp, key: made.algorithm.init(jax.tree.map(jnp.copy, hp), key)
     state = jax.jit(sweep.over_runs(init, 2, mesh))(hp, keys)
     chunk = jax.jit(sweep.over_runs(sweep.make_chunk(made.algorithm.stages[1]), 2, mesh, False))

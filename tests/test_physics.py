@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -223,6 +224,70 @@ def test_a_step_calls_no_lapack_on_a_cpu(name):
     lowered = jax.jit(env.step).lower(row(env.tasks, 0), state, np.zeros(env.action_dim))
     text = lowered.as_text()
     assert jax.default_backend() != "cpu" or ("lapack" not in text and "blas" not in text)
+
+
+def seen_by_mjx():
+    return [module.jax for module in physics.FACTORING]
+
+
+@pytest.mark.parametrize("name", ["cheetah_vel", "walker_params"])
+def test_mjx_is_as_it_was_after_a_step_is_traced(name, monkeypatch):
+    env = make(name, "fast")
+    step, inside = physics.mjx.step, []
+
+    def watched(model, data):
+        inside.append(seen_by_mjx())
+        return step(model, data)
+
+    monkeypatch.setattr(physics.mjx, "step", watched)
+    system = physics.of_model(env.system.c_model, 1)
+    state = system.reset(*(jnp.zeros(size) for size in (system.c_model.nq, system.c_model.nv)))
+    assert not inside and seen_by_mjx() == [jax] * len(physics.FACTORING)
+    jax.jit(system.step).lower({}, state, jnp.zeros(system.c_model.nu))
+    assert inside and not any(module is jax for module in inside[0])
+    assert seen_by_mjx() == [jax] * len(physics.FACTORING)
+
+
+def test_the_patch_is_nested_survives_errors_and_ends_with_the_last_thread():
+    plain = [jax] * len(physics.FACTORING)
+    with physics.without_lapack():
+        patched = seen_by_mjx()
+        with physics.without_lapack():
+            assert seen_by_mjx() == patched
+        assert seen_by_mjx() == patched and not set(map(id, patched)) & {id(jax)}
+    assert seen_by_mjx() == plain
+    with pytest.raises(ZeroDivisionError), physics.without_lapack():
+        raise ZeroDivisionError
+    assert seen_by_mjx() == plain
+    entered, end = threading.Event(), threading.Event()
+
+    def other():
+        with physics.without_lapack():
+            entered.set()
+            end.wait(20)
+
+    thread = threading.Thread(target=other)
+    with physics.without_lapack():
+        thread.start()
+        entered.wait(20)
+    assert not any(module is jax for module in seen_by_mjx())  # the other one is still inside
+    end.set()
+    thread.join()
+    assert seen_by_mjx() == plain
+
+
+def test_many_threads_leave_mjx_as_it_was():
+    def enter_and_leave():
+        for _ in range(300):
+            with physics.without_lapack():
+                wrong.extend(module for module in seen_by_mjx() if module is jax)
+
+    wrong, threads = [], [threading.Thread(target=enter_and_leave) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and seen_by_mjx() == [jax] * len(physics.FACTORING)
 
 
 def test_importing_and_loading_print_nothing():

@@ -306,8 +306,8 @@ def spread(task, num_runs, split=False):
     data = jax.tree.map(np.asarray, task.data)
     data = data_lib.split_tasks(data, mesh.size) if split else data
     return task._replace(
-        data=sweep.place(data, mesh, shared=True),
-        tasks=sweep.place(task.tasks, mesh, shared=True),
+        data=sweep.place_data(data, mesh),
+        tasks=sweep.place_shared(task.tasks, mesh),
         hp=sweep.place(jax.tree.map(lambda x: x[index], task.hp), mesh),
         run_keys=sweep.place(task.run_keys[index], mesh),
         mesh=mesh,

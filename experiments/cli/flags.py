@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import itertools
+import logging
 import math
 import os
 import sys
@@ -352,6 +353,7 @@ def parse(argv, command, summary, on_accelerator, extra=()):
 
 def main(function, argv=None):
     """Runs a command: user errors become one line on stderr and exit code 2, signals code 42."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at info level
     try:
         preemption.begin()
         return function(sys.argv if argv is None else argv) or 0

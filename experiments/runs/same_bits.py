@@ -7,8 +7,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gentle_jax import checkpoint  # noqa: F401 it quiets orbax
-
 ARRAYS = ("returns.npz", "embeddings.npz", "rollouts.npz")
 UNEQUAL_META = ("environment", "checksum")  # of meta.json: where it was made, and what covers that
 

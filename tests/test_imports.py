@@ -1,0 +1,46 @@
+"""Importing the library changes nothing: settings and patches belong to commands and programs."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+# what third parties do when they are imported is done before the first look
+LOOK_IMPORT_LOOK = """
+import contextlib, importlib, io, logging, os, pkgutil, sys, warnings
+import flax, jax, optax, orbax.checkpoint
+with contextlib.redirect_stdout(io.StringIO()):
+    from mujoco import mjx
+    from mujoco.mjx._src import forward, smooth, solver
+
+def look():
+    loggers = [logging.getLogger(name) for name in (None, "absl", "jax")]
+    return {
+        "jax.config": dict(jax.config.values),
+        "environment": dict(os.environ),
+        "levels": [logger.level for logger in loggers],
+        "handlers": [list(logger.handlers) for logger in loggers],
+        "warnings": list(warnings.filters),
+        "mjx": [dict(vars(module)) for module in (mjx, forward, smooth, solver)],
+        "stdout": [sys.stdout, sys.stderr],
+    }
+
+before = look()
+import gentle_jax
+names = [found.name for found in pkgutil.walk_packages(gentle_jax.__path__, "gentle_jax.")]
+for name in names:
+    importlib.import_module(name)
+after = look()
+changed = [key for key in before if before[key] != after[key]]
+assert not changed, changed
+assert len(names) > 40 and "gentle_jax.physics" in names, names
+jax.config.update("jax_num_cpu_devices", 3)  # raises once JAX has started
+assert jax.device_count() == 3
+print("nothing")
+"""
+
+
+def test_importing_every_module_changes_nothing():
+    command = [sys.executable, "-c", LOOK_IMPORT_LOOK]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("nothing\n", 0), done.stderr
