@@ -22,9 +22,9 @@ from benchmarks import growth, machine, scaling, torch_step, train_step
 from experiments import collect
 from experiments.host import computer as product
 from experiments.runs import outputs
+from gentle_jax import assembly, presets, sweep, training
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
-from gentle_jax import presets, sweep, training
 
 PAPER_STEPS, PAPER_SEEDS = 200_000, 8
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
@@ -206,7 +206,7 @@ def behaviour(small):
     run = config_lib.RunConfig(env="cheetah_vel", preset="smoke" if small else "fast")
     sizes = {"env.num_train": 1, "env.num_test": 1, "env.horizon": 4} if small else {}
     config = config_lib.resolve(run, presets.layers(run.preset, config_lib.fill_names(run)), sizes)
-    env, settings = config_lib.make_env(config), config.behaviour
+    env, settings = assembly.env_of(config), config.behaviour
     tasks = collect.num_tasks(env)
     mesh = sweep.make_mesh(tasks)
     collector = behaviour_lib.make(env, settings, mesh)

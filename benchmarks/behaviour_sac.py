@@ -19,8 +19,8 @@ from absl import flags
 from benchmarks import machine
 from experiments import collect
 from experiments.host import computer as product
+from gentle_jax import assembly, evaluation, presets
 from gentle_jax import config as config_lib
-from gentle_jax import evaluation, presets
 
 FACTOR = 5  # returns must exceed as many times the random distance
 
@@ -58,7 +58,7 @@ def measure(steps, levels):
     with tempfile.TemporaryDirectory() as folder:
         _, meta, _ = collect.ensure(config, folder)
     seconds = time.perf_counter() - begin
-    distance = random_distance(config_lib.make_env(config))
+    distance = random_distance(assembly.env_of(config))
     last = meta["expert_return"][-1]
     return {
         **machine.describe(),

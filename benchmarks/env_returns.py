@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gentle_jax import behaviour, evaluation, presets, registry, sweep
+from gentle_jax import assembly, behaviour, evaluation, presets, registry, sweep
 from gentle_jax import config as config_lib
 from gentle_jax.envs import base
 from gentle_jax.physics import MODES
@@ -92,7 +92,7 @@ def trained(family, steps, count, horizon=0):
     found = {}
     for mode in reversed(MODES):  # `fast` first: it trains
         filled = dataclasses.replace(config.run, physics=mode)
-        env = config_lib.make_env(dataclasses.replace(config, run=filled))
+        env = assembly.env_of(dataclasses.replace(config, run=filled))
         mesh = sweep.make_mesh(2)
         collector = behaviour.make(env, settings, mesh)
         whose = (env.tasks, behaviour.task_keys(settings, 2))

@@ -28,7 +28,6 @@ from experiments.cli import flags as command_line
 from experiments.host import computer as product
 from experiments.runs import outputs
 from gentle_jax import assembly, errors, storage, sweep, training
-from gentle_jax import config as config_lib
 
 HERE, TRAIN, SCALING = "product_bars", "train_step", "scaling"
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -181,7 +180,7 @@ def scaling_rows(results):
 
 def random_task(request):
     """Returns the `training.Sweep` of a Request with random data of the right shapes."""
-    env = config_lib.make_env(request.config)
+    env = assembly.env_of(request.config)
     num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
     random = np.random.default_rng(0)
     shapes = storage.shapes(num_tasks, request.config.behaviour, env)
@@ -217,7 +216,7 @@ def compile_rows(command):
             begin = time.perf_counter()
             programs = training.compile_all(task)
             first = time.perf_counter() - begin
-        carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys))
+        carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys, task.data))
         state, zero, one = carry["state"], np.int32(0), np.int32(1)
         jax.block_until_ready(carry)
         with Compilations() as later:  # the same programs, other lengths: nothing is compiled

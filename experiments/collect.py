@@ -16,8 +16,8 @@ import numpy as np
 
 from experiments.cli import console, flags
 from experiments.host import computer, hosts, preemption
+from gentle_jax import assembly, checkpoint, errors, evaluation, storage, sweep, training
 from gentle_jax import behaviour as behaviour_lib
-from gentle_jax import checkpoint, errors, evaluation, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.envs import base
 
@@ -56,7 +56,7 @@ def ensure(config, root, save_every=30):
             print(f"evaluation uses this run's ({config.run.physics})", flush=True)
             fields, meta = part_of(fields, meta, config)
         return fields, meta, 0.0
-    env = config_lib.make_env(config)
+    env = assembly.env_of(config)
     wanted = storage.shapes(num_tasks(env), config.behaviour, env)
     size = storage.num_bytes(wanted)
     missing = 1.2 * size - storage.stored_bytes(folder)
@@ -81,7 +81,7 @@ def part_of(fields, meta, config):
 
     Returns in meta become those of the part, and of the run's physics.
     """
-    whole = config_lib.make_env(whole_family(config))
+    whole = assembly.env_of(whole_family(config))
     kept, _, _ = base.kept_tasks(whole, config.env)
     num_tasks, _, _, steps = fields["mask"].shape
     length = min(config.env.horizon or steps, steps)
@@ -92,7 +92,7 @@ def part_of(fields, meta, config):
         fields = {name: values[kept][:, :, :, :length] for name, values in fields.items()}
         meta = meta | {name: np.asarray(meta[name])[..., kept].tolist() for name in RETURNS}
     own = {}
-    env = config_lib.make_env(config)
+    env = assembly.env_of(config)
     if length < steps:  # returns of whole episodes say nothing about shorter ones
         own["behaviour_return"] = own["expert_return"] = returns_of(fields).tolist()
         own["reference_return"] = reference_of(env, returns_of(fields)[-1])

@@ -15,8 +15,8 @@ from experiments import collect
 from experiments.cli import console, flags
 from experiments.host import computer
 from experiments.show import figures, tables
+from gentle_jax import assembly, errors, interop, storage
 from gentle_jax import config as config_lib
-from gentle_jax import errors, interop, storage
 from gentle_jax.interop import table as table_lib
 
 EXTRA = (
@@ -51,7 +51,7 @@ def import_(request):
     reader = interop.load(extra["format"])
     options = options_of(request, reader.OPTIONS)
     folder = existing(extra["from"], "--from")
-    env = config_lib.make_env(config)
+    env = assembly.env_of(config)
     if options.allow_pickle:
         print(
             "data: WARNING: --allow_pickle lets the files of this folder run any code", flush=True

@@ -19,8 +19,8 @@ from tensorboardX import SummaryWriter
 from experiments.cli import flags
 from experiments.host import computer
 from experiments.runs import grids, outputs, remote
+from gentle_jax import assembly, errors, storage
 from gentle_jax import config as config_lib
-from gentle_jax import errors, storage
 
 SUMMARY = (
     "Merges run folders that differ in their seeds only into one run folder of all the seeds. "
@@ -303,7 +303,7 @@ def merge(shards, folder):
         arrays = outputs.Arrays(returns, embeddings, (rollouts["paths"], rollouts["mask"]))
         storage.write_json(local / "environment.json", environments(shards))
         write_metrics(local, metric_lines(shards))
-        env = config_lib.make_env(config)
+        env = assembly.env_of(config)
         summary = outputs.store(request, local, env, arrays, costs_of(shards))
         storage.write_json(local / "config.json", identity)
         if (folder / "config.json").exists():  # gathered before: no half of each

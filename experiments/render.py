@@ -286,7 +286,7 @@ def run(argv):
     folder, asked = pathlib.Path(request.extra["run"]), request.extra
     asked |= {"protocol": request.given.get("protocol", [])}
     config, points, checksums = read_config(folder)
-    index, seed, task, protocol = choose(config, points, config_lib.make_env(config), asked)
+    index, seed, task, protocol = choose(config, points, assembly.env_of(config), asked)
     if not any((folder / "checkpoints").glob("[0-9]*")):
         raise no_checkpoint(folder)
     to = pathlib.Path(asked["to"] or folder / "renders")

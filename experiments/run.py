@@ -268,7 +268,7 @@ def advance(programs, saves, session, spent):
     task, session.saves = session.task, saves
     position, kept = restore(task, saves, session)
     if position == training.Position():
-        carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys))
+        carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys, task.data))
     else:
         carry = training.to_device(task, kept)
         print(f"run: resuming after step {position.done} of {session.total}", flush=True)

@@ -11,8 +11,8 @@ import pytest
 from experiments import collect, data, run
 from experiments.cli import flags
 from experiments.show import figures
+from gentle_jax import assembly, storage
 from gentle_jax import config as config_lib
-from gentle_jax import storage
 
 TINY = (
     "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--num_seeds=2",
@@ -110,7 +110,7 @@ def test_a_part_of_an_imported_family_keeps_its_rows_and_has_returns_of_its_own(
     def resolve(**changes):
         return config_lib.resolve(config_lib.RunConfig(), ({"eval.random_episodes": 2}, changes))
 
-    whole = config_lib.make_env(resolve())
+    whole = assembly.env_of(resolve())
     values = np.arange(40.0).reshape(40, 1, 1, 1) * np.ones(20)
     fields = {"context_reward": values, "mask": np.ones_like(values)}
     meta = {name: [list(range(40))] for name in collect.RETURNS[:2]}
@@ -129,7 +129,7 @@ def test_a_part_of_an_imported_family_keeps_its_rows_and_has_returns_of_its_own(
     part, own = collect.part_of(fields, meta, shorter)
     assert part["context_reward"].shape == (3, 1, 1, 3)
     np.testing.assert_allclose(own["expert_return"], 3.0 * np.array([kept]))
-    env = config_lib.make_env(shorter)
+    env = assembly.env_of(shorter)
     np.testing.assert_allclose(own["reference_return"], env.optimal_return(1))
     assert -3.5 < np.mean(own["random_return"]) < -2.5  # some 1 away for 3 steps
 

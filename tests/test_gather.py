@@ -10,8 +10,7 @@ from experiments import gather, render, report, run
 from experiments.cli import flags
 from experiments.runs import outputs
 from experiments.show import tables
-from gentle_jax import config as config_lib
-from gentle_jax import statistics, storage
+from gentle_jax import assembly, statistics, storage
 from gentle_jax.protocols import base
 
 FLAGS = ("--preset=smoke", "--protocol=given_context", "--num_steps=8")
@@ -60,7 +59,7 @@ def make_run(out, *arguments, drawn=False, failed=False):
     folder.mkdir(parents=True)
     storage.write_json(folder / "config.json", run.identity(request))
     storage.write_json(folder / "environment.json", ENVIRONMENT)
-    env, config = config_lib.make_env(request.config), request.config.run
+    env, config = assembly.env_of(request.config), request.config.run
     seeds = range(config.seed_offset, config.seed_offset + config.num_seeds)
     lines = [
         {"step": step, "stage": "train", "seed": seed}

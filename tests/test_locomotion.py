@@ -11,9 +11,9 @@ import pytest
 
 from experiments import collect, run
 from experiments.cli import flags
+from gentle_jax import assembly, errors, physics, presets, registry, storage, sweep
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
-from gentle_jax import errors, physics, presets, registry, storage, sweep
 from gentle_jax.envs import base
 
 pytestmark = pytest.mark.mjx
@@ -329,7 +329,7 @@ TINY = {
 def test_copies_fill_one_ring_learn_and_compile_once():
     """Hopper, 6 tasks on 2 devices: 32 steps of 4 copies into a ring of 16 rows, in three calls."""
     config = config_lib.resolve(config_lib.RunConfig(env="hopper_params", preset="smoke"), (TINY,))
-    env, behaviour = config_lib.make_env(config), config.behaviour
+    env, behaviour = assembly.env_of(config), config.behaviour
     mesh = sweep.make_mesh(6)
     assert mesh.size == 2
     collector = behaviour_lib.make(env, behaviour, mesh)
@@ -369,7 +369,7 @@ def test_an_early_end_is_stored_and_its_copy_starts_anew():
     """A point that always ends its episode at x > 0.25, three steps of (1, 0) from the start."""
     sizes = {"behaviour.num_envs": 2, "behaviour.num_steps": 16, "behaviour.num_levels": 1}
     config = config_lib.resolve(config_lib.RunConfig(preset="smoke"), (TINY, sizes))
-    env = config_lib.make_env(config)._replace(horizon=7)
+    env = assembly.env_of(config)._replace(horizon=7)
 
     def step(task, state, action):
         state, out = env.step(task, state, jnp.array([1.0, 0.0]))

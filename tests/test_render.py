@@ -201,7 +201,7 @@ def make_restored():
     }  # fmt: skip
     task = assembly.make_sweep(config, fields)
     env, scale = task.env, task.scale
-    state = jax.jit(lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys))(
+    state = jax.jit(lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys, task.data))(
         *jax.device_get((task.hp,)), rng.run_keys(2)
     )
     return render.Restored(config, task, env, scale, jax.device_get(state), 3)
@@ -254,7 +254,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("render")
     request = flags.parse(["run", *RUN, f"--out={root / 'runs'}"], "run", "", None)
     config, folder = request.config, run.folder_of(request)
-    env, data = config_lib.make_env(config), collect.dataset_folder(config, root / "data")
+    env, data = assembly.env_of(config), collect.dataset_folder(config, root / "data")
     fields = storage.open_arrays(data, storage.shapes(6, config.behaviour, env))
     random = np.random.default_rng(0)
     for name, values in fields.items():
@@ -265,7 +265,7 @@ def finished(tmp_path_factory):
     storage.write_json(folder / "config.json", run.identity(request))
     task = assembly.make_sweep(config, fields, request.points)
     state = jax.jit(lambda *args: sweep.init_runs(task.algorithm, *args, task.mesh))(
-        task.hp, task.run_keys
+        task.hp, task.run_keys, task.data
     )
     carry = training.empty_carry(task, state)
     with checkpoint.Checkpoints(folder / "checkpoints") as saves:
@@ -295,7 +295,7 @@ def test_the_command_writes_the_episode_of_the_figures(finished, tmp_path, capsy
     found = json.loads(text)
     config, points, _ = render.read_config(folder)
     assert len(points) == 2 and "seed 4" in found["details"] and "=0.002" in found["details"]
-    env = config_lib.make_env(config)
+    env = assembly.env_of(config)
     np.testing.assert_allclose(found["goal"], env.landmarks[3], atol=1e-4)
     position = int(np.flatnonzero(assembly.task_order(env) == 3)[0])
     expected = paths[3, position]  # runs are grid points x seeds

@@ -44,7 +44,7 @@ def results_of(task, carry):
 
 def run_all(task, programs, **options):
     """The results of a chunked run from its start."""
-    carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys))
+    carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys, task.data))
     return results_of(task, training.chunked(task, programs, carry, START, **options))
 
 
@@ -237,7 +237,7 @@ def test_runs_together_equal_each_run_alone(setting):
     """Widths may differ in the last bits (product.md sec. 8), which training then amplifies."""
     task, programs = setting.task, setting.programs
     warmup, stage = task.algorithm.stages
-    state = programs.init.call(task.hp, task.run_keys)
+    state = programs.init.call(task.hp, task.run_keys, task.data)
     totals = training.empty_carry(task, state)["totals"][0]
     state, _ = programs.stages[0].call(
         state, totals, task.run_keys, task.data, jnp.int32(0), jnp.int32(warmup.num_steps)
@@ -259,7 +259,7 @@ def test_runs_together_equal_each_run_alone(setting):
 def test_side_by_side_equals_in_turn(setting):
     """What accelerators do (vmap) against what a CPU does (lax.map), up to the last bits."""
     task, stage = setting.task, setting.task.algorithm.stages[1]
-    state = setting.programs.init.call(task.hp, task.run_keys)
+    state = setting.programs.init.call(task.hp, task.run_keys, task.data)
     found = []
     for in_turn in (False, True):
         chunk = jax.jit(sweep.over_runs(sweep.make_chunk(stage), 2, None, in_turn))
@@ -339,7 +339,7 @@ def test_runs_split_over_two_devices(setting, four):
     """The same two runs on each of two devices: bit-equal, and close to two runs on one device."""
     task, programs, found = four
     assert task.mesh.size == 2
-    state = programs.init.call(task.hp, task.run_keys)
+    state = programs.init.call(task.hp, task.run_keys, task.data)
     leaf = jax.tree.leaves(state)[0]
     assert len(leaf.sharding.device_set) == 2
     assert leaf.addressable_shards[0].data.shape[0] == 2  # half of the runs each
@@ -383,7 +383,8 @@ def test_one_device_equals_two_at_equal_width(setting):
     for task in (setting.task, spread(setting.task, 4)):
         stage = task.algorithm.stages[1]
         chunk = sweep.over_runs(sweep.make_chunk(stage), 2, task.mesh, in_turn=False)
-        state = setting.programs.init.call(setting.task.hp, setting.task.run_keys)
+        init_args = setting.task.hp, setting.task.run_keys, setting.task.data
+        state = setting.programs.init.call(*init_args)
         state = jax.tree.map(lambda x, n=task.runs: np.asarray(x)[np.arange(n) % 2], state)
         args = sweep.place(state, task.mesh), task.run_keys, task.data, jnp.int32(0), jnp.int32(5)
         options = {"xla_disable_hlo_passes": "algsimp"}

@@ -30,4 +30,4 @@ def make(config, train, spec, rl):
     shape = (config.width, config.depth, config.use_next_obs)
     encoder = encoders.mean_encoder(spec, train.latent_dim, *shape)
     rep = compose.representation(encoder, {"focal": objectives.focal()}, train)
-    return learner.joint(rep, rl, train, spec)
+    return learner.joint(rep, rl, train, spec, shown=("focal_loss", "q_loss"))
