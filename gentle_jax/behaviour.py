@@ -14,17 +14,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import evaluation, sweep
 from gentle_jax.backbones import sac
 from gentle_jax.rng import stream
-from gentle_jax.types import Backbone, Cond, Env, Spec, Transition
+from gentle_jax.types import Backbone, Cond, Env, Spec, Transition, pytree
 
 SCORED_EPISODES = 10  # deterministic, per task and level, for the expert's return
 
 
-@struct.dataclass
+@pytree
 class CollectState:
     """One task's agent, environments and replay buffer; mapped over tasks. N = copies."""
 

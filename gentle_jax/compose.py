@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import data as data_lib
 from gentle_jax.learner import Trained
-from gentle_jax.types import MetaBatch, Representation, Traits
+from gentle_jax.types import MetaBatch, Representation, Traits, pytree
 
 
 class Encoder(NamedTuple):
@@ -65,7 +64,7 @@ class Term(NamedTuple):
     #                                the step, `params` after it
 
 
-@struct.dataclass
+@pytree
 class RepState:
     """Leaves of one run's representation."""
 

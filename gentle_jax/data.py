@@ -11,12 +11,12 @@ import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from gentle_jax.types import Statistics, Transition
+from gentle_jax.types import Statistics, Transition, pytree
 
 DEVICES = "runs"  # the mesh axis that runs, and a split dataset, lie along
 
 
-@struct.dataclass
+@pytree
 class Dataset:
     """Rows of several tasks; every sampler draws with replacement."""
 

@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import networks
 from gentle_jax.compose import Encoder
+from gentle_jax.types import pytree
 
 
-@struct.dataclass
+@pytree
 class SetBelief:
     """Sum and count of per-transition codes; z is their mean, 0 before any transition."""
 

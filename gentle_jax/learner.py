@@ -5,16 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from gentle_jax import data as data_lib
-from gentle_jax.types import AgentState, Algorithm, Cond, MetaBatch, Stage
+from gentle_jax.types import AgentState, Algorithm, Cond, MetaBatch, Stage, pytree
 
 DECAYED = ("lr", "policy_lr")
 _ADAM = optax.scale_by_adam()  # betas .9, .999, eps 1e-8: torch's defaults, as every sheet says
 
 
-@struct.dataclass
+@pytree
 class Trained:
     """Parameters and their Adam moments: one thing that learns."""
 

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from flax import struct
 
 from gentle_jax import cholesky
+from gentle_jax.types import pytree
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional warp is absent
     from mujoco import mjx
@@ -101,7 +101,7 @@ def without_lapack():
         _patch.leave()
 
 
-@struct.dataclass
+@pytree
 class State:
     """What one simulation carries from step to step."""
 

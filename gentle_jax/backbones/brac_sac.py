@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import distributions, learner, losses, networks
 from gentle_jax.learner import Trained
-from gentle_jax.types import Backbone
+from gentle_jax.types import Backbone, pytree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Config:
     std_penalty: float = 1e-3
 
 
-@struct.dataclass
+@pytree
 class BracState:
     """Leaves of one run; the two critics are stacked [2]."""
 

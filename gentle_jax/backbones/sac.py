@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import distributions, learner, networks
 from gentle_jax.learner import Trained
-from gentle_jax.types import Backbone
+from gentle_jax.types import Backbone, pytree
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -32,7 +31,7 @@ class Config:
     init_temperature: float = 0.1
 
 
-@struct.dataclass
+@pytree
 class SACState:
     """Leaves of one agent; the two critics are stacked [2]."""
 

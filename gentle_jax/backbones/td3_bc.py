@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import distributions, learner, networks
 from gentle_jax.learner import Trained
-from gentle_jax.types import Backbone
+from gentle_jax.types import Backbone, pytree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Config:
     noise_clip: float = 0.5
 
 
-@struct.dataclass
+@pytree
 class TD3BCState:
     """Leaves of one run; critics are stacked [2]."""
 
