@@ -14,7 +14,7 @@ import tempfile
 
 import numpy as np
 
-from experiments import build, heatmap, hosts, machine, remote, tables
+from experiments import build, code_identity, heatmap, hosts, machine, remote, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, storage
 
@@ -210,10 +210,14 @@ def show(request, folders, summaries):
     listed = [axis._asdict() for axis in axes]
     name = config_lib.fingerprint({"axes": listed, "runs": [folder.name for folder in folders]})
     lines, texts = rows(axes, found, best), notes(found, best, run.protocols[0], metric)
+    now = code_identity.of(run)
+    ran = [folder for folder, s in zip(folders, summaries, strict=True) if s is not None]
+    other = code_identity.note([(folder, now[code_identity.HASH]) for folder in ran])
+    texts += [other] if other else []
     whole = {
         "algorithm": run.algorithm, "suite": run.suite, "env": run.env, "preset": run.preset,
         "protocol": run.protocols[0], "metric": metric, "axes": listed, "cells": found,
-        "best": best, "environment": machine.environment(),
+        "best": best, "environment": machine.environment() | now,
     }  # fmt: skip
     print(f"\n{tables.plain_grid(lines, len(axes))}\n" + "\n".join(texts), flush=True)
     folder = folders[0].parent / f"grid_{name}"

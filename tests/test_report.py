@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import flags, outputs, report, reproduce, run, tables
+from experiments import code_identity, flags, outputs, report, reproduce, run, tables
 
 ENTRY = {
     "task_set": "test", "metric": "final", "step": 20, "mean": -4.5, "std": 0.1,
@@ -29,6 +29,8 @@ def make_summary(**changes):
 def store(folder, summary):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary))
+    environment = {"source_hash": code_identity.hash_of(summary)}
+    (folder / "environment.json").write_text(json.dumps(environment))
     return folder
 
 
