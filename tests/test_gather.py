@@ -186,6 +186,16 @@ def test_the_merged_folder_is_a_run_for_other_commands(tmp_path, capsys, undrawn
     assert merged(out) == [folder] and (folder / "summary.json").read_text() == before
 
 
+def test_tables_tell_steps_of_pretraining_apart(tmp_path, capsys, undrawn):
+    for first in (0, 1):
+        folder = shard(tmp_path, first, 1, "--num_steps=5")
+    text = f"after 5 steps (and {STEPS[-1] - 5} of pretraining)"
+    code, shown, _ = command(capsys, f"--from={tmp_path}")
+    assert code == 0 and text in shown
+    assert flags.main(report.run, ["report", f"--run={folder}"]) == 0
+    assert text in capsys.readouterr().out
+
+
 def test_figures_are_drawn_of_all_seeds(tmp_path, capsys):
     shard(tmp_path, 0, 1), shard(tmp_path, 1, 1)
     assert command(capsys, f"--from={tmp_path}")[0] == 0
