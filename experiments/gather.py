@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 
 from experiments.cli import flags
 from experiments.host import computer
-from experiments.runs import grids, outputs, remote
+from experiments.runs import code_identity, grids, outputs, remote
 from gentle_jax import assembly, errors, storage
 from gentle_jax import config as config_lib
 
@@ -33,6 +33,7 @@ EXTRA = (
     ("to", str, "", "root of the merged run folder; default: the one that holds all shards"),
     ("num_runs", int, None, "runs (seeds x grid points) that there must be: finds a missing last"),
     ("num_seeds", int, None, "the same for seeds, whatever the grid"),
+    ("accept_code", bool, False, "merge shards of different code all the same"),
 )
 DEPTH = 5  # below a root: an --out of the shard's own, suite, env, algo, fingerprint
 WHOLE = ("eval_steps", "train_ids", "test_ids", "axes", "random_return", "reference_return")
@@ -75,7 +76,7 @@ def find(root):
     """Returns the Shards below a root, those that were gathered before left out."""
     root = remote.path(root)
     paths = [path for depth in range(DEPTH + 1) for path in root.glob("*/" * depth + "config.json")]
-    shards = [read_shard(path.parent) for path in sorted(paths)]
+    shards = [read_shard(p.parent) for p in sorted(paths) if not code_identity.is_aside(p.parent)]
     return [shard for shard in shards if not (shard.summary and "shards" in shard.summary)]
 
 
@@ -360,6 +361,7 @@ def run(argv):
     groups = chosen(own)
     for shards in groups:
         check(shards, own)
+        code_identity.check_shards([shard.folder for shard in shards], own["accept_code"])
     failed = [seed for shards in groups for s in shards for seed in s.summary["failed_seeds"]]
     for (alone,) in (shards for shards in groups if len(shards) == 1):
         print(f"gather: {alone.folder} holds all runs already")

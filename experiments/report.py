@@ -5,7 +5,7 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 """
 
 from experiments.cli import flags
-from experiments.runs import outputs, remote
+from experiments.runs import code_identity, outputs, remote
 from experiments.show import tables
 from gentle_jax import errors
 
@@ -22,26 +22,27 @@ CHOOSE = ("algo", *COLUMNS[1:])  # the flags that choose runs of the list
 
 
 def overview(root, given):
-    """Returns a row of texts for every finished run below `root`, a heading first.
+    """Returns a row of texts for every finished run below `root`, a heading first, and the runs.
 
     Args: given, the named flags that a run must have been given. The test result is that of the
-    run's first protocol.
+    run's first protocol. The runs are [(folder, summary)].
     """
     wanted = {{"algo": "algorithm"}.get(name, name): value for name, value in given.items()}
     if wanted.get("preset") == "auto":
         del wanted["preset"]
-    rows = [[*COLUMNS, "protocol", "mean", "normalized", "folder"]]
+    rows, runs = [[*COLUMNS, "protocol", "mean", "normalized", "folder"]], []
     for path in sorted(remote.path(root).glob("*/*/*/*/summary.json")):
         summary = outputs.read_summary(path.parent)
         if any(summary[name] != wanted[name] for name in COLUMNS if name in wanted):
             continue
+        runs.append((path.parent, summary))
         for entry in tables.native(summary["results"]):
             if (entry["task_set"], entry["protocol"]) != ("test", summary["protocols"][0]):
                 continue
             numbers = [entry["protocol"], f"{entry['mean']:.2f}", f"{entry['normalized']:.3f}"]
             folder = f"{path.parent} ({entry['sweep']})" if "sweep" in entry else str(path.parent)
             rows.append([*(str(summary[c]) for c in COLUMNS), *numbers, folder])
-    return rows
+    return rows, runs
 
 
 def run(argv):
@@ -61,14 +62,24 @@ def run(argv):
             print(tables.markdown(summary["results"]))
         else:
             outputs.print_table(summary, folder)
+        path = remote.path(folder)
+        tell([(path.parent if path.name == "summary.json" else path, summary)])
         return
-    rows = overview(request.out, request.given)
+    rows, runs = overview(request.out, request.given)
     if len(rows) == 1:
         raise errors.UserError(
             f"no such finished run below {request.out}: pass another --out or fewer flags, or run "
             f"`python -m experiments.run` first"
         )
     print(tables.markdown_grid(rows) if as_markdown else tables.plain_grid(rows, len(rows[0])))
+    tell(runs)
+
+
+def tell(runs):
+    """Prints which of [(folder, summary)] come from other code than that here, if there are any."""
+    line = code_identity.note([(folder, code_identity.hash_of(s)) for folder, s in runs])
+    if line:
+        print(f"\n{line}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pathlib
 from experiments import run
 from experiments.cli import flags
 from experiments.host import computer
-from experiments.runs import grids, outputs, remote
+from experiments.runs import code_identity, grids, outputs, remote
 from gentle_jax import errors, storage
 
 SUMMARY = (
@@ -96,8 +96,11 @@ def text(entry):
     return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {(high - low) / 2:.2f})"
 
 
-def write(table, found, folder):
-    """Writes `table`.json and `table`.md from {(row, env): summary}; returns the Markdown."""
+def write(table, found, folder, note=None):
+    """Writes `table`.json and `table`.md from {(row, env): summary}; returns the Markdown.
+
+    Args: note, a sentence below the table.
+    """
     names = [(env, protocol) for env in ENVIRONMENTS[table] for protocol in PROTOCOLS[table]]
     lines = ["| " + " | ".join(["row", *(f"{e}, {p}" for e, p in names)]) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
@@ -112,6 +115,7 @@ def write(table, found, folder):
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
     lines += ["", "Test tasks, last checkpoint: normalized return (mean return ± half of the 95% "]
     lines[-1] += f"bootstrap interval over seeds). {kept}. `-`: not run."
+    lines += ["", note] if note else []
     (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
     stored = [{"row": row, "env": env, **summary} for (row, env), summary in found.items()]
     whole = {"table": table, "environment": computer.environment(), "cells": stored}
@@ -157,7 +161,9 @@ def main(argv):
             write(table, found, to)  # a kill loses the cell that is running, not the table
         elif (folder / "summary.json").exists():
             found[row, env] = outputs.read_summary(folder)
-    print("\n" + write(table, found, to) + f"\n\ntable: {to / table}.md")
+    runs = [(run.folder_of(requests[at]), code_identity.hash_of(s)) for at, s in found.items()]
+    note = code_identity.note(runs)
+    print("\n" + write(table, found, to, note) + f"\n\ntable: {to / table}.md")
     return grids.DIVERGED if any(summary["failed_seeds"] for summary in found.values()) else 0
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from experiments import collect
 from experiments.cli import console, flags
 from experiments.host import computer, hosts, preemption
-from experiments.runs import grids, outputs, remote
+from experiments.runs import code_identity, grids, outputs, remote
 from gentle_jax import assembly, checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
@@ -213,12 +213,13 @@ def needs(request):
     print(f"compile cache: {cached} programs", flush=True)
 
 
-def write_environment(folder):
-    """Writes environment.json; one that is there stays, and gets what a resumed run differs in."""
-    path, now = folder / "environment.json", computer.environment()
-    if path.exists():
+def write_environment(folder, run):
+    """Writes environment.json; that of a run that goes on stays, and gets what differs now."""
+    path, now = folder / "environment.json", computer.environment() | code_identity.of(run)
+    if path.exists() and code_identity.begun(folder):
         first = storage.read_json(path)
-        changed = {key: value for key, value in now.items() if first.get(key) != value}
+        last = dict(collections.ChainMap(*reversed(first.get("resumed_with", [])), first))
+        changed = {key: value for key, value in now.items() if last.get(key) != value}
         if not changed:
             return
         print(f"run: {' and '.join(sorted(changed))} changed since it began: bits may differ")
@@ -237,7 +238,7 @@ def train(request, folder, hits):
         size = training.state_bytes(training.state_shapes(task))
         computer.prepare_folder(folder, 4 * size + 20e6, "--out")
         storage.write_json(folder / "config.json", identity(request))
-        write_environment(folder)
+        write_environment(folder, request.config.run)
     session = Session(request, folder, task, assembly.task_sets(env)["test"])
     programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)
@@ -311,6 +312,8 @@ def execute(request):
     """Runs a Request to the end and returns its summary (a dict)."""
     folder = folder_of(request)
     describe(request, folder)
+    if hosts.leader():
+        code_identity.settle(request, folder)
     if hosts.agree((folder / "summary.json").exists()):
         if not hosts.leader():
             return {"failed_seeds": []}  # the leader tells

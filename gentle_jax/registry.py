@@ -57,7 +57,12 @@ TABLES = {
 
 def load(kind, name):
     """Imports the module of entry `name` in table `kind`; raises UserError for an unknown name."""
+    return importlib.import_module(name_of(kind, name))
+
+
+def name_of(kind, name):
+    """Returns the name of an entry's module; raises UserError for an unknown entry."""
     table = TABLES[kind]
     if name not in table:
         raise errors.unknown(kind, name, table)
-    return importlib.import_module(table[name])
+    return table[name]

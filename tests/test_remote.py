@@ -1,5 +1,6 @@
 """`--out=gs://...`: runs whose folder is in an object store, played by a file system in memory."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -11,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from experiments import gather, render, report, reproduce, run
 from experiments.cli import flags
-from experiments.runs import grids, outputs, remote
+from experiments.runs import code_identity, grids, outputs, remote
 from gentle_jax import errors, training
 
 TINY = (
@@ -76,8 +77,8 @@ def make_checkpoint(local, step, text="state"):
         (folder / "data").write_text(f"{text} {step}")
 
 
-def new_mirror():
-    mirror = remote.Mirror(remote.path(OUT))
+def new_mirror(folder=None):
+    mirror = remote.Mirror(folder or remote.path(OUT))
     mirror.local.mkdir(parents=True, exist_ok=True)
     return mirror
 
@@ -265,6 +266,37 @@ def test_a_store_that_fails_at_the_end_loses_nothing(bucket):
     with new_mirror():  # the same command
         pass
     assert {"summary.json", "checkpoints/3/tree/data"} <= set(bucket.names())
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_other_code_is_put_aside_where_it_is(bucket, monkeypatch, capsys, finished):
+    monkeypatch.setattr(code_identity, "present", lambda *_: "b" * 16)
+    request = flags.parse(["run", *TINY, f"--out={OUT}"], "run", "", lambda: False)
+    folder = run.folder_of(request)
+    with new_mirror(folder) as mirror:
+        (mirror.local / "environment.json").write_text('{"source_hash": "a"}')
+        make_checkpoint(mirror.local, 3)
+        if finished:
+            (mirror.local / "summary.json").write_text("{}")
+    before = {name: bucket.store[f"/bucket/runs/{name}"].getvalue() for name in bucket.names()}
+    with pytest.raises(errors.UserError, match="--fresh to start anew"):
+        code_identity.settle(request, folder)
+    code_identity.settle(dataclasses.replace(request, accept_code=True), folder)
+    shown = finished and "shown_with" in (folder / "environment.json").read_text()
+    assert shown == finished
+    (folder / "environment.json").write_text('{"source_hash": "a"}')
+    code_identity.settle(dataclasses.replace(request, fresh=True), folder)
+    where = folder.relative_to(remote.path(OUT)).as_posix()
+    aside = where.replace(folder.name, f"replaced/{folder.name}_1")
+    moved = {name.replace(where, aside): content for name, content in before.items()}
+    assert set(bucket.names()) == set(moved)
+    for name, content in moved.items():
+        assert bucket.store[f"/bucket/runs/{name}"].getvalue() == content
+    assert not code_identity.begun(folder)
+    with new_mirror(folder) as mirror:  # what this machine still had of it is no start
+        assert not remote.steps_in(mirror.local)
+        make_checkpoint(mirror.local, 1)
+    assert code_identity.put_aside(folder).name == f"{folder.name}_2"
 
 
 def test_a_store_that_cannot_be_written_is_one_line_before_any_work(bucket, tmp_path, capsys):

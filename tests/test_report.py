@@ -7,7 +7,7 @@ import pytest
 
 from experiments import report, reproduce, run
 from experiments.cli import flags
-from experiments.runs import outputs
+from experiments.runs import code_identity, outputs
 from experiments.show import tables
 
 ENTRY = {
@@ -32,6 +32,8 @@ def make_summary(**changes):
 def store(folder, summary):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary))
+    environment = {"source_hash": code_identity.hash_of(summary)}
+    (folder / "environment.json").write_text(json.dumps(environment))
     return folder
 
 

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import run
 from experiments.cli import flags
-from experiments.runs import grids, outputs
+from experiments.runs import code_identity, grids, outputs
 from experiments.show import heatmap
 from gentle_jax import checkpoint, training
 
@@ -177,7 +177,8 @@ def test_the_run_folder_holds_what_it_should(finished):
     assert config["algo"]["num_iterations"] == 4 and len(config["sweep"]) == POINTS
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__ and "device" in environment
-    assert "commit" in environment
+    assert "commit" in environment and "version" in environment
+    assert len(environment["source_hash"]) == 16 and int(environment["source_hash"], 16) >= 0
     assert not list(finished.rglob("*.tmp")) and not list(finished.rglob(".write_test"))
 
 
@@ -458,6 +459,33 @@ def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished,
         assert np.isnan(a[name][-1, SEEDS:]).all()
     by_point = {r["sweep"]: r for r in summary_of(folder)["results"]}
     assert np.isfinite(by_point["lr=0.001"]["mean"]) and np.isnan(by_point["lr=1e+30"]["mean"])
+
+
+@pytest.mark.parametrize("flag", ["--accept_code", "--fresh"])
+def test_an_interrupted_run_of_other_code_goes_on_only_where_it_is_said(
+    workspace, finished, plain_outputs, tmp_path, capsys, flag
+):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, "after", STEPS // 2, KeyboardInterrupt())
+        assert workspace.command(tmp_path) == 42
+    folder = run_folder(tmp_path)
+    first = json.loads((folder / "environment.json").read_text())["source_hash"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_identity, "present", lambda *_: "b" * 16)
+        capsys.readouterr()
+        assert workspace.command(tmp_path) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: ") and line.count("\n") == 1 and first in line
+        assert max(steps_of(folder)) == STEPS // 2 and not (folder / "summary.json").exists()
+        assert flags.main(run.run, ["run", *workspace.arguments(tmp_path), flag]) == 0
+        assert ("resuming after step" in capsys.readouterr().out) == (flag == "--accept_code")
+        assert workspace.command(tmp_path) == 0  # its table, without the flag
+    check_same_results(folder, finished)
+    made = {first, "b" * 16} if flag == "--accept_code" else {"b" * 16}
+    assert code_identity.recorded(folder) == made
+    (folder / "summary.json").unlink()
+    # the checkpoints of other code are not what the code that is here goes on from
+    assert workspace.command(tmp_path) == (0 if first in made else 2)
 
 
 def test_a_second_process_in_the_same_folder_is_refused(workspace, tmp_path, capsys):

@@ -48,6 +48,10 @@ GROUPS = {
         ("multihost", bool, False, "one program over several processes (jax.distributed)"),
         ("save_every", int, 30, "seconds between checkpoints; 0: as often as possible"),
     ),
+    "code that has changed since a run began": (
+        ("fresh", bool, False, "put the old run aside and start anew; the same code resumes"),
+        ("accept_code", bool, False, "go on, or show the old table; the run folder says so"),
+    ),
     "files": (
         ("data", str, "data", "root of generated datasets, or one dataset's folder"),
         ("out", str, "runs", "root of run folders, or a URL such as gs://BUCKET/runs"),
@@ -92,6 +96,8 @@ class Request:
     programs: tuple = ()  # ExperimentConfigs, the product of the structural axes
     save_every: int = 30  # seconds between checkpoints
     shard_data: bool = False  # whether the data are split over devices
+    fresh: bool = False  # whether a run of other code makes way for a new one
+    accept_code: bool = False  # whether a run of other code goes on, or is shown
 
 
 def help_text(command, summary, extra=(), shared=True):
@@ -348,6 +354,8 @@ def parse(argv, command, summary, on_accelerator, extra=()):
         programs=tuple(programs),
         save_every=values.save_every,
         shard_data=values.shard_data,
+        fresh=values.fresh,
+        accept_code=values.accept_code,
     )
 
 

@@ -15,7 +15,7 @@ import tempfile
 import numpy as np
 
 from experiments.host import computer, hosts
-from experiments.runs import remote
+from experiments.runs import code_identity, remote
 from experiments.show import heatmap, tables
 from gentle_jax import assembly, errors, storage
 from gentle_jax import config as config_lib
@@ -212,10 +212,14 @@ def show(request, folders, summaries):
     listed = [axis._asdict() for axis in axes]
     name = config_lib.fingerprint({"axes": listed, "runs": [folder.name for folder in folders]})
     lines, texts = rows(axes, found, best), notes(found, best, run.protocols[0], metric)
+    now = code_identity.of(run)
+    ran = [folder for folder, s in zip(folders, summaries, strict=True) if s is not None]
+    other = code_identity.note([(folder, now[code_identity.HASH]) for folder in ran])
+    texts += [other] if other else []
     whole = {
         "algorithm": run.algorithm, "suite": run.suite, "env": run.env, "preset": run.preset,
         "protocol": run.protocols[0], "metric": metric, "axes": listed, "cells": found,
-        "best": best, "environment": computer.environment(),
+        "best": best, "environment": computer.environment() | now,
     }  # fmt: skip
     print(f"\n{tables.plain_grid(lines, len(axes))}\n" + "\n".join(texts), flush=True)
     folder = folders[0].parent / f"grid_{name}"
