@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from gentle_jax import behaviour, evaluation, presets, registry, rng, storage, suites, training
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import evaluation, presets, registry, rng, storage, suites, training
 from gentle_jax import sweep as sweep_lib
 from gentle_jax.envs import base
 from gentle_jax.types import Algorithm, Env, HostArray, Protocol, Spec
@@ -42,6 +42,23 @@ def make_env(
     Raises UserError for an unknown name or suite.
     """
     return config_lib.make_env(name, suite, physics, settings or base.EnvConfig())
+
+
+def collect(config: config_lib.ExperimentConfig) -> dict[str, np.ndarray]:
+    """Makes the behaviour data of a config in memory: what `make_sweep` takes.
+
+    {field: array [task, level, episode, step, ...]}, the same numbers that the command
+    `experiments.collect` keeps on a disk with progress, resume and checks of memory.
+    """
+    env, settings = env_of(config), config.behaviour
+    init, advance, episodes = map(jax.jit, behaviour.make(env, settings))
+    agents = env.tasks, behaviour.task_keys(settings, len(env.parameters))
+    state, done, levels = init(*agents), 0, []
+    for step in behaviour.levels(settings):
+        state, _ = advance(*agents, state, jnp.int32(done), jnp.int32(step - done))
+        levels.append(jax.device_get(episodes(*agents, state, jnp.int32(step))[0]))
+        done = step
+    return {name: np.stack([level[name] for level in levels], axis=1) for name in levels[0]}
 
 
 def make_sweep(
