@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli import console, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import checkpoint, errors, evaluation, storage, sweep, training
@@ -22,8 +23,6 @@ from gentle_jax import config as config_lib
 from gentle_jax.envs import base
 
 SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
-
-
 RETURNS = ("behaviour_return", "expert_return", "random_return", "reference_return")
 
 
@@ -288,10 +287,10 @@ def _finish(config, env, folder, carry):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def run(argv):
+def run(line):
     """The command."""
-    computer.start(argv)
-    request = flags.parse(argv, "collect", SUMMARY, computer.on_accelerator)
+    computer.start(line.shared["multihost"])
+    request = flags.resolve(line, computer.on_accelerator)
     _, meta, seconds = ensure(request.config, request.data, request.save_every)
     last = np.array(meta["expert_return"])[-1]
     print(f"data: {len(last)} tasks, last level's deterministic return {last.mean():.2f}", end=" ")
@@ -300,5 +299,16 @@ def run(argv):
     print(textwrap.fill(f"data: per task  {each}", 100, subsequent_indent="    "))
 
 
+COMMAND = Command(
+    "collect",
+    SUMMARY,
+    run,
+    # what `config.data_identity` depends on; the sizes of `--preset` do not depend on the algorithm
+    shared=(
+        "suite", "env", "preset", "physics", "multihost", "save_every", "data",
+        "config.env", "config.behaviour", "config.eval.random_episodes",
+    ),
+)  # fmt: skip
+
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

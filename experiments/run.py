@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import build, collect
 from experiments.cli import console, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
 from experiments.runs import grids, outputs, remote
 from gentle_jax import checkpoint, errors, storage, sweep, training
@@ -335,14 +336,15 @@ def last_step(task):
     return np.int32(sweep.plan(task.algorithm.stages, task.num_evals)[-1].done)
 
 
-def run(argv):
+def run(line):
     """The command; returns its exit code."""
-    computer.start(argv)
-    request = flags.parse(argv, "run", SUMMARY, computer.on_accelerator)
-    hosts.check(request)
+    computer.start(line.shared["multihost"])
+    request = flags.resolve(line, computer.on_accelerator)
     with preemption.held() if hosts.several() else contextlib.nullcontext():
         return int(hosts.agree(grids.execute(request, execute, folder_of)))
 
 
+COMMAND = Command("run", SUMMARY, run, shared=flags.ALL)
+
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -19,9 +19,9 @@ import sys
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 
-from experiments.cli import flags
+from experiments.cli import exit_codes, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import same_bits
 from experiments.runs.attempts import KINDS, PHASES, Process, last_step, until
@@ -35,7 +35,10 @@ EXTRA = (
     ("kinds", str, "term,kill", "signals to take turns with: " + " ".join(KINDS)),
     ("to", str, "soak", "folder of everything that is written"),
 )
-RESUMABLE = 42  # the exit code after SIGTERM
+REFUSED = (
+    *((name, "it has folders of its own below --to") for name in ("data", "out", "events")),
+    ("multihost", "it ends one process at a time; leave it out"),
+)
 
 
 class Moments:
@@ -69,7 +72,7 @@ def soak(command, kills, seed, kinds, to, tell=print):
     (to / "logs").mkdir(parents=True, exist_ok=True)
     process = Process(command, to / "plain", to / "logs" / "plain.log")
     plain = process.finish()
-    if plain.code not in (0, 3):
+    if plain.code not in (exit_codes.DONE, exit_codes.DIVERGED):
         raise errors.UserError(
             f"the uninterrupted run ended with code {plain.code}: see {to / 'logs' / 'plain.log'}"
         )
@@ -119,7 +122,7 @@ def data_made(root):
 
 def wrong_end(attempt, good):
     """Returns a line if a process ended as it must not. Args: good, the code of a finished run."""
-    allowed = {"term": (RESUMABLE, good), "kill": (-signal.SIGKILL, good), "": (good,)}
+    allowed = {"term": (exit_codes.INTERRUPTED, good), "kill": (-signal.SIGKILL, good), "": (good,)}
     if attempt.code in allowed[attempt.kind] or too_early(attempt):
         return []
     after = f"after {attempt.kind} in {attempt.phase}" if attempt.kind else "by itself"
@@ -235,42 +238,25 @@ def report(found):
     return "\n".join(text)
 
 
-def own_flags(argv):
-    """Returns (own flags {name: value}, the arguments of `experiments.run`); checks both."""
-    own = absl_flags.FlagValues()
-    for name, kind, default, text in EXTRA:
-        make = absl_flags.DEFINE_integer if kind is int else absl_flags.DEFINE_string
-        make(name, default, text, flag_values=own)
-    try:
-        rest = own(argv, known_only=True)[1:]
-    except absl_flags.Error as error:
-        raise errors.UserError(str(error).replace("\n", " ")) from None
-    asked = {name: own[name].value for name, *_ in EXTRA}
-    asked["kinds"] = asked["kinds"].split(",")
+def asked_of(line):
+    """Returns the own flags of a Line, --kinds as a list; raises UserError for what cannot be."""
+    asked = line.own | {"kinds": line.own["kinds"].split(",")}
     for kind in asked["kinds"]:
         if kind not in KINDS:
             raise errors.unknown("--kinds", kind, KINDS)
     if asked["kills"] < 1:
         raise errors.UserError(f"--kills is {asked['kills']}: expected at least 1")
-    given = flags.parse([argv[0], *rest], "soak", SUMMARY, lambda: False).given
-    for name in ("data", "out"):
-        if name in given:
-            raise errors.UserError(
-                f"soak does not use --{name}: it has folders of its own below --to"
-            )
+    flags.resolve(line)  # what `run` would refuse
     if (pathlib.Path(asked["to"]) / "plain").exists():
         raise errors.UserError(
             f"{asked['to']} holds an earlier soak: delete it, or pass another --to"
         )
-    return asked, rest
+    return asked
 
 
-def run(argv):
-    """The command."""
-    if any(argument in flags.HELP for argument in argv[1:]):
-        print(flags.help_text("soak", SUMMARY, EXTRA))
-        return 0
-    asked, rest = own_flags(argv)
+def run(line):
+    """The command; returns its exit code, FAILED if anything is not as it would be otherwise."""
+    asked = asked_of(line)
     jax.config.update(
         "jax_platforms", "cpu"
     )  # an accelerator is for the runs, not for this process
@@ -279,12 +265,21 @@ def run(argv):
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # a kill must not harm the user's own
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(to.absolute() / "cache")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    command = [sys.executable, "-u", "-m", "experiments.run", *rest]
+    command = [sys.executable, "-u", "-m", "experiments.run", *line.words]
     found = soak(command, asked["kills"], asked["soak_seed"], asked["kinds"], to)
     storage.write_json(to / "soak.json", found)
     print("\n" + report(found) + f"\nresults: {to / 'soak.json'}", flush=True)
-    return 0 if found["equal"] else 1
+    return exit_codes.DONE if found["equal"] else exit_codes.FAILED
 
+
+COMMAND = Command(
+    "soak",
+    SUMMARY,
+    run,
+    own=EXTRA,
+    shared=flags.but(*(name for name, _ in REFUSED)),
+    refused=REFUSED,
+)
 
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

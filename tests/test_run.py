@@ -14,8 +14,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import run
-from experiments.cli import flags
-from experiments.runs import grids, outputs
+from experiments.cli import exit_codes, flags
+from experiments.cli.command import main
+from experiments.runs import outputs
 from experiments.show import heatmap
 from gentle_jax import checkpoint, training
 
@@ -69,7 +70,7 @@ class Workspace:
 
     def command(self, out):
         """Runs the command in this process; returns its exit code."""
-        code = flags.main(run.run, ["run", *self.arguments(out)])
+        code = main(run.COMMAND, ["run", *self.arguments(out)])
         for saves in self.opened:  # what the end of a process does
             saves.close()
         self.opened.clear()
@@ -443,7 +444,7 @@ def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished,
         a.replace("lr=0.001,0.002", "lr=0.001,1e30") for a in workspace.arguments(tmp_path)
     ]
     for again in range(2):  # a finished run tells it again
-        assert flags.main(run.run, ["run", *arguments]) == grids.DIVERGED == 3
+        assert main(run.COMMAND, ["run", *arguments]) == exit_codes.DIVERGED == 3
         shown = capsys.readouterr()
         assert not shown.err
         assert ("run: seed 3 (lr=1e+30) is not finite after step" in shown.out) == (not again)
@@ -462,7 +463,7 @@ def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished,
 
 def test_a_second_process_in_the_same_folder_is_refused(workspace, tmp_path, capsys):
     out = tmp_path / "runs"
-    folder = run.folder_of(flags.parse(["run", *workspace.arguments(out)], "run", "", None))
+    folder = run.folder_of(flags.parse(run.COMMAND, ["run", *workspace.arguments(out)]))
     folder.mkdir(parents=True)
     with run.computer.alone(folder):
         assert workspace.command(out) == 2

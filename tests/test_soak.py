@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import soak
-from experiments.cli import flags
+from experiments.cli.command import main
 from experiments.runs import attempts, same_bits
 from gentle_jax import checkpoint
 
@@ -267,7 +267,7 @@ BAD = {
 def test_bad_flags_are_one_line(tmp_path, capsys, monkeypatch, argument):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain").mkdir()
-    assert flags.main(soak.run, ["soak", argument]) == 2
+    assert main(soak.COMMAND, ["soak", argument]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1 and BAD[argument] in shown
 
@@ -283,7 +283,7 @@ def test_one_kill_of_a_real_run(tmp_path, monkeypatch, capsys):
     line = ["--algo=gentle", "--suite=gentle", "--preset=smoke", "--num_seeds=1", "--num_steps=9"]
     line += ["--protocol=given_context", *(f"--config.{k}={v}" for k, v in settings.items())]
     line += ["--kills=1", "--kinds=kill", "--soak_seed=9", f"--to={tmp_path / 'to'}"]
-    assert flags.main(soak.run, ["soak", *line]) == 0, capsys.readouterr().out
+    assert main(soak.COMMAND, ["soak", *line]) == 0, capsys.readouterr().out
     found = json.loads((tmp_path / "to" / "soak.json").read_text())
     (killed,) = [a for a in found["attempts"] if a["kind"]]
     assert killed["code"] == -9 and found["equal"] and found["compared_folders"] == 2
