@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import random
-import re
 import signal
 import sys
 
@@ -23,8 +22,8 @@ import numpy as np
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import same_bits
-from experiments.runs.attempts import KINDS, PHASES, Process, last_step, until
+from experiments.runs import events, same_bits
+from experiments.runs.attempts import IDLE, KINDS, Process, until
 from experiments.show import tables
 from gentle_jax import errors, storage
 
@@ -44,21 +43,21 @@ REFUSED = (
 class Moments:
     """Draws moments: each phase in turn, in random order, uniform within its usual length."""
 
-    def __init__(self, seed, spans):
+    def __init__(self, seed, totals):
         self.random, self.round = random.Random(seed), []
-        self.usual = {"results": 1.0} | spans
+        self.usual = {"results": 1.0} | totals
 
     def draw(self, data_made):
-        """Returns (phase, seconds into it); `data_made`: nothing is left to be collected."""
+        """Returns (phase, seconds spent in it); `data_made`: nothing is left to be collected."""
         if not [phase for phase in self.round if phase != "collection" or not data_made]:
-            self.round += self.random.sample(PHASES, len(PHASES))
+            self.round += self.random.sample(events.PHASES, len(events.PHASES))
         able = [phase for phase in self.round if phase != "collection" or not data_made]
         self.round.remove(able[0])
         return able[0], self.random.uniform(0.0, self.usual.get(able[0], 1.0))
 
-    def learn(self, spans):
-        """Takes over how long phases last that came to an end, the newest counting half."""
-        for phase, seconds in spans:
+    def learn(self, totals):
+        """Takes over how long a process was in phases, {phase: seconds}, the newest half."""
+        for phase, seconds in totals.items():
             known = self.usual.get(phase, seconds)
             self.usual[phase] = 0.5 * (known + seconds)
 
@@ -66,7 +65,7 @@ class Moments:
 def soak(command, kills, seed, kinds, to, tell=print):
     """Runs everything below the folder `to`; returns what soak.json holds.
 
-    Args: command, the words of a command that takes --data and --out; kinds, names in KINDS.
+    Args: command, the words of a command that takes --data, --out, --events; kinds, of KINDS.
     """
     to = pathlib.Path(to).absolute()
     (to / "logs").mkdir(parents=True, exist_ok=True)
@@ -76,12 +75,9 @@ def soak(command, kills, seed, kinds, to, tell=print):
         raise errors.UserError(
             f"the uninterrupted run ended with code {plain.code}: see {to / 'logs' / 'plain.log'}"
         )
-    productive = productive_seconds(to / "plain" / "out", process.lines)
+    productive = productive_seconds(to / "plain" / "out", process.events)
     tell(f"soak: uninterrupted, {plain.seconds:.1f} s, of which {productive:.1f} s of work")
-    spans = collections.defaultdict(float)
-    for phase, seconds in process.spans:
-        spans[phase] = max(spans[phase], seconds)
-    moments, attempts, turn = Moments(seed, dict(spans)), [], random.Random(seed + 1)
+    moments, attempts, turn = Moments(seed, usual_of(process, plain)), [], random.Random(seed + 1)
     count, root, number, failures, pending = 0, None, 0, [], []
     while count < kills or root is not None:
         if root is None:
@@ -95,8 +91,7 @@ def soak(command, kills, seed, kinds, to, tell=print):
         finally:
             if process.child.poll() is None:
                 process.child.kill()
-        # the last two of a process that was ended: the phase that was cut short, and the ending
-        moments.learn(process.spans[:-2] if attempt.kind else process.spans)
+        moments.learn(usual_of(process, attempt))
         attempts.append(attempt)
         if attempt.kind:
             pending.pop(0)
@@ -113,6 +108,16 @@ def soak(command, kills, seed, kinds, to, tell=print):
             tell(f"soak: {root.name} finished")
             root = None
     return {"command": list(command)} | judge(to, attempts, plain, productive, failures)
+
+
+def usual_of(process, attempt):
+    """Returns {phase: seconds} of the phases that a process went through from end to end."""
+    totals = events.totals(process.spans())
+    if not attempt.kind:
+        return totals
+    if attempt.resumed is None:
+        return {}
+    return {phase: totals[phase] for phase in IDLE if phase in totals}  # it came to train after
 
 
 def data_made(root):
@@ -134,14 +139,16 @@ def too_early(attempt):
     return attempt.silent and attempt.kind == "term" and attempt.code == -signal.SIGTERM
 
 
-def productive_seconds(out, lines):
-    """Returns the seconds of collecting, training and evaluation below `out`, without compiling."""
+def productive_seconds(out, told):
+    """Returns the seconds of collecting, training and evaluation below `out`, without compiling.
+
+    Args: told, the events of the process.
+    """
     total = 0.0
     for path in pathlib.Path(out).rglob("summary.json"):
         seconds = json.loads(path.read_text())["seconds"]
         total += seconds["collect"] + seconds["train"] + seconds["evaluate"]
-    told = [re.match(r"data: compiled in ([\d.]+) s", line) for line in lines]
-    return total - sum(float(found[1]) for found in told if found)
+    return total - sum(event.get("compile_seconds", 0.0) for event in told)
 
 
 def count_lost(attempts):
@@ -200,8 +207,8 @@ def plain_seconds_per_step(out):
     """Returns the seconds that a training step of all runs takes, the mean of runs below `out`."""
     each = []
     for path in pathlib.Path(out).rglob("summary.json"):
-        steps = last_step(path.parent / "metrics.jsonl")
-        each.append(json.loads(path.read_text())["seconds"]["train"] / max(steps or 1, 1))
+        last = (path.parent / "metrics.jsonl").read_text().splitlines()[-1]
+        each.append(json.loads(path.read_text())["seconds"]["train"] / json.loads(last)["step"])
     return float(np.mean(each)) if each else 0.0
 
 

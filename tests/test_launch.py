@@ -128,6 +128,18 @@ def outcome(job, code):
     return "Count"
 
 
+def test_data_are_made_by_the_flags_that_they_depend_on():
+    more = ("--algo=gentle", "--suite=gentle", "--sweep=lr=1,2", "--shard_data", "--save_every=9")
+    settings = ("--config.algo.width=8", "--config.behaviour.seed=3", "--config.eval.num_repeats=1")
+    made, texts = make("slurm", "--num_runs=4", *more, *settings)
+    check.check(made, texts)
+    (words,) = check.commands(texts["collect.sbatch"], [{}])
+    assert words == [
+        "-m", "experiments.collect", "--preset=paper", "--suite=gentle", "--save_every=9",
+        "--config.behaviour.seed=3", "--data=data",
+    ]  # fmt: skip
+
+
 def test_a_volume_holds_data_that_are_made_once():
     made, texts = make("jobset", "--num_runs=4", "--volume=datasets")
     check.check(made, texts)
@@ -198,6 +210,9 @@ def broken(text, old, new):
         ("slurm", "array.sbatch", "FIRST=$((0", "FIRST=$((1", "seeds"),
         ("slurm", "array.sbatch", "experiments.run", "experiments.report", "experiments.run"),
         ("slurm", "collect.sbatch", "done", "", "bash"),
+        ("slurm", "collect.sbatch", "--preset=paper", "--preset=smoke", "other data"),
+        ("slurm", "collect.sbatch", "experiments.collect", "experiments.run", "experiments.run"),
+        ("slurm", "collect.sbatch", "--data=data", "--data=elsewhere", "other data"),
     ],
 )
 def test_broken_files_are_refused(target, name, old, new, part):
@@ -221,6 +236,8 @@ def test_broken_files_are_refused(target, name, old, new, part):
         ("--target=slurm --num_runs=8 --runs_per_job=3 --sweep=lr=1,2", "multiple of the 2 grid"),
         ("--target=slurm --num_runs=7 --runs_per_job=2 --sweep=lr=1,2", "--num_runs is 7"),
         ("--target=slurm --num_runs=8 --num_seeds=2", "--num_seeds: it follows"),
+        ("--target=slurm --num_runs=8 --events=x", "the jobs would share one file"),
+        ("--target=slurm --num_runs=8 --multihost", "every job is a process of its own"),
         ("--target=slurm --num_runs=8 --algo=ctrml", "did you mean 'ctmrl'"),
         ("--target=slurm --num_runs=8 --config.algo.lrr=1", "did you mean 'algo.lr'"),
         ("--target=slurm --num_runs=8 --algo gentle", "'gentle' stands alone"),

@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import run
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import main
-from experiments.runs import outputs
+from experiments.runs import events, outputs
 from experiments.show import heatmap
 from gentle_jax import checkpoint, training
 
@@ -66,7 +66,12 @@ class Workspace:
         self.folder, self.programs, self.opened = folder, None, []
 
     def arguments(self, out):
-        return [*ARGUMENTS, f"--data={self.folder / 'data'}", f"--out={out}"]
+        files = {"data": self.folder / "data", "out": out, "events": self.events(out)}
+        return [*ARGUMENTS, *(f"--{name}={path}" for name, path in files.items())]
+
+    def events(self, out):
+        """Returns the file of events of what goes to `out`."""
+        return self.folder / "events" / f"{out.name}.jsonl"
 
     def command(self, out):
         """Runs the command in this process; returns its exit code."""
@@ -244,6 +249,24 @@ def test_metrics_have_a_line_per_chunk_and_run(finished):
         check_finite(line)
 
 
+def test_events_tell_every_phase_and_step(workspace, finished):
+    told = events.Reader(workspace.events(workspace.folder / "plain")).read()
+    told = told[: [event["phase"] for event in told].index("results") + 1]
+    assert told[0]["folder"] == str(finished) and told[0]["phase"] == "start-up"
+    assert [phase for phase, _ in events.spans(told, told[0]["time"], told[-1]["time"])] == [
+        "start-up", "compile", "collection", "compile", *("training", "evaluation") * EVALS,
+        "results",
+    ]  # fmt: skip
+    steps = events.steps(told)
+    assert steps == sorted(steps) and set(steps) == set(range(STEPS + 1))
+    (collected,) = [event for event in told if event["phase"] == "collection"]
+    assert collected["compile_seconds"] > 0
+    scored = {event["step"] for event in told if event["phase"] == "evaluation"}
+    assert scored == {STEPS // 2, STEPS}
+    times = [event["time"] for event in told]
+    assert times == sorted(times)
+
+
 def test_the_same_command_again_prints_the_same_table(
     workspace, finished, monkeypatch, capsys, tmp_path
 ):
@@ -291,6 +314,9 @@ def test_an_interrupted_run_resumes_bit_by_bit(
     assert workspace.command(tmp_path) == 0
     done = at if when == "after" else at - 1
     assert (f"resuming after step {done} of {STEPS}" in capsys.readouterr().out) == (done > 0)
+    mine = events.of_last_program(events.Reader(workspace.events(tmp_path)).read())
+    steps = events.steps(mine)
+    assert (steps[0], steps[-1], mine[-1]["phase"]) == (done, STEPS, "results")
     check_same_results(folder, finished)
 
 
