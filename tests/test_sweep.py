@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from experiments.cli import flags
+from experiments.cli import settings
 from gentle_jax import assembly, evaluation, registry, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
@@ -496,7 +496,7 @@ def test_grid_points_cross_with_seeds():
         "train.latent_dim": 2, "train.context_size": 4,
     }  # fmt: skip
     config = config_lib.resolve(run, (small,))
-    points = flags.points_of(flags.parse_sweep(config, ["lr=0.1,0.2", "algo.eta=0.5"]))
+    points = settings.points_of(settings.parse_sweep(config, ["lr=0.1,0.2", "algo.eta=0.5"]))
     env = registry.load("environment", run.env).make(run.suite)
     shapes = storage.shapes(jax.tree.leaves(env.tasks)[0].shape[0], config.behaviour, env)
     fields = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
