@@ -47,7 +47,8 @@ class Seen(NamedTuple):
     encode: Callable  # (Transition [T, C, ...], task_id [T], key) -> (codes, z), with `params`
     params: dict  # name -> parameters; inside of `loss` those that it is differentiated in
     own: dict  # name -> what each term owns
-    aux: dict  # name -> what each term's loss returned beside its value; only in `after`
+    aux: dict  # name -> what a term's loss returned beside its value: of the terms before one in
+    #            its loss, of all terms in `after`
     data: Any  # the Dataset, training tasks first
     index: jax.Array  # step within the stage
 
@@ -69,7 +70,7 @@ class Term(NamedTuple):
 class RepState:
     """Leaves of one run's representation."""
 
-    trained: dict  # name of an encoder's part or of a term -> Trained
+    trained: dict  # name of an encoder's part, or of a term with parameters -> Trained
     own: dict  # name of a term -> what is not trained with the encoder
 
     @property
@@ -90,9 +91,11 @@ def representation(encoder, terms, train, active=None, frozen=(), **fields):
         del hp
         k_encoder, *keys = jax.random.split(key, 1 + len(terms))
         parts = encoder.init(k_encoder)
+        if both := parts.keys() & terms.keys():
+            raise ValueError(f"an encoder's part and a term share a name: {sorted(both)}")
         made = {name: t.init(k, data) for (name, t), k in zip(terms.items(), keys, strict=True)}
         params = parts | {name: p for name, (p, _) in made.items()}
-        trained = {name: Trained.of(p) for name, p in params.items()}
+        trained = {name: Trained.of(p) for name, p in params.items() if jax.tree.leaves(p)}
         return RepState(trained, {name: own for name, (_, own) in made.items()})
 
     def update(state, hp, batch, dz, data, key, index):
@@ -109,8 +112,8 @@ def representation(encoder, terms, train, active=None, frozen=(), **fields):
             seen = _see(encoder, state.params | params, own, *others)
             values, aux = {}, {}
             for name in _with(used, "loss"):
-                mine = seen.params[name], own[name]
-                result = used[name].loss(*mine, hp, seen, keys[name][1])
+                mine = seen.params.get(name, {}), own[name]
+                result = used[name].loss(*mine, hp, seen._replace(aux=dict(aux)), keys[name][1])
                 values[name], aux[name] = result if isinstance(result, tuple) else (result, None)
             return sum(values.values(), jnp.zeros(())), (values, aux)
 
@@ -120,9 +123,10 @@ def representation(encoder, terms, train, active=None, frozen=(), **fields):
             trained[name] = trained[name].step(grads[name], hp["lr"])
         seen = seen._replace(own=dict(own), aux=aux)
         for name in _with(used, "after"):
-            mine = trained[name].params, own[name]
+            mine = trained[name].params if name in trained else {}, own[name]
             params, own[name] = used[name].after(*mine, hp, seen, keys[name][2])
-            trained[name] = trained[name].replace(params=params)
+            if name in trained:
+                trained[name] = trained[name].replace(params=params)
         return RepState(trained, own), metrics | {f"{n}_loss": v for n, v in values.items()}
 
     bundle = Representation(

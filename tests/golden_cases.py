@@ -58,13 +58,12 @@ PINNED = {
     "policy/Dense_2/kernel": 0.0, "policy/Dense_2/bias": -30.0,
     "dual/Dense_1/kernel": 0.05, "dual/Dense_1/bias": 0.1,
 }  # fmt: skip
-# Adam's step on the released codes used to be left out (their running mean and size are the same);
-# their contrast with each other, which moves nothing else, belongs to it
-BOOK = {"free": ("codes", "mu/codes"), "free_metrics": ("code_loss",)}
+# Adam's step on the released codes used to be left out (their running mean and size are the same)
+BOOK = {"free": ("codes", "mu/codes")}
 # BRAC's first dual step used an action sample of its own, not the policy step's
 SAMPLED = {
     "free": (*BOOK["free"], "dual", "mu/dual", "policy", "mu/policy", "alpha"),
-    "free_metrics": ("code_loss", "divergence"),
+    "free_metrics": ("divergence",),
 }
 
 CASES = {

@@ -16,19 +16,14 @@ moves parameters by some 1e-7.
 import functools
 import json
 import pathlib
-import sys
-import types
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_contributing
 from conftest import make_tiny
 from golden_cases import CASES, SEED, TASKS, dataset, draw, value_of
-
-from gentle_jax import registry
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
@@ -43,41 +38,41 @@ class Place(NamedTuple):
     inside: str = ""  # where in its `mu` and `nu`
 
 
-def _trained(*names):
-    return {name: Place(f"rep.params.{name}", "rep.moments", name) for name in names}
+def _trained(path, inside=""):
+    """The Place of a `learner.Trained`, or of one part of what it trains."""
+    end = f".{inside}" if inside else ""
+    return Place(f"{path}.params{end}", f"{path}.moments", inside)
 
 
-_PAIR = {
-    "policy": Place("rl.policy", "rl.policy_moments"),
-    "critics": Place("rl.critics", "rl.critic_moments"),
-}
+_PAIR = {"policy": _trained("rl.policy"), "critics": _trained("rl.critics")}
 PLACES = {
     "ctmrl": {
-        **_trained("encoder", "reward", "transition"),
-        "club": Place("rep.club", "rep.club_moments"),
-        "codes": Place("rep.book.codes", "rep.code_moments"),
-        "mean": Place("rep.book.mean"),
-        "size": Place("rep.book.size"),
-        "matrix": Place("rep.matrix"),
-        "bag": Place("rep.bag"),
-        "codes_on": Place("rep.codes_on"),
+        "encoder": _trained("rep.trained.encoder"),
+        "reward": _trained("rep.trained.prediction", "reward"),
+        "transition": _trained("rep.trained.prediction", "transition"),
+        "club": _trained("rep.own.club"),
+        "codes": _trained("rep.trained.codebook"),
+        **{
+            name: Place(f"rep.own.codebook.{name}")
+            for name in ("mean", "size", "matrix", "bag", "codes_on")
+        },
     },
     "gentle": {
-        **_trained("encoder", "decoder"),
-        "models": Place("rep.models.params", "rep.models.moments"),
-        "best": Place("rep.models.best"),
-        "best_error": Place("rep.models.best_error"),
-        "stale": Place("rep.models.stale"),
-        "holdout": Place("rep.models.holdout"),
-        "order": Place("rep.models.order"),
-        "buffer": Place("rep.buffer"),
+        "encoder": _trained("rep.trained.encoder"),
+        "decoder": _trained("rep.trained.context"),
+        "models": _trained("rep.own.relabelling.models.trained"),
+        **{
+            name: Place(f"rep.own.relabelling.models.{name}")
+            for name in ("best", "best_error", "stale", "holdout", "order")
+        },
+        "buffer": Place("rep.own.relabelling.buffer"),
     },
-    "focal": {"encoder": Place("rep.params", "rep.moments")},
+    "focal": {"encoder": _trained("rep.trained.encoder")},
     "brac_sac": {
         **_PAIR,
-        "value": Place("rl.value", "rl.value_moments"),
+        "value": _trained("rl.value"),
         "target_value": Place("rl.target_value"),
-        "dual": Place("rl.dual", "rl.dual_moments"),
+        "dual": _trained("rl.dual"),
         "alpha": Place("rl.alpha"),
     },
     "td3_bc": {
@@ -86,6 +81,7 @@ PLACES = {
         "target_critics": Place("rl.target_critics"),
     },
 }
+ABSENT = {("ctmrl", "paper"): ("club",)}  # parts that were never used and are no longer there
 METRIC_NAMES = {}  # case -> {name in `steps.json`: name now}, where a metric was renamed
 
 
@@ -116,7 +112,10 @@ def _put(tree, path, value):
 
 def _paths(case):
     """Yields (name, path) of every part of the state, moments and counts included."""
-    for name, place in (PLACES[case.algorithm] | PLACES[case.backbone]).items():
+    places = PLACES[case.algorithm] | PLACES[case.backbone]
+    for name in ABSENT.get((case.algorithm, case.fidelity), ()):
+        del places[name]
+    for name, place in places.items():
         yield name, place.params
         if place.moments:
             end = f".{place.inside}" if place.inside else ""
@@ -217,25 +216,6 @@ def _labels(reward, pair, count):
 
 
 # --- the tests
-
-
-@pytest.fixture(scope="module", autouse=True)
-def focal_example():
-    """Until FOCAL is in the registry: the example of CONTRIBUTING.md, as its own test runs it."""
-    with pytest.MonkeyPatch.context() as patch:
-        register_focal(patch)
-        yield
-
-
-def register_focal(patch):
-    """Registers the example where there is no FOCAL."""
-    if "focal" in registry.ALGORITHMS:
-        return
-    code = next(code for _, _, entry, code in test_contributing.BLOCKS if entry == "focal")
-    module = types.ModuleType("gentle_jax.algorithms.focal")
-    patch.setitem(sys.modules, module.__name__, module)
-    patch.setitem(registry.ALGORITHMS, "focal", module.__name__)
-    exec(compile(code, "focal.py", "exec"), vars(module))
 
 
 def test_inputs_are_the_same_on_any_machine():
