@@ -27,7 +27,7 @@ def make(config, train, spec, bag_rows):
     if config.use_contrast:
         coded["contrast"] = _contrast(config, train, spec.num_train_tasks)
     if config.use_code_loss:  # after `contrast`, whose pass moves the codes that it contrasts
-        coded["code_contrast"] = _code_contrast(config)
+        coded["code_contrast"] = Term(_code_contrast)
     return parts.Form(always, coded, codebook.Rules(True, _start, _refresh, _collect))
 
 
@@ -48,22 +48,18 @@ def _code_loss(params, own, hp, seen, key):
     return weight * losses.mse(codes[matched], seen.z)
 
 
-def _code_contrast(config):
+def _code_contrast(params, own, hp, seen, key):
     """A contrast of codes with codes, as they are after the passes of this step.
 
     It moves codes only, by the Adam step that lives until the next pass.
     """
-
-    def loss(params, own, hp, seen, key):
-        codes = seen.params["codebook"]
-        passed = jax.lax.stop_gradient(_passed(config, hp, seen).codes)
-        codes = codes + (passed - jax.lax.stop_gradient(codes))  # their value, Adam's gradient
-        one_group = jnp.zeros(codes.shape[0], jnp.int32)
-        matrix = seen.own["codebook"].matrix
-        value = losses.bilinear_group_contrast(codes, codes, one_group, 1, matrix)
-        return hp["code_loss_weight"] * value
-
-    return Term(loss)
+    codes = seen.params["codebook"]
+    passed = jax.lax.stop_gradient(_passed(hp, seen).codes)
+    codes = codes + (passed - jax.lax.stop_gradient(codes))  # their values, Adam's gradient
+    one_group = jnp.zeros(codes.shape[0], jnp.int32)
+    matrix = seen.own["codebook"].matrix
+    value = losses.bilinear_group_contrast(codes, codes, one_group, 1, matrix)
+    return hp["code_loss_weight"] * value
 
 
 def _cycle(nets, use_next_obs):
@@ -113,11 +109,11 @@ def forward_passes(book, z, decay, count=FORWARDS):
     return book
 
 
-def _passed(config, hp, seen):
+def _passed(hp, seen):
     """Returns the book after all passes of a step: those in `before`, and the contrast's."""
     mean, size = seen.own["codebook"].mean, seen.own["codebook"].size
     book = codebook.Codebook(codebook.averaged(mean, size), mean, size)
-    if not config.use_contrast:
+    if "contrast" not in seen.aux:  # an ablation
         return book
     _, matched = parts.matched_codes(seen)
     aux = seen.aux["contrast"]
@@ -141,7 +137,7 @@ def _codebook(config, latent_dim, bag_rows):
 
     def after(codes, own, hp, seen, key):
         step = codes - seen.params["codebook"]  # Adam's
-        book = _passed(config, hp, seen)
+        book = _passed(hp, seen)
         return book.codes + step, own.replace(mean=book.mean, size=book.size)
 
     return parts.codebook_term(config, latent_dim, bag_rows, before=before, after=after)
