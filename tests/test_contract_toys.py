@@ -78,11 +78,16 @@ def built(name, data, rl, **train):
     return made, {"algo": dataclasses.asdict(config), "backbone": {}}
 
 
-def one_step(made, hp, data, key=3, loud=1.0):
-    """Returns (state before, state after, metrics) of a first step; RL parameters times `loud`."""
+def louder(tree, scale):
+    """A tree with its floats times `scale`: networks are nearly silent at first."""
+    return jax.tree.map(lambda x: scale * x if x.dtype == jnp.float32 else x, tree)
+
+
+def one_step(made, hp, data, key=3, **loud):
+    """Returns (state before, state after, metrics) of a first step. Args: loud, {part: scale}."""
     before = jax.jit(made.init)(hp, jax.random.key(0), data)
-    louder = lambda x: loud * x if x.dtype == jnp.float32 else x
-    before = before.replace(rl=jax.tree.map(louder, before.rl))
+    parts = {name: louder(getattr(before, name), scale) for name, scale in loud.items()}
+    before = before.replace(**parts)
     step = jax.jit(made.stages[-1].step)
     after, metrics = step(before, data, jax.random.key(key), jnp.int32(0))
     return before, after, metrics
@@ -137,8 +142,8 @@ def test_td3_bc_learns_from_the_z_of_every_row_and_of_its_next_row():
     rl = module.make(config, 2 * LATENT, spec_of(data))
     made, hp = built("toy_filter", data, rl)
     hp["backbone"] = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, float)}
-    # the same key draws the same rows, whatever the backbone; initial networks are nearly silent
-    before, _, metrics = one_step(made, hp, data, loud=20.0)
+    # the same key draws the same rows, whatever the backbone
+    before, _, metrics = one_step(made, hp, data, rl=20.0)
 
     def loss(now, after_row):
         row = lambda *parts: np.concatenate([np.asarray(x) for x in parts], -1)
@@ -212,7 +217,7 @@ def test_a_task_that_was_not_trained_on_has_an_id_that_no_embedding_answers():
 def test_the_critics_train_a_pool_over_a_frozen_encoder():
     data = dataset_of(*ragged_fields())
     made, hp = built("toy_pooled", data, recorder())
-    before, after, _ = one_step(made, hp, data)
+    before, after, _ = one_step(made, hp, data, rep=30.0)
     frozen = before.rep.trained["encoder"], after.rep.trained["encoder"]
     for a, b in zip(*map(jax.tree.leaves, frozen), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -233,8 +238,8 @@ def test_the_critics_train_a_pool_over_a_frozen_encoder():
     for a, b in zip(
         jax.tree.leaves(gradient_of(after, "pool")), jax.tree.leaves(by_hand), strict=True
     ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
-    assert np.abs(by_hand["Dense_0"]["kernel"]).max() > 1e-5
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
+    assert np.abs(by_hand["Dense_0"]["kernel"]).max() > 1e-3
     old, new = (state.rep.params["pool"]["Dense_0"]["kernel"] for state in (before, after))
     assert not np.array_equal(old, new)
 
