@@ -169,16 +169,13 @@ def task_sets(env: Env) -> dict[str, Int[HostArray, " task"]]:
 
 def spec_of(config: config_lib.ExperimentConfig, env: Env, dataset: data_lib.Dataset) -> Spec:
     """Returns the Spec. Args: dataset, training tasks first; arrays, or shapes before there are."""
-    num_train = len(env.train_ids)
-    sizes = {"rows_per_task": dataset.rows.reward.shape[1], "statistics": None}
-    sizes["max_rows_per_task"] = sizes["rows_per_task"]
-    if not isinstance(dataset.episode_start, jax.ShapeDtypeStruct):
+    num_train, most = len(env.train_ids), dataset.rows.reward.shape[1]
+    if isinstance(dataset.episode_start, jax.ShapeDtypeStruct):
+        least, statistics = most, data_lib.no_summary(env.obs_dim)
+    else:
         rows = np.asarray(dataset.episode_start)[:num_train, -1]
-        sizes = {
-            "rows_per_task": int(rows.min()),
-            "max_rows_per_task": int(rows.max()),
-            "statistics": data_lib.summary(data_lib.take_tasks(dataset, np.arange(num_train))),
-        }
+        least, most = int(rows.min()), int(rows.max())
+        statistics = data_lib.summary(data_lib.take_tasks(dataset, np.arange(num_train)))
     return Spec(
         obs_dim=env.obs_dim,
         action_dim=env.action_dim,
@@ -186,7 +183,9 @@ def spec_of(config: config_lib.ExperimentConfig, env: Env, dataset: data_lib.Dat
         horizon=env.horizon,
         init=config.train.init,
         precision=config.train.precision,
-        **sizes,
+        rows_per_task=least,
+        max_rows_per_task=most,
+        statistics=statistics,
     )
 
 
