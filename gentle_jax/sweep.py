@@ -114,7 +114,7 @@ def make_chunk(stage: Stage) -> Callable:
     return chunk
 
 
-def make_mesh(num_runs: int, devices: list[jax.Device] | None = None) -> Mesh | None:
+def make_mesh(num_runs: int, devices: list | None = None) -> Mesh | None:
     """Returns a mesh over as few devices as take the runs in the same time, or None for one.
 
     Args: devices, by default those of this process; `jax.devices()` for all of several processes,
