@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments.cli import flags
+from experiments.cli import exit_codes, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import code_identity, grids, outputs, remote
+from experiments.runs import code_identity, outputs, remote
 from gentle_jax import assembly, errors, storage
 from gentle_jax import config as config_lib
 
@@ -295,7 +296,7 @@ def merge(shards, folder):
     identity = identity_of(shards)
     tree = {key: value for key, value in identity.items() if key not in ("sweep", "data")}
     config, points = config_lib.from_dict(tree), tuple(identity["sweep"])
-    request = flags.Request(config, points, "", "", {})
+    request = flags.Request(config, points, "", "")
     with tempfile.TemporaryDirectory() as work:
         local = pathlib.Path(work)
         returns = joined(shards, "returns.npz", 1)
@@ -350,14 +351,9 @@ def chosen(own):
     return kept
 
 
-def run(argv):
-    """The command; returns its exit code, grids.DIVERGED if a run of them became NaN."""
-    if any(argument in flags.HELP for argument in argv[1:]):
-        print(flags.help_text("gather", SUMMARY, EXTRA, shared=False))
-        return 0
-    own, rest = flags.split(argv, EXTRA)
-    if rest:
-        raise errors.unknown("flag", rest[0].lstrip("-").partition("=")[0], [e[0] for e in EXTRA])
+def run(line):
+    """The command; returns its exit code, DIVERGED if a run of them became NaN."""
+    own = line.own
     groups = chosen(own)
     for shards in groups:
         check(shards, own)
@@ -380,8 +376,10 @@ def run(argv):
         with computer.disk_may_fill(folder):
             summary = merge(shards, folder)
         outputs.print_table(summary, folder)
-    return grids.DIVERGED if failed else 0
+    return exit_codes.DIVERGED if failed else exit_codes.DONE
 
+
+COMMAND = Command("gather", SUMMARY, run, own=EXTRA)
 
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

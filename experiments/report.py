@@ -5,6 +5,7 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 """
 
 from experiments.cli import flags
+from experiments.cli.command import Command, start
 from experiments.runs import code_identity, outputs, remote
 from experiments.show import tables
 from gentle_jax import errors
@@ -45,18 +46,15 @@ def overview(root, given):
     return rows, runs
 
 
-def run(argv):
+def run(line):
     """The command."""
-    request = flags.parse(argv, "report", SUMMARY, lambda: False, EXTRA)
-    useless = [name for name in request.given if name not in (*CHOOSE, "out", "run", "markdown")]
-    if useless or (request.extra["run"] and set(CHOOSE) & set(request.given)):
-        name = (useless or sorted(set(CHOOSE) & set(request.given)))[0]
-        raise errors.UserError(
-            f"report does not use --{name}: expected --run=FOLDER, or --out and some of "
-            f"{', '.join('--' + choice for choice in CHOOSE)}"
-        )
-    folder, as_markdown = request.extra["run"], request.extra["markdown"]
+    folder, as_markdown = line.own["run"], line.own["markdown"]
     if folder:
+        for name in (name for name in (*CHOOSE, "out") if name in line.given):
+            raise errors.UserError(
+                f"report does not use --{name} with --run: expected --run=FOLDER alone, or no "
+                f"--run and some of {', '.join('--' + choice for choice in (*CHOOSE, 'out'))}"
+            )
         summary = outputs.read_summary(folder)
         if as_markdown:
             print(tables.markdown(summary["results"]))
@@ -65,7 +63,8 @@ def run(argv):
         path = remote.path(folder)
         tell([(path.parent if path.name == "summary.json" else path, summary)])
         return
-    rows, runs = overview(request.out, request.given)
+    request = flags.resolve(line)  # names that do not exist choose nothing, and are told
+    rows, runs = overview(request.out, line.given)
     if len(rows) == 1:
         raise errors.UserError(
             f"no such finished run below {request.out}: pass another --out or fewer flags, or run "
@@ -82,5 +81,14 @@ def tell(runs):
         print(f"\n{line}")
 
 
+COMMAND = Command(
+    "report",
+    SUMMARY,
+    run,
+    own=EXTRA,
+    shared=(*CHOOSE, "out"),
+    texts=tuple((name, f"list only the runs with this {name}") for name in CHOOSE),
+)
+
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import gather, render, report, run
 from experiments.cli import flags
+from experiments.cli.command import main
 from experiments.runs import code_identity, outputs
 from experiments.show import tables
 from gentle_jax import assembly, statistics, storage
@@ -54,7 +55,7 @@ def make_arrays(request, env):
 
 def make_run(out, *arguments, drawn=False, failed=False):
     """Writes a finished run folder without training; returns it."""
-    request = flags.parse(["run", *FLAGS, f"--out={out}", *arguments], "run", "", lambda: False)
+    request = flags.parse(run.COMMAND, ["run", *FLAGS, f"--out={out}", *arguments])
     folder = run.folder_of(request)
     folder.mkdir(parents=True)
     storage.write_json(folder / "config.json", run.identity(request))
@@ -94,7 +95,7 @@ def undrawn(monkeypatch):
 def command(capsys, *arguments):
     """Runs the command; returns (exit code, stdout, stderr)."""
     capsys.readouterr()
-    code = flags.main(gather.run, ["gather", *map(str, arguments)])
+    code = main(gather.COMMAND, ["gather", *map(str, arguments)])
     return code, *capsys.readouterr()
 
 
@@ -170,13 +171,13 @@ def test_the_merged_folder_is_a_run_for_other_commands(tmp_path, capsys, undrawn
     shard(out, 0, 2), shard(out, 2, 2)
     assert command(capsys, f"--from={out}")[0] == 0
     (folder,) = merged(out)
-    assert flags.main(report.run, ["report", f"--run={folder}"]) == 0
+    assert main(report.COMMAND, ["report", f"--run={folder}"]) == 0
     results = json.loads((folder / "summary.json").read_text())["results"]
     assert tables.render(results) in capsys.readouterr().out
     again = ["run", *FLAGS, "--num_seeds=4", f"--out={out}"]
-    assert flags.main(run.run, again) == 0
+    assert main(run.COMMAND, again) == 0
     assert "finished before" in capsys.readouterr().out
-    assert flags.main(render.run, ["render", f"--run={folder}"]) == 2
+    assert main(render.COMMAND, ["render", f"--run={folder}"]) == 2
     first = json.loads((folder / "summary.json").read_text())["shards"][0]["folder"]
     assert (
         f"was gathered, its checkpoints are in its shards: pass one of them, such as "

@@ -14,8 +14,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import run
-from experiments.cli import flags
-from experiments.runs import code_identity, grids, outputs
+from experiments.cli import exit_codes, flags
+from experiments.cli.command import main
+from experiments.runs import code_identity, events, outputs
 from experiments.show import heatmap
 from gentle_jax import checkpoint, training
 
@@ -65,11 +66,16 @@ class Workspace:
         self.folder, self.programs, self.opened = folder, None, []
 
     def arguments(self, out):
-        return [*ARGUMENTS, f"--data={self.folder / 'data'}", f"--out={out}"]
+        files = {"data": self.folder / "data", "out": out, "events": self.events(out)}
+        return [*ARGUMENTS, *(f"--{name}={path}" for name, path in files.items())]
+
+    def events(self, out):
+        """Returns the file of events of what goes to `out`."""
+        return self.folder / "events" / f"{out.name}.jsonl"
 
     def command(self, out):
         """Runs the command in this process; returns its exit code."""
-        code = flags.main(run.run, ["run", *self.arguments(out)])
+        code = main(run.COMMAND, ["run", *self.arguments(out)])
         for saves in self.opened:  # what the end of a process does
             saves.close()
         self.opened.clear()
@@ -244,6 +250,24 @@ def test_metrics_have_a_line_per_chunk_and_run(finished):
         check_finite(line)
 
 
+def test_events_tell_every_phase_and_step(workspace, finished):
+    told = events.Reader(workspace.events(workspace.folder / "plain")).read()
+    told = told[: [event["phase"] for event in told].index("results") + 1]
+    assert told[0]["folder"] == str(finished) and told[0]["phase"] == "start-up"
+    assert [phase for phase, _ in events.spans(told, told[0]["time"], told[-1]["time"])] == [
+        "start-up", "compile", "collection", "compile", *("training", "evaluation") * EVALS,
+        "results",
+    ]  # fmt: skip
+    steps = events.steps(told)
+    assert steps == sorted(steps) and set(steps) == set(range(STEPS + 1))
+    (collected,) = [event for event in told if event["phase"] == "collection"]
+    assert collected["compile_seconds"] > 0
+    scored = {event["step"] for event in told if event["phase"] == "evaluation"}
+    assert scored == {STEPS // 2, STEPS}
+    times = [event["time"] for event in told]
+    assert times == sorted(times)
+
+
 def test_the_same_command_again_prints_the_same_table(
     workspace, finished, monkeypatch, capsys, tmp_path
 ):
@@ -291,6 +315,9 @@ def test_an_interrupted_run_resumes_bit_by_bit(
     assert workspace.command(tmp_path) == 0
     done = at if when == "after" else at - 1
     assert (f"resuming after step {done} of {STEPS}" in capsys.readouterr().out) == (done > 0)
+    mine = events.of_last_program(events.Reader(workspace.events(tmp_path)).read())
+    steps = events.steps(mine)
+    assert (steps[0], steps[-1], mine[-1]["phase"]) == (done, STEPS, "results")
     check_same_results(folder, finished)
 
 
@@ -444,7 +471,7 @@ def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished,
         a.replace("lr=0.001,0.002", "lr=0.001,1e30") for a in workspace.arguments(tmp_path)
     ]
     for again in range(2):  # a finished run tells it again
-        assert flags.main(run.run, ["run", *arguments]) == grids.DIVERGED == 3
+        assert main(run.COMMAND, ["run", *arguments]) == exit_codes.DIVERGED == 3
         shown = capsys.readouterr()
         assert not shown.err
         assert ("run: seed 3 (lr=1e+30) is not finite after step" in shown.out) == (not again)
@@ -490,7 +517,7 @@ def test_an_interrupted_run_of_other_code_goes_on_only_where_it_is_said(
 
 def test_a_second_process_in_the_same_folder_is_refused(workspace, tmp_path, capsys):
     out = tmp_path / "runs"
-    folder = run.folder_of(flags.parse(["run", *workspace.arguments(out)], "run", "", None))
+    folder = run.folder_of(flags.parse(run.COMMAND, ["run", *workspace.arguments(out)]))
     folder.mkdir(parents=True)
     with run.computer.alone(folder):
         assert workspace.command(out) == 2

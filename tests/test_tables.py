@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments import run
 from experiments.cli import flags
 from experiments.runs import outputs
 from experiments.show import paper_tables, tables
@@ -163,7 +164,7 @@ def test_markdown_has_one_row_per_native_entry():
     ],
 )
 def test_the_papers_number_is_shown_only_beside_what_it_describes(arguments, expected):
-    request = flags.parse(["run", "--preset=quick", *arguments.split()], "run", "", lambda: False)
+    request = flags.parse(run.COMMAND, ["run", "--preset=quick", *arguments.split()])
     assert outputs.paper_name(request.config) == expected
 
 

@@ -1,5 +1,5 @@
 """Per-task ensembles of dynamics models, all tasks and members at once (docs/methods/gentle.md,
-"Dynamics models").
+"Dynamics ensembles").
 
 Training runs in epochs over bootstrapped rows; a member whose holdout error improves by over 1 % is
 kept; a task whose members have not improved for `patience` epochs in a row stops changing. The
