@@ -1,7 +1,6 @@
 """Rollouts, the random policy's return, and the evaluation of one agent."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,8 +170,8 @@ def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
     Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the
     Dataset of the same tasks (given_context reads it); at, the training step, which only picks
     random keys. Returns are means over `num_repeats` independent repeats, per episode number; slots
-    that no repeat used are NaN (`protocols.base.until`). `evaluate` also takes `names`, the only protocols to run: programs of their own compile side by
-    side.
+    that no repeat used are NaN (`protocols.base.until`). `evaluate` also takes `names`, the only
+    protocols to run: programs of their own compile side by side.
     """
 
     def evaluate(state, run_key, tasks, offline, at, names=tuple(protocols)):
