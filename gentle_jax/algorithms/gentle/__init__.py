@@ -30,12 +30,11 @@ from gentle_jax.algorithms.gentle.settings import (
     DEFAULT_FIDELITY,
     FIDELITY,
     PRESETS,
-    PROTOCOL,
     SETTINGS,
     VARIANTS,
     Config,
 )
 
 __all__ = [
-    "DEFAULT_FIDELITY", "FIDELITY", "PRESETS", "PROTOCOL", "SETTINGS", "VARIANTS", "Config", "make",
+    "DEFAULT_FIDELITY", "FIDELITY", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
 ]  # fmt: skip
