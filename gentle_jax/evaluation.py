@@ -186,7 +186,7 @@ def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
                 stored = stored_data(offline, index, len(env.train_ids))
                 repeat = lambda k: protocol.run(algorithm, state, env, task, stored, k).returns
                 returns = jax.vmap(repeat)(jax.random.split(key, num_repeats))
-                return _mean_episodes(returns) if env.ends_early else returns.mean(0)
+                return mean_over_repeats(returns) if env.ends_early else returns.mean(0)
 
             inputs = (tasks, jnp.arange(num_tasks), keys)
             results[name] = jax.lax.map(one, inputs, batch_size=min(tasks_at_once, num_tasks))
@@ -195,8 +195,8 @@ def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
     return evaluate
 
 
-def _mean_episodes(returns):
-    """Returns the mean over repeats of returns [repeat, E] of `protocols.base.until`.
+def mean_over_repeats(returns: Float[Array, "repeat E"]) -> Float[Array, " E"]:
+    """Returns the mean over repeats of returns of `protocols.base.until`, where episodes end early.
 
     The last slot is every repeat's last episode. Between the first and the last a slot is the mean
     of the repeats that had so many episodes, NaN where none had.

@@ -237,7 +237,11 @@ class Env(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Scored episodes. Programs that only read `returns` pay nothing for the rest."""
+    """Scored episodes. Programs that only read `returns` pay nothing for the rest.
+
+    Where episodes end early, how many there are depends on their lengths: the last slot is the last
+    episode, NaN between is no episode, and `rows` and `mask` are of the last one only, E = 1.
+    """
 
     returns: Float[Array, " *E"]  # undiscounted
     rows: Transition  # leaves [E, H, ...]
