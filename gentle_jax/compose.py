@@ -14,43 +14,69 @@ One update of a representation, on one meta batch:
 Axes: T tasks, C context transitions, Z latent. Names of terms are the names of their parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
 
 from gentle_jax import data as data_lib
 from gentle_jax.learner import Trained
-from gentle_jax.types import MetaBatch, Representation, Traits
+from gentle_jax.types import (
+    Belief,
+    Dataset,
+    Index,
+    MetaBatch,
+    Metrics,
+    RandomKey,
+    Representation,
+    Section,
+    Traits,
+    Transition,
+    pytree,
+)
+
+Params = dict[str, PyTree]
+EncodeSet = Callable[
+    [Params, Transition, Int[Array, " T"], RandomKey],
+    tuple[Float[Array, "T C Z"] | None, Float[Array, "T Z"]],
+]
+Extend = Callable[[Params, Belief, Transition, Float[Array, " C"]], Belief]
 
 
 class Encoder(NamedTuple):
     """A context encoder. `params` is {name: parameters} of everything that is trained."""
 
-    init: Callable  # (key) -> {part: parameters}
-    encode: Callable  # (params, Transition [T, C, ...], task_id [T], key) -> (codes, z [T, Z]);
-    #                    codes [T, C, Z] are those of single transitions, where it has any
-    prior: Callable  # (params) -> Belief
-    extend: Callable  # (params, Belief, Transition [C, ...], mask [C]) -> Belief
-    sample: Callable  # (params, Belief, key) -> z [Z]
+    init: Callable[[RandomKey], Params]  # {part: parameters}
+    encode: EncodeSet  # (params, context, task_id, key) -> (codes of single transitions where it
+    #                     has any, z)
+    prior: Callable[[Params], Belief]
+    extend: Extend  # (params, belief, leaves [C, ...], mask)
+    sample: Callable[[Params, Belief, RandomKey], Float[Array, " Z"]]
 
 
 class Seen(NamedTuple):
     """What a term may look at."""
 
-    codes: Any  # [T, C, Z], of each context transition
-    z: jax.Array  # [T, Z]
+    codes: Float[Array, "T C Z"] | None  # of each context transition
+    z: Float[Array, "T Z"]
     batch: MetaBatch
-    dz: jax.Array  # [T, Z], gradient of the critics' loss in z
+    dz: Float[Array, "T Z"]  # gradient of the critics' loss in z
     encode: Callable  # (Transition [T, C, ...], task_id [T], key) -> (codes, z), with `params`
-    params: dict  # name -> parameters; inside of `loss` those that it is differentiated in
+    params: Params  # name -> parameters; inside of `loss` those that it is differentiated in
     own: dict  # name -> what each term owns
     aux: dict  # name -> what a term's loss returned beside its value: of the terms before one in
     #            its loss, of all terms in `after`
-    data: Any  # the Dataset, training tasks first
-    index: jax.Array  # step within the stage
+    data: Dataset  # training tasks first
+    index: Index  # step within the stage
+
+
+Own = PyTree
+Loss = Callable[[PyTree, Own, Section, Seen, RandomKey], Any]
+InitTerm = Callable[[RandomKey, Dataset], tuple[PyTree, Own]]
+Before = Callable[[Own, Section, Seen, RandomKey], tuple[Own, Metrics]]
+After = Callable[[PyTree, Own, Section, Seen, RandomKey], tuple[PyTree, Own]]
 
 
 class Term(NamedTuple):
@@ -59,14 +85,14 @@ class Term(NamedTuple):
     `params` are trained with the encoder; `own` is any other state, which gradients never reach.
     """
 
-    loss: Callable | None  # (params, own, hp, Seen, key) -> scalar, or (scalar, aux); None: no loss
-    init: Callable = lambda key, data: ({}, {})  # -> (params, own)
-    before: Callable | None = None  # (own, hp, Seen, key) -> (own, metrics)
-    after: Callable | None = None  # (params, own, hp, Seen, key) -> (params, own); Seen as before
-    #                                the step, `params` after it
+    loss: Loss | None  # (params, own, hp, seen, key) -> scalar, or (scalar, aux); None: no loss
+    init: InitTerm = lambda key, data: ({}, {})  # -> (params, own)
+    before: Before | None = None  # (own, hp, seen, key) -> (own, metrics)
+    after: After | None = None  # (params, own, hp, seen, key) -> (params, own); `seen` is that
+    #                             before the step, `params` are those after it
 
 
-@struct.dataclass
+@pytree
 class RepState:
     """Leaves of one run's representation."""
 
@@ -74,16 +100,24 @@ class RepState:
     own: dict  # name of a term -> what is not trained with the encoder
 
     @property
-    def params(self):
+    def params(self) -> dict[str, PyTree]:
         """Returns {name: parameters}."""
         return {name: trained.params for name, trained in self.trained.items()}
 
 
-def representation(encoder, terms, train, active=None, frozen=(), **fields):
+def representation(
+    encoder: Encoder,
+    terms: dict[str, Term],
+    train: Any,
+    active: Iterable[str] | None = None,
+    frozen: Iterable[str] = (),
+    **fields: Any,
+) -> Representation:
     """Returns the Representation whose encoder descends the sum of terms, {name: Term}.
 
-    Args: active, names of the terms in use (default: all), so that stages can share one state;
-    frozen, parts of the encoder that do not learn; fields, those of a Representation to replace.
+    Args: train, a TrainConfig; active, names of the terms in use (default: all), so that stages can
+    share one state; frozen, parts of the encoder that do not learn; fields, those of a
+    Representation to replace.
     """
     used = dict(terms) if active is None else {name: terms[name] for name in active}
 

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+
+from gentle_jax.types import pytree
 
 SIZE_FLOOR = 1e-5  # Laplace smoothing of the release's cluster sizes
 TINY = 1e-24  # on squared norms: the release's codes may have norms of 1e-5
 
 
-@struct.dataclass
+@pytree
 class Codebook:
     """N codes. `mean` and `size` belong to the release's moving average only."""
 

@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import data as data_lib
 from gentle_jax import errors as errors_lib
 from gentle_jax import learner, networks
+from gentle_jax.types import pytree
 
 HOLDOUT_SHARE, HOLDOUT_MAX = 0.2, 1000
 IMPROVEMENT = 0.01  # relative, of the holdout error
 
 
-@struct.dataclass
+@pytree
 class EnsembleState:
     """N tasks x K members. `best` is what relabelling uses."""
 

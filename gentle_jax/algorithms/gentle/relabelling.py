@@ -5,14 +5,13 @@ Source: docs/methods/gentle.md, "Relabelling". A source gives states; a target's
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import data as data_lib
 from gentle_jax import learner
-from gentle_jax.types import Transition
+from gentle_jax.types import Transition, pytree
 
 
-@struct.dataclass
+@pytree
 class Relabelled:
     """Rows of each source task under its own and other tasks' models; (s, a) stored once."""
 
