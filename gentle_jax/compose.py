@@ -140,14 +140,15 @@ def representation(
         for name in _with(used, "before"):
             own[name], told = used[name].before(own[name], hp, seen, keys[name][0])
             metrics |= told
+        seen = seen._replace(own=dict(own))
         learning = [n for n in state.trained if n in used or n not in (*terms, *frozen)]
 
         def loss(params):
-            seen = _see(encoder, state.params | params, own, *others)
+            now = _see(encoder, state.params | params, seen.own, *others)
             values, aux = {}, {}
             for name in _with(used, "loss"):
-                mine = seen.params.get(name, {}), own[name]
-                result = used[name].loss(*mine, hp, seen._replace(aux=dict(aux)), keys[name][1])
+                mine = now.params.get(name, {}), now.own[name]
+                result = used[name].loss(*mine, hp, now._replace(aux=dict(aux)), keys[name][1])
                 values[name], aux[name] = result if isinstance(result, tuple) else (result, None)
             return sum(values.values(), jnp.zeros(())), (values, aux)
 
@@ -155,7 +156,7 @@ def representation(
         trained = dict(state.trained)
         for name in learning:
             trained[name] = trained[name].step(grads[name], hp["lr"])
-        seen = seen._replace(own=dict(own), aux=aux)
+        seen = seen._replace(aux=aux)
         for name in _with(used, "after"):
             mine = trained[name].params if name in trained else {}, own[name]
             params, own[name] = used[name].after(*mine, hp, seen, keys[name][2])
