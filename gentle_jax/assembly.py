@@ -65,7 +65,7 @@ def make_sweep(
     config: config_lib.ExperimentConfig,
     data: dict[str, np.ndarray],
     points: Sequence[dict[str, float]] = ({},),
-    devices: list[jax.Device] | None = None,
+    devices: list | None = None,
     shard_data: bool = False,
 ) -> training.Sweep:
     """Returns the `training.Sweep` of a config: runs are grid points x seeds, point-major.

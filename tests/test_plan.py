@@ -60,20 +60,21 @@ def test_plan_covers_every_step_once_and_ends_with_an_evaluation(stages, num_eva
 
 @pytest.mark.parametrize(
     "num_runs,num_devices,expected",
-    [(8, 2, 2), (6, 4, 3), (7, 2, 2), (1, 4, None), (8, 3, 3), (5, 4, 3), (3, 8, 3), (9, 1, None)],
+    [(8, 2, 2), (6, 4, 3), (7, 2, 2), (1, 4, 1), (8, 3, 3), (5, 4, 3), (3, 8, 3), (9, 1, 1)],
 )
-def test_the_mesh_takes_no_more_devices_than_save_time(
-    monkeypatch, num_runs, num_devices, expected
-):
-    monkeypatch.setattr(sweep_lib, "Mesh", lambda devices, *_, **__: len(devices))
+def test_a_sweep_takes_no_more_devices_than_save_time(num_runs, num_devices, expected):
     device = types.SimpleNamespace(process_index=0)
-    assert sweep_lib.make_mesh(num_runs, [device] * num_devices) == expected
+    assert len(sweep_lib.choose_devices(num_runs, [device] * num_devices)) == expected
 
 
-def test_no_process_is_left_without_a_device(monkeypatch):
-    monkeypatch.setattr(sweep_lib, "Mesh", lambda devices, *_, **__: len(devices))
+def test_one_device_needs_no_mesh():
+    assert sweep_lib.make_mesh(1) is None
+    assert sweep_lib.make_mesh(2).size == 2
+
+
+def test_no_process_is_left_without_a_device():
     devices = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
-    assert sweep_lib.make_mesh(2, devices) == 4  # padded: two of them repeat the last run
+    assert len(sweep_lib.choose_devices(2, devices)) == 4  # padded: two of them repeat the last run
 
 
 def test_an_error_does_not_wait_for_what_still_compiles():
