@@ -44,20 +44,9 @@ def make(
         return obs, Step(obs, reward, context_reward, jnp.zeros(()))
 
     def optimal_return(num_samples):
-        """Returns [num_tasks]: the saturated controller per coordinate, best for any start."""
-
-        def episode(task, start):
-            def body(state, _):
-                wanted = (task["goal"] - task["wind"] - state) / MAX_SPEED
-                state, out = step(task, state, jnp.clip(wanted, -1.0, 1.0))
-                return state, out.context_reward
-
-            return jax.lax.scan(body, start, length=horizon)[1].sum()
-
         keys = jax.random.split(jax.random.key(0), num_samples if random_start else 1)
         starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
-        over_starts = jax.vmap(episode, (None, 0))
-        return jax.jit(jax.vmap(lambda t: over_starts(t, starts).mean()))(tasks)
+        return _best_returns(step, tasks, starts, horizon)
 
     train_ids, test_ids = split
     parameters, names = colour if colour is not None else (goals, ("goal x", "goal y"))
@@ -79,3 +68,18 @@ def make(
         optimal_return=optimal_return,
         context_reward=near if sparse_radius > 0 else None,
     )
+
+
+def _best_returns(step, tasks, starts, horizon):
+    """Returns [num_tasks]: the saturated controller per coordinate, best for any start."""
+
+    def episode(task, start):
+        def body(state, _):
+            wanted = (task["goal"] - task["wind"] - state) / MAX_SPEED
+            state, out = step(task, state, jnp.clip(wanted, -1.0, 1.0))
+            return state, out.context_reward
+
+        return jax.lax.scan(body, start, length=horizon)[1].sum()
+
+    over_starts = jax.vmap(episode, (None, 0))
+    return jax.jit(jax.vmap(lambda t: over_starts(t, starts).mean()))(tasks)
