@@ -112,7 +112,7 @@ def again(folder):
     product.start()
     folder = Path(folder)
     config, points, _ = render.read_config(folder)
-    request = command_line.Request(config, points, "data", str(folder.parents[3]), {})
+    request = command_line.Request(config, points, "data", str(folder.parents[3]))
     if run_command.folder_of(request) != folder:
         raise errors.UserError(f"{folder} is not the folder of its settings in this version")
     run_command.execute(request)
@@ -207,9 +207,8 @@ class Compilations:
 
 def compile_rows(command):
     """Yields the rows of the programs of a command: how often, how fast from a cache, too large."""
-    request = command_line.parse(
-        ["run", *command.split()], "run", "", product.on_accelerator, extra=()
-    )
+    line = ["run", *command.split()]
+    request = command_line.parse(run_command.COMMAND, line, product.on_accelerator)
     task = random_task(request)
     with machine.empty_cache(MIN_CACHED_SECONDS):
         with Compilations() as cold:

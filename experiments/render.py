@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import collect
-from experiments.cli import flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import remote
 from experiments.show import movies, offscreen, scene
@@ -23,10 +23,7 @@ from gentle_jax import assembly, checkpoint, errors, physics, registry, rng, sto
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 
-SUMMARY = (
-    "Writes one episode of a trained agent as a page for the browser and as a moving picture. It "
-    "uses the flags of this command, --protocol (one; default: the run's first) and --data."
-)
+SUMMARY = "Writes one episode of a trained agent as a page for the browser and as a moving picture."
 EXTRA = (
     ("run", str, "", "the run folder"),
     ("task", int, None, "task id of the environment; default: the first test task"),
@@ -35,7 +32,6 @@ EXTRA = (
     ("to", str, "", "folder of the files; default: the folder `renders` of the run"),
     ("movie", bool, True, "write the GIF (and mp4) beside the page"),
 )
-USED = (*(name for name, *_ in EXTRA), "protocol", "data")
 
 
 class Restored(NamedTuple):
@@ -270,28 +266,22 @@ def write(target, env, task, shown, texts, movie):
     return [pages, *movies.write(target, frames, shown.rewards, pause, show, title)]
 
 
-def run(argv):
+def run(line):
     """The command."""
     computer.start()
-    request = flags.parse(argv, "render", SUMMARY, lambda: False, EXTRA)
-    useless = [name for name in request.given if name not in USED]
-    useless += [word.lstrip("-").partition("=")[0] for word in argv if "-config." in word]
-    if useless or not request.extra["run"]:
-        what = f"render does not use --{useless[0]}" if useless else "--run is missing"
-        raise errors.UserError(f"{what}: expected --run=FOLDER and some of --{', --'.join(USED)}")
-    if remote.is_remote(request.extra["run"]):
+    asked = line.own | {"protocol": line.shared["protocol"]}
+    if remote.is_remote(asked["run"]):
         raise errors.UserError(
-            f"--run is {request.extra['run']}: pass a folder of this machine (copy the run there)"
+            f"--run is {asked['run']}: pass a folder of this machine (copy the run there)"
         )
-    folder, asked = pathlib.Path(request.extra["run"]), request.extra
-    asked |= {"protocol": request.given.get("protocol", [])}
+    folder = pathlib.Path(asked["run"])
     config, points, checksums = read_config(folder)
     index, seed, task, protocol = choose(config, points, assembly.env_of(config), asked)
     if not any((folder / "checkpoints").glob("[0-9]*")):
         raise no_checkpoint(folder)
     to = pathlib.Path(asked["to"] or folder / "renders")
     computer.prepare_folder(to, 20e6, "--to")
-    restored = restore(folder, config, points, checksums, request.data)
+    restored = restore(folder, config, points, checksums, line.shared["data"])
     print(f"render: step {restored.done}, seed {seed}, task {task}, {protocol}", flush=True)
     shown = episode(restored, index, seed, task, protocol)
     texts = describe(restored, seed, task, protocol, points[asked["point"]])
@@ -301,5 +291,15 @@ def run(argv):
     print(f"render: {len(shown.rewards)} steps, return {shown.rewards.sum():.2f}", flush=True)
 
 
+COMMAND = Command(
+    "render",
+    SUMMARY,
+    run,
+    own=EXTRA,
+    shared=("protocol", "data"),
+    needed=("run",),
+    texts=(("protocol", "one test protocol; default: the run's first"),),
+)
+
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

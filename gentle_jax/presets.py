@@ -5,6 +5,7 @@
 """
 
 from gentle_jax import errors, registry
+from gentle_jax.config import RunConfig
 
 PRESETS = ("auto", "paper", "fast", "quick", "smoke")
 
@@ -88,8 +89,8 @@ OF_SUITE = {
 }
 
 
-def layers(preset, run):
-    """Returns the override layers of a preset for a RunConfig whose names are filled in.
+def layers(preset: str, run: RunConfig) -> list[dict]:
+    """Returns the override layers of a preset for a run whose names are filled in.
 
     The preset's own sizes, the suite's, the environment's `PRESETS`, the algorithm's; each may have
     entries `preset` and `preset:X`, X a fidelity, suite or environment. Raises UserError for an
@@ -106,8 +107,11 @@ def layers(preset, run):
     return [tables[preset], *(table.get(key, {}) for table in (OF_SUITE, *theirs) for key in keys)]
 
 
-def choose(preset, on_accelerator):
-    """Returns the preset that `auto` stands for: quick on a CPU, paper on an accelerator."""
+def choose(preset: str, on_accelerator: bool) -> str:
+    """Returns the preset that `auto` stands for; any other stands for itself.
+
+    Raises UserError for an unknown preset.
+    """
     if preset not in PRESETS:
         raise errors.unknown("preset", preset, PRESETS)
     if preset != "auto":

@@ -17,6 +17,7 @@ Each value is a module, imported on first use. What a module must define:
 """
 
 import importlib
+from types import ModuleType
 
 from gentle_jax import errors
 
@@ -55,9 +56,14 @@ TABLES = {
 }
 
 
-def load(kind, name):
+def load(kind: str, name: str) -> ModuleType:
     """Imports the module of entry `name` in table `kind`; raises UserError for an unknown name."""
+    return importlib.import_module(name_of(kind, name))
+
+
+def name_of(kind: str, name: str) -> str:
+    """Returns the name of an entry's module; raises UserError for an unknown entry."""
     table = TABLES[kind]
     if name not in table:
         raise errors.unknown(kind, name, table)
-    return importlib.import_module(table[name])
+    return table[name]

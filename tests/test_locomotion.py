@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import collect, run
-from experiments.cli import flags
+from experiments.cli.command import main
 from gentle_jax import assembly, errors, physics, presets, registry, storage, sweep
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
@@ -415,7 +415,7 @@ def test_the_main_command_runs_a_mujoco_family(tmp_path, capsys):
     line = ["run", "--algo=gentle", "--suite=gentle", "--env=ant_dir", "--preset=smoke"]
     line += ["--num_seeds=2", "--protocol=given_context", "--config.train.num_evals=1"]
     line += [f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'runs'}"]
-    assert flags.main(run.run, line) == 0
+    assert main(run.COMMAND, line) == 0
     assert "physics fast" in capsys.readouterr().out
     (path,) = (tmp_path / "runs").rglob("summary.json")
     summary = json.loads(path.read_text())
@@ -425,5 +425,5 @@ def test_the_main_command_runs_a_mujoco_family(tmp_path, capsys):
     assert meta["identity"]["physics"] == "fast" and len(meta["expert_return"][-1]) == 6
     assert meta["identity"]["environment"]["num_train"] == 4
     assert {"mujoco-mjx", "brax"} <= set(meta["environment"]["versions"])
-    assert flags.main(run.run, line) == 0
+    assert main(run.COMMAND, line) == 0
     assert "finished before" in capsys.readouterr().out

@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import data as data_lib
 from gentle_jax import losses, networks
 from gentle_jax.algorithms.ctmrl import codebook
 from gentle_jax.compose import Term
+from gentle_jax.types import pytree
 
 
-@struct.dataclass
+@pytree
 class Shelf:
     """What the term `codebook` owns; the codes [N, Z] themselves are its parameters."""
 

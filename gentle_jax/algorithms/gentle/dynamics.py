@@ -1,5 +1,5 @@
 """Per-task ensembles of dynamics models, all tasks and members at once (docs/methods/gentle.md,
-"Dynamics models").
+"Dynamics ensembles").
 
 Training runs in epochs over bootstrapped rows; a member whose holdout error improves by over 1 % is
 kept; a task whose members have not improved for `patience` epochs in a row stops changing. The
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import data as data_lib
 from gentle_jax import errors as errors_lib
 from gentle_jax import learner, networks
+from gentle_jax.types import pytree
 
 HOLDOUT_SHARE, HOLDOUT_MAX = 0.2, 1000
 IMPROVEMENT = 0.01  # relative, of the holdout error
 
 
-@struct.dataclass
+@pytree
 class EnsembleState:
     """N tasks x K members. `best` is what relabelling uses."""
 

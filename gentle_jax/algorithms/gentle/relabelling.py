@@ -5,14 +5,13 @@ Source: docs/methods/gentle.md, "Relabelling". A source gives states; a target's
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import data as data_lib
 from gentle_jax import learner
-from gentle_jax.types import Transition
+from gentle_jax.types import Transition, pytree
 
 
-@struct.dataclass
+@pytree
 class Relabelled:
     """Rows of each source task under its own and other tasks' models; (s, a) stored once."""
 
@@ -76,9 +75,7 @@ def make(config, spec, models, rep, rl):
         k_rows, k_z, k_action, k_targets = jax.random.split(key, 4)
         ids = jnp.arange(num_tasks)
         real = data_lib.rl_batch(data, ids, rows, k_rows)  # [N, rows, ...]
-        z = learner.encode_tasks(
-            rep, state.rep, real, ids, k_z
-        )  # of real rows, never relabelled ones
+        z = learner.encode_tasks(rep, state.rep, real, ids, k_z)  # never of relabelled rows
         targets = targets_of_sources(
             num_tasks, config.num_cross_tasks, config.balanced_sources, k_targets
         )
