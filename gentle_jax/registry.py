@@ -8,7 +8,9 @@ Each value is a module, imported on first use. What a module must define:
                ("paper"); `PROTOCOL`, its native protocol (the suite's);
                `VARIANTS`, {the paper's name of an ablation: {field: value}};
                `z_dim(config, train)`, the backbone's Z (train.latent_dim);
-               `OFFERS`, what a protocol may need of it, such as "predict_reward"
+               `OFFERS`, what a protocol may need of it, such as "predict_reward";
+               `PERIODIC`, the field of `Config` that says how many steps of the last stage lie
+               between work that is no gradient step, from step 0 on: benchmarks time it apart
   backbone     `Config`, `make(config, latent_dim, spec)`
   environment  `SETTINGS` (suite -> default overrides), `PHYSICS` (its modes, the published one
                first, the fastest last), `make(suite, mode, env_config)`; optional: `PRESETS`,
