@@ -46,7 +46,7 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
         paths[place] = path
         table.put(fields, place, _columns(path, options.allow_pickle), path, env)
     short = _mark_ends(fields, env)
-    odd = table.finish(fields, env, lambda *place: paths[tuple(map(int, place))])
+    odd = table.finish(fields, env, lambda *place: paths[place])
     wanted = len(env.parameters) * len(levels) * len(numbers)
     notes = [f"{len(files)} of {wanted} files, {len(levels)} levels, {len(numbers)} episodes each"]
     missing_numbers = sorted(set(range(numbers[-1] + 1)) - set(numbers))

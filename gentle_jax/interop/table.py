@@ -112,7 +112,7 @@ def _refuse(bad, task, path_of, what, values=None):
     episodes = bad.reshape(*bad.shape[:2], -1).any(-1)
     if not episodes.any():
         return
-    level, episode = np.argwhere(episodes)[0]
+    level, episode = np.argwhere(episodes)[0].tolist()
     worst = "" if values is None else f" (up to {np.abs(values[level, episode]).max():.6g})"
     raise errors.UserError(f"{path_of(task, level, episode)} has {what}{worst}: mend the file")
 
@@ -126,7 +126,7 @@ def _jumps(of_task, task, path_of):
     return [
         f"{path_of(task, level, episode)}: next_obs differs from the next row's obs by up to "
         f"{gap[level, episode].max():.3g}; kept as it is"
-        for level, episode in np.argwhere(odd.any((-2, -1)))
+        for level, episode in np.argwhere(odd.any((-2, -1))).tolist()
     ]
 
 
