@@ -14,7 +14,7 @@ Each value is a module, imported on first use. What a module must define:
   backbone     `Config`, `make(config, latent_dim, spec)`
   environment  `SETTINGS` (suite -> default overrides), `PHYSICS` (its modes, the published one
                first, the fastest last), `make(suite, mode, env_config)`; optional: `PRESETS`,
-               {size preset, or size preset:suite : overrides of its own}
+               {"preset" or "preset:X": dotted overrides}, as above
   protocol     `make(eval_config, env)`
 """
 
