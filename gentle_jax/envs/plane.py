@@ -33,13 +33,16 @@ def make(
         obs = jax.random.uniform(key, (2,), minval=low, maxval=-low)
         return obs, obs
 
+    def dense(task, position):
+        return -jnp.linalg.norm(position - task["goal"], axis=-1)
+
     def near(reward):
         """The sparse reward, from the dense one."""
         return jnp.where(reward >= -sparse_radius, 1.0 + reward / max(sparse_radius, 1e-9), 0.0)
 
     def step(task, state, action):
         obs = state + base.scale_action(action, -MAX_SPEED, MAX_SPEED) + task["wind"]
-        reward = -jnp.linalg.norm(obs - task["goal"])
+        reward = dense(task, obs)
         context_reward = near(reward) if sparse_radius > 0 else reward
         return obs, Step(obs, reward, context_reward, jnp.zeros(()))
 
@@ -67,6 +70,7 @@ def make(
         landmarks=goals.astype(np.float32),
         optimal_return=optimal_return,
         context_reward=near if sparse_radius > 0 else None,
+        relabel=lambda task, rows: dense(task, rows.next_obs),
     )
 
 
