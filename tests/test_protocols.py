@@ -70,7 +70,7 @@ def run(name, env, offline=None, **settings):
     return action[:, 0, 1:], outcome
 
 
-# --- random_then_policy: the table of ctmrl_suite.md sec. 5
+# --- random_then_policy: the table of docs/methods/protocols.md, "random_then_policy"
 
 
 def test_two_phase_on_point_robot_sizes():
@@ -158,7 +158,7 @@ def test_given_context_of_gentle_point_robot_has_thirty_episodes():
     run_config = config_lib.RunConfig(algorithm="gentle", suite="gentle", env="point_robot")
     config = config_lib.resolve(run_config)
     made = registry.load("protocol", "given_context").make(config.eval, fake_env(20))
-    assert made.num_episodes == 30  # 600 / 20, gentle_suite.md sec. 4
+    assert made.num_episodes == 30  # 600 / 20, docs/methods/protocols.md, "given_context"
     assert next(iter(made.metrics)) == "all"
 
 
