@@ -42,16 +42,13 @@ def make(
         obs = jax.random.uniform(key, (2,), minval=low, maxval=-low)
         return obs, obs
 
-    def dense(task, position):
-        return -jnp.linalg.norm(position - task["goal"], axis=-1)
-
     def near(reward):
         """The sparse reward, from the dense one."""
         return jnp.where(reward >= -sparse_radius, 1.0 + reward / max(sparse_radius, 1e-9), 0.0)
 
     def step(task, state, action):
         obs = state + base.scale_action(action, -MAX_SPEED, MAX_SPEED) + task["wind"]
-        reward = dense(task, obs)
+        reward = _dense(task, obs)
         context_reward = near(reward) if sparse_radius > 0 else reward
         return obs, Step(obs, reward, context_reward, jnp.zeros(()))
 
@@ -60,7 +57,6 @@ def make(
         starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
         return _best_returns(step, tasks, starts, horizon)
 
-    train_ids, test_ids = split
     parameters, names = colour if colour is not None else (goals, ("goal x", "goal y"))
     return Env(
         name=name,
@@ -70,8 +66,8 @@ def make(
         horizon=horizon,
         ends_early=False,
         tasks=tasks,
-        train_ids=train_ids,
-        test_ids=test_ids,
+        train_ids=split[0],
+        test_ids=split[1],
         reset=reset,
         step=step,
         parameters=np.asarray(parameters, np.float32),
@@ -79,8 +75,13 @@ def make(
         landmarks=goals.astype(np.float32),
         optimal_return=optimal_return,
         context_reward=near if sparse_radius > 0 else None,
-        relabel=lambda task, rows: dense(task, rows.next_obs),
+        relabel=lambda task, rows: _dense(task, rows.next_obs),
     )
+
+
+def _dense(task, position):
+    """Minus the distance to the goal."""
+    return -jnp.linalg.norm(position - task["goal"], axis=-1)
 
 
 def _best_returns(step, tasks, starts, horizon):
