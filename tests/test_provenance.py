@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -185,9 +184,17 @@ def test_an_installed_copy_has_the_same_hash(tmp_path):
 
 
 def test_it_takes_less_than_three_tenths_of_a_second():
-    def seconds():
-        begin = time.process_time()
-        provenance.source_hash(entries("gentle", "ant_goal"))
-        return time.process_time() - begin
-
-    assert min(seconds() for _ in range(3)) < 0.3
+    code = f"""
+import time
+from gentle_jax import provenance
+seconds = []
+for _ in range(3):
+    begin = time.process_time()
+    provenance.source_hash({entries("gentle", "ant_goal")})
+    seconds.append(time.process_time() - begin)
+print(min(seconds))
+"""
+    # a process of its own: here signatures are checked, which costs more than the hash
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(done.stdout) < 0.3
