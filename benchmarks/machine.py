@@ -214,7 +214,7 @@ def square_rate(size=0):
     return product_rate(1, size, size, size)
 
 
-def _inner(params):
+def jaxprs_in(params):
     """Yields the jaxprs among an equation's parameters, without their constants."""
     for value in params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
@@ -253,7 +253,7 @@ def products(jaxpr, known):
         return results
 
     for eqn in jaxpr.eqns:
-        name, inner = eqn.primitive.name, list(_inner(eqn.params))
+        name, inner = eqn.primitive.name, list(jaxprs_in(eqn.params))
         inputs, results = [read(v) for v in eqn.invars], []
         unknown = lambda body: [None] * len(body.invars)
         if name == "dot_general":

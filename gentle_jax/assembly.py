@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from gentle_jax import behaviour, evaluation, presets, registry, rng, storage, suites, training
+from gentle_jax import (
+    behaviour,
+    evaluation,
+    needs,
+    presets,
+    registry,
+    rng,
+    storage,
+    suites,
+    training,
+)
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import sweep as sweep_lib
@@ -65,7 +75,7 @@ def make_sweep(
     config: config_lib.ExperimentConfig,
     data: dict[str, np.ndarray],
     points: Sequence[dict[str, float]] = ({},),
-    devices: list[jax.Device] | None = None,
+    devices: list | None = None,
     shard_data: bool = False,
 ) -> training.Sweep:
     """Returns the `training.Sweep` of a config: runs are grid points x seeds, point-major.
@@ -169,16 +179,13 @@ def task_sets(env: Env) -> dict[str, Int[HostArray, " task"]]:
 
 def spec_of(config: config_lib.ExperimentConfig, env: Env, dataset: data_lib.Dataset) -> Spec:
     """Returns the Spec. Args: dataset, training tasks first; arrays, or shapes before there are."""
-    num_train = len(env.train_ids)
-    sizes = {"rows_per_task": dataset.rows.reward.shape[1], "statistics": None}
-    sizes["max_rows_per_task"] = sizes["rows_per_task"]
-    if not isinstance(dataset.episode_start, jax.ShapeDtypeStruct):
+    num_train, most = len(env.train_ids), dataset.rows.reward.shape[1]
+    if isinstance(dataset.episode_start, jax.ShapeDtypeStruct):
+        least, statistics = most, data_lib.no_summary(env.obs_dim)
+    else:
         rows = np.asarray(dataset.episode_start)[:num_train, -1]
-        sizes = {
-            "rows_per_task": int(rows.min()),
-            "max_rows_per_task": int(rows.max()),
-            "statistics": data_lib.summary(data_lib.take_tasks(dataset, np.arange(num_train))),
-        }
+        least, most = int(rows.min()), int(rows.max())
+        statistics = data_lib.summary(data_lib.take_tasks(dataset, np.arange(num_train)))
     return Spec(
         obs_dim=env.obs_dim,
         action_dim=env.action_dim,
@@ -186,14 +193,19 @@ def spec_of(config: config_lib.ExperimentConfig, env: Env, dataset: data_lib.Dat
         horizon=env.horizon,
         init=config.train.init,
         precision=config.train.precision,
-        **sizes,
+        rows_per_task=least,
+        max_rows_per_task=most,
+        statistics=statistics,
     )
 
 
 def make_algorithm(
     config: config_lib.ExperimentConfig, env: Env, spec: Spec
 ) -> tuple[Algorithm, dict[str, Protocol]]:
-    """Returns (Algorithm, {name: Protocol}) of a config, for an Env and a Spec."""
+    """Returns (Algorithm, {name: Protocol}) of a config, for an Env and a Spec.
+
+    Raises UserError for a protocol whose needs these settings do not meet.
+    """
     module = registry.load("algorithm", config.run.algorithm)
     z_dim = getattr(module, "z_dim", lambda algo, train: train.latent_dim)
     backbone = registry.load("backbone", config.run.backbone)
@@ -202,4 +214,6 @@ def make_algorithm(
         name: registry.load("protocol", name).make(config.eval, env)
         for name in config.run.protocols
     }
-    return module.make(config.algo, config.train, spec, rl), protocols
+    algorithm = module.make(config.algo, config.train, spec, rl)
+    needs.check_built(protocols, config.run.algorithm, env, algorithm.rep)
+    return algorithm, protocols

@@ -66,7 +66,8 @@ class Seen(NamedTuple):
     encode: Callable  # (Transition [T, C, ...], task_id [T], key) -> (codes, z), with `params`
     params: Params  # name -> parameters; inside of `loss` those that it is differentiated in
     own: dict  # name -> what each term owns
-    aux: dict  # name -> what each term's loss returned beside its value; only in `after`
+    aux: dict  # name -> what a term's loss returned beside its value: of the terms before one in
+    #            its loss, of all terms in `after`
     data: Dataset  # training tasks first
     index: Index  # step within the stage
 
@@ -95,7 +96,7 @@ class Term(NamedTuple):
 class RepState:
     """Leaves of one run's representation."""
 
-    trained: dict  # name of an encoder's part or of a term -> Trained
+    trained: dict  # name of an encoder's part, or of a term with parameters -> Trained
     own: dict  # name of a term -> what is not trained with the encoder
 
     @property
@@ -119,15 +120,39 @@ def representation(
     Representation to replace.
     """
     used = dict(terms) if active is None else {name: terms[name] for name in active}
+    bundle = Representation(
+        init=_init(encoder, terms),
+        context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
+        update=_update(encoder, used, {*terms, *frozen} - {*used}),
+        prior=lambda state: encoder.prior(state.params),
+        extend=lambda state, *args: encoder.extend(state.params, *args),
+        sample=lambda state, *args: encoder.sample(state.params, *args),
+        describe=lambda state, z: {},
+        encode=lambda state, *args: encoder.encode(state.params, *args)[1],
+        traits=Traits(),
+    )
+    return bundle._replace(**fields)
+
+
+def _init(encoder, terms):
+    """Returns `init` of a Representation."""
 
     def init(hp, key, data):
         del hp
         k_encoder, *keys = jax.random.split(key, 1 + len(terms))
         parts = encoder.init(k_encoder)
+        if both := parts.keys() & terms.keys():
+            raise ValueError(f"an encoder's part and a term share a name: {sorted(both)}")
         made = {name: t.init(k, data) for (name, t), k in zip(terms.items(), keys, strict=True)}
         params = parts | {name: p for name, (p, _) in made.items()}
-        trained = {name: Trained.of(p) for name, p in params.items()}
+        trained = {name: Trained.of(p) for name, p in params.items() if jax.tree.leaves(p)}
         return RepState(trained, {name: own for name, (_, own) in made.items()})
+
+    return init
+
+
+def _update(encoder, used, still):
+    """Returns `update` of a Representation. Args: used, {name: Term}; still, names not to train."""
 
     def update(state, hp, batch, dz, data, key, index):
         keys = _keys(used, key)
@@ -137,14 +162,15 @@ def representation(
         for name in _with(used, "before"):
             own[name], told = used[name].before(own[name], hp, seen, keys[name][0])
             metrics |= told
-        learning = [n for n in state.trained if n in used or n not in (*terms, *frozen)]
+        seen = seen._replace(own=dict(own))
+        learning = [name for name in state.trained if name not in still]
 
         def loss(params):
-            seen = _see(encoder, state.params | params, own, *others)
+            now = _see(encoder, state.params | params, seen.own, *others)
             values, aux = {}, {}
             for name in _with(used, "loss"):
-                mine = seen.params[name], own[name]
-                result = used[name].loss(*mine, hp, seen, keys[name][1])
+                mine = now.params.get(name, {}), now.own[name]
+                result = used[name].loss(*mine, hp, now._replace(aux=dict(aux)), keys[name][1])
                 values[name], aux[name] = result if isinstance(result, tuple) else (result, None)
             return sum(values.values(), jnp.zeros(())), (values, aux)
 
@@ -152,25 +178,15 @@ def representation(
         trained = dict(state.trained)
         for name in learning:
             trained[name] = trained[name].step(grads[name], hp["lr"])
-        seen = seen._replace(own=dict(own), aux=aux)
+        seen = seen._replace(aux=aux)
         for name in _with(used, "after"):
-            mine = trained[name].params, own[name]
+            mine = trained[name].params if name in trained else {}, own[name]
             params, own[name] = used[name].after(*mine, hp, seen, keys[name][2])
-            trained[name] = trained[name].replace(params=params)
+            if name in trained:
+                trained[name] = trained[name].replace(params=params)
         return RepState(trained, own), metrics | {f"{n}_loss": v for n, v in values.items()}
 
-    bundle = Representation(
-        init=init,
-        context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
-        update=update,
-        prior=lambda state: encoder.prior(state.params),
-        extend=lambda state, *args: encoder.extend(state.params, *args),
-        sample=lambda state, *args: encoder.sample(state.params, *args),
-        describe=lambda state, z: {},
-        encode=lambda state, *args: encoder.encode(state.params, *args)[1],
-        traits=Traits(),
-    )
-    return bundle._replace(**fields)
+    return update
 
 
 def _with(terms, hook):

@@ -133,6 +133,11 @@ def summary(dataset: Dataset) -> Statistics:
     return Statistics(obs.mean(0), obs.std(0), float(reward.mean()), float(reward.std()))
 
 
+def no_summary(obs_dim):
+    """Returns the Statistics that stand for those of data which are not there yet: 0 and 1."""
+    return Statistics(np.zeros(obs_dim, np.float32), np.ones(obs_dim, np.float32), 0.0, 1.0)
+
+
 def _real_rows(dataset, column):
     """Returns a column of all tasks [row, ...] without padding."""
     ends = np.asarray(dataset.episode_start)[:, -1]

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from gentle_jax.types import RandomKey
 
 
 class Network(NamedTuple):
@@ -18,8 +21,8 @@ class Network(NamedTuple):
     groups of consecutive rows: it is multiplied once per group, not once per row.
     """
 
-    init: Callable
-    apply: Callable
+    init: Callable[[RandomKey], PyTree]
+    apply: Callable[..., Float[Array, "... out"]]
 
 
 def _uniform(bound):
@@ -91,16 +94,22 @@ _STYLES = {
 
 
 def mlp(
-    in_dim, width, depth, out_dims, style="rlkit", squash=False, hidden_init="rlkit",
-    precision="float32",
-):  # fmt: skip
+    in_dim: int,
+    width: int,
+    depth: int,
+    out_dims: int | tuple[int, ...],
+    style: str = "rlkit",
+    squash: bool = False,
+    hidden_init: str = "rlkit",
+    precision: str = "float32",
+) -> Network:
     """Returns a Network that concatenates its inputs along the last axis.
 
     Args: in_dim, sum of the inputs' sizes; width and depth of the hidden layers; out_dims, an int
-    or a tuple (one head each); style, the initialisation: `rlkit` and `policy` (ctmrl_suite.md
-    sec. 2.1), `orthogonal` (sec. 14), `swish` (gentle_suite.md sec. 3.2); squash, tanh on the
-    output; hidden_init, "he" replaces the hidden layers' initialisation of the first two styles,
-    which shrinks signals of small inputs by some 0.4 a layer; precision, of
+    or a tuple (one head each); style, the initialisation: `rlkit`, `policy`, `orthogonal` or
+    `swish` (docs/methods/backbones.md, "Initialisation"); squash, tanh on the output; hidden_init,
+    "he" replaces the hidden layers' initialisation of the first two styles, which shrinks signals
+    of small inputs by some 0.4 a layer; precision, of
     `config.PRECISIONS`, that of the matrix products: parameters and outputs are float32 in any.
     """
     heads = out_dims if isinstance(out_dims, tuple) else (out_dims,)
@@ -175,7 +184,7 @@ def _first(layer, inputs, num_rows, precision):
     return out
 
 
-def ensemble(network, size):
+def ensemble(network: Network, size: int) -> Network:
     """Returns `network` with a leading member axis [size] on parameters and outputs.
 
     An accelerator takes the members side by side. On a CPU two 64-wide critics cost 5 % of a step

@@ -1,5 +1,6 @@
 """Terms that several methods share: one function a published loss."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +23,7 @@ def critic() -> Term:
     """Returns the term by which the critics' loss shapes z: its gradient is dz."""
 
     def loss(params, own, hp, seen, key):
+        chex.assert_equal_shape([seen.z, seen.dz])  # one z a task
         return (seen.z * jax.lax.stop_gradient(seen.dz)).sum()
 
     return Term(loss)

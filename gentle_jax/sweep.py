@@ -114,20 +114,27 @@ def make_chunk(stage: Stage) -> Callable:
     return chunk
 
 
-def make_mesh(num_runs: int, devices: list[jax.Device] | None = None) -> Mesh | None:
-    """Returns a mesh over as few devices as take the runs in the same time, or None for one.
+def choose_devices(num_runs: int, devices: list) -> list:
+    """Returns as few devices as take the runs in the same time.
 
-    Args: devices, by default those of this process; `jax.devices()` for all of several processes,
-    each of which must have a part then: none is left out.
+    None is left out of those of several processes, each of which must have a part.
     """
-    devices = jax.local_devices() if devices is None else devices
-    if len({device.process_index for device in devices}) == 1:
-        width = -(-num_runs // len(devices))  # runs of the device that has most
-        devices = devices[: -(-num_runs // width)]
-    if len(devices) == 1:
+    if len({device.process_index for device in devices}) > 1:
+        return devices
+    width = -(-num_runs // len(devices))  # runs of the device that has most
+    return devices[: -(-num_runs // width)]
+
+
+def make_mesh(num_runs: int, devices: list | None = None) -> Mesh | None:
+    """Returns a mesh over the chosen devices, or None for one.
+
+    Args: devices, by default those of this process; `jax.devices()` for all of several processes.
+    """
+    chosen = choose_devices(num_runs, jax.local_devices() if devices is None else devices)
+    if len(chosen) == 1:
         return None
     # runs never talk to each other, so where devices stand is no matter (`jax.make_mesh` minds)
-    return Mesh(np.array(devices), (RUNS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(chosen), (RUNS,), axis_types=(AxisType.Auto,))
 
 
 def run_sharding(mesh: Mesh | None) -> NamedSharding | None:

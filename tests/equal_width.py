@@ -31,8 +31,8 @@ def trained(made, num_devices):
     hp = sweep.place(hp, mesh)
     keys = sweep.place(jax.vmap(jax.random.key)(jnp.arange(count)), mesh)
     data = sweep.place_data(made.train, mesh)
-    init = lambda hp, key: made.algorithm.init(jax.tree.map(jnp.copy, hp), key)
-    state = jax.jit(sweep.over_runs(init, 2, mesh))(hp, keys)
+    init = lambda *args: sweep.init_runs(made.algorithm, *args, mesh)
+    state = jax.jit(init)(hp, keys, data)
     chunk = jax.jit(sweep.over_runs(sweep.make_chunk(made.algorithm.stages[1]), 2, mesh, False))
     found = chunk(state, keys, data, jnp.int32(0), jnp.int32(NUM_STEPS))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]

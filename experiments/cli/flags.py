@@ -17,7 +17,8 @@ from gentle_jax import errors, presets, registry, suites
 # group -> (flag, kind, default, help)
 GROUPS = {
     "what to run": (
-        ("algo", str, "ctmrl", "algorithm: " + " ".join(registry.ALGORITHMS)),
+        ("algo", str, next(iter(registry.ALGORITHMS)),
+         "algorithm: " + " ".join(registry.ALGORITHMS)),
         ("suite", str, "ctmrl", "task definitions and protocol: " + " ".join(suites.SUITES)),
         ("env", str, "point_robot", "environment: " + " ".join(registry.ENVIRONMENTS)),
         ("backbone", str, "",

@@ -26,4 +26,9 @@ def _torso_touches(spec):
 
 def cost(after, action, action_weight):
     """Returns the cost of control and, where it is asked for, of contacts."""
-    return action_weight * jnp.square(action).sum() + CONTACT_WEIGHT * after.contact_cost
+    return control_cost(action, action_weight) + CONTACT_WEIGHT * after.contact_cost
+
+
+def control_cost(action, action_weight):
+    """Returns the cost [...] of actions [..., 8]."""
+    return action_weight * jnp.square(action).sum(-1)

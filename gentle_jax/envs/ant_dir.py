@@ -1,5 +1,7 @@
 """Ant-Dir: run along a given angle; r = v . direction - 0.5 |a|^2 + 1.
 
+No relabelling: the velocity is a mean over the step, and rows do not hold the position.
+
 The episode ends when the torso leaves the heights [0.2, 1.0]. Suite `gentle` (20 angles U(0, 2 pi),
 first and last 10): gentle_suite.md sec. 1.1.
 """

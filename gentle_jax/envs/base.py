@@ -85,7 +85,10 @@ def scale_action(action, low, high):
 
 
 def normalize(env, mean, std):
-    """Returns `env` with observations (x - mean) / std at reset and step; rewards stay raw."""
+    """Returns `env` with observations (x - mean) / std at reset and step; rewards stay raw.
+
+    `relabel` takes rows that are scaled like that.
+    """
 
     def reset(task, key):
         state, obs = env.reset(task, key)
@@ -95,4 +98,9 @@ def normalize(env, mean, std):
         state, out = env.step(task, state, action)
         return state, out._replace(obs=(out.obs - mean) / std)
 
-    return env._replace(reset=reset, step=step)
+    def relabel(task, rows):
+        raw = lambda obs: obs * std + mean
+        return env.relabel(task, rows._replace(obs=raw(rows.obs), next_obs=raw(rows.next_obs)))
+
+    relabel = None if env.relabel is None else relabel
+    return env._replace(reset=reset, step=step, relabel=relabel)

@@ -10,6 +10,7 @@ from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
 
 PHYSICS = MODES
+OFFERS = ("relabel",)
 SETTINGS = {
     "gentle": {
         **locomotion.GENTLE,
@@ -35,9 +36,14 @@ def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 froz
     tasks = {"direction": np.array([-1.0, 1.0], np.float32)}
     system = cheetah.load(mode)
 
+    def reward(task, speed, action):
+        return task["direction"] * speed - 0.05 * jnp.square(action).sum(-1)
+
     def judge(task, before, after, action):
-        along = task["direction"] * cheetah.speed(system, before, after)
-        return along - 0.05 * jnp.square(action).sum(), None
+        return reward(task, cheetah.speed(system, before, after), action), None
+
+    def relabel(task, rows):
+        return reward(task, cheetah.speed_of_rows(system, rows), rows.action)
 
     return locomotion.make(
         "cheetah_dir",
@@ -50,4 +56,5 @@ def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 froz
         cheetah.NOISE,
         parameters=tasks["direction"][:, None],
         parameter_names=("direction",),
+        relabel=relabel,
     )

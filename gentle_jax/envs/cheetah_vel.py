@@ -11,6 +11,7 @@ from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
 
 PHYSICS = MODES
+OFFERS = ("relabel",)
 INTERPOLATED = {
     **locomotion.CTMRL,
     **locomotion.LATE,
@@ -38,9 +39,14 @@ def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 froz
     tasks = {"speed": speeds.astype(np.float32)}
     system = cheetah.load(mode)
 
+    def reward(task, speed, action):
+        return -jnp.abs(speed - task["speed"]) - 0.05 * jnp.square(action).sum(-1)
+
     def judge(task, before, after, action):
-        error = jnp.abs(cheetah.speed(system, before, after) - task["speed"])
-        return -error - 0.05 * jnp.square(action).sum(), None
+        return reward(task, cheetah.speed(system, before, after), action), None
+
+    def relabel(task, rows):
+        return reward(task, cheetah.speed_of_rows(system, rows), rows.action)
 
     return locomotion.make(
         "cheetah_vel",
@@ -53,4 +59,5 @@ def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 froz
         cheetah.NOISE,
         parameters=tasks["speed"][:, None],
         parameter_names=("target speed (m/s)",),
+        relabel=relabel,
     )

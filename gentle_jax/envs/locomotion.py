@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 
 from gentle_jax import physics
@@ -89,8 +90,8 @@ def make(name, suite, system, tasks, split, observe, judge, noise, **columns):
     Args: system, a physics.System; tasks, numpy leaves [num_tasks, ...]; split, (train ids, test
     ids); observe, physics.State -> obs [obs_dim]; judge, (task, State before, State after, action)
     -> (reward, terminal or None where episodes never end early); noise, (half width of positions,
-    velocity sampler (key, shape) -> array); columns, `parameters`, `parameter_names` and
-    `landmarks` of the Env. Task leaves with the name of a field of the model replace it.
+    velocity sampler (key, shape) -> array); columns, `parameters`, `parameter_names`, `landmarks`
+    and `relabel` of the Env. Task leaves with the name of a field of the model replace it.
     """
     start = jnp.asarray(system.c_model.qpos0, jnp.float32)
     zeros = (jnp.zeros(system.c_model.nq), jnp.zeros(system.c_model.nv))
@@ -129,6 +130,16 @@ def make(name, suite, system, tasks, split, observe, judge, noise, **columns):
         system=system,
         **columns,
     )
+
+
+def torso_lag(system):
+    """Returns how many seconds `State.torso` lies behind `State.qpos` after a step.
+
+    MuJoCo computes where bodies are before it moves them: with Euler a substep earlier, so that
+    qpos - torso_lag * qvel is exact; the last stage of RK4 looks at the end of the substep.
+    """
+    option = system.c_model.opt
+    return option.timestep if option.integrator == mujoco.mjtIntegrator.mjINT_EULER else 0.0
 
 
 def normal(scale):

@@ -33,31 +33,23 @@ def make(
         obs = jax.random.uniform(key, (2,), minval=low, maxval=-low)
         return obs, obs
 
+    def dense(task, position):
+        return -jnp.linalg.norm(position - task["goal"], axis=-1)
+
     def near(reward):
         """The sparse reward, from the dense one."""
         return jnp.where(reward >= -sparse_radius, 1.0 + reward / max(sparse_radius, 1e-9), 0.0)
 
     def step(task, state, action):
         obs = state + base.scale_action(action, -MAX_SPEED, MAX_SPEED) + task["wind"]
-        reward = -jnp.linalg.norm(obs - task["goal"])
+        reward = dense(task, obs)
         context_reward = near(reward) if sparse_radius > 0 else reward
         return obs, Step(obs, reward, context_reward, jnp.zeros(()))
 
     def optimal_return(num_samples):
-        """Returns [num_tasks]: the saturated controller per coordinate, best for any start."""
-
-        def episode(task, start):
-            def body(state, _):
-                wanted = (task["goal"] - task["wind"] - state) / MAX_SPEED
-                state, out = step(task, state, jnp.clip(wanted, -1.0, 1.0))
-                return state, out.context_reward
-
-            return jax.lax.scan(body, start, length=horizon)[1].sum()
-
         keys = jax.random.split(jax.random.key(0), num_samples if random_start else 1)
         starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
-        over_starts = jax.vmap(episode, (None, 0))
-        return jax.jit(jax.vmap(lambda t: over_starts(t, starts).mean()))(tasks)
+        return _best_returns(step, tasks, starts, horizon)
 
     train_ids, test_ids = split
     parameters, names = colour if colour is not None else (goals, ("goal x", "goal y"))
@@ -78,4 +70,20 @@ def make(
         landmarks=goals.astype(np.float32),
         optimal_return=optimal_return,
         context_reward=near if sparse_radius > 0 else None,
+        relabel=lambda task, rows: dense(task, rows.next_obs),
     )
+
+
+def _best_returns(step, tasks, starts, horizon):
+    """Returns [num_tasks]: the saturated controller per coordinate, best for any start."""
+
+    def episode(task, start):
+        def body(state, _):
+            wanted = (task["goal"] - task["wind"] - state) / MAX_SPEED
+            state, out = step(task, state, jnp.clip(wanted, -1.0, 1.0))
+            return state, out.context_reward
+
+        return jax.lax.scan(body, start, length=horizon)[1].sum()
+
+    over_starts = jax.vmap(episode, (None, 0))
+    return jax.jit(jax.vmap(lambda t: over_starts(t, starts).mean()))(tasks)

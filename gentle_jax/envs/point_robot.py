@@ -15,6 +15,7 @@ HALF_CIRCLE = {
     "brac_sac.use_brac": False,
 }
 PHYSICS = ("exact",)
+OFFERS = ("relabel",)
 SETTINGS = {
     "ctmrl": HALF_CIRCLE,
     "ctmrl_b": HALF_CIRCLE,

@@ -16,6 +16,7 @@ SHARED = {
     "eval.context_episodes": 5,
 }
 PHYSICS = ("exact",)
+OFFERS = ("relabel",)
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
 WIND_SEED = 1337
 GOAL = (1.0, 0.0)

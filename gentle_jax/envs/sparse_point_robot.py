@@ -16,6 +16,7 @@ SHARED = {
     "eval.context_episodes": 10,
 }
 PHYSICS = ("exact",)
+OFFERS = ("relabel",)
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
 RADIUS = 0.2
 

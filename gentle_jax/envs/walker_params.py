@@ -1,5 +1,8 @@
 """Walker-Rand-Params: walk with a body that differs between tasks (`random_params`).
 
+No relabelling: tasks differ in dynamics, so that a stored outcome says nothing of another task; and
+rows hold no position.
+
 Suites `ctmrl` and `ctmrl_b` (40 tasks, 30/10): ctmrl_suite.md sec. 12-13. Suite `gentle` (20, first
 and last 10): gentle_suite.md sec. 1.1.
 """

@@ -1,6 +1,6 @@
 """CTMRL's codebook: match, moves without gradients, K-means and when it runs.
 
-Source: docs/methods/ctmrl.md, "Codebook" and "Schedule".
+Source: docs/methods/ctmrl.md, "Codebook" and "K-means schedule".
 """
 
 from collections.abc import Callable
@@ -135,8 +135,8 @@ def make_periodic(schedule, per_iteration, num_tasks, num_codes, rules):
         valid = (jnp.arange(bag.shape[0]) < collections * num_tasks).astype(jnp.float32)
         return kmeans(bag, valid, num_codes, key, rules.unit_norm)
 
-    def put(bag, found, slot):
-        return jax.lax.dynamic_update_slice_in_dim(bag, found, slot * num_tasks, 0)
+    def put(bag, z, slot):
+        return jax.lax.dynamic_update_slice_in_dim(bag, z, slot * num_tasks, 0)
 
     def start(book, bag, key, step):
         run = lambda: rules.start(*centres(bag, warmup[1] - warmup[0], key))
@@ -155,12 +155,11 @@ def make_periodic(schedule, per_iteration, num_tasks, num_codes, rules):
         collect_due = end & (since > 0) & ~refresh_due
 
         def collect():
-            found = vectors()
-            moved = book if rules.collect is None else rules.collect(book, found, hp)
+            z = vectors()
+            moved = book if rules.collect is None else rules.collect(book, z, hp)
             # what is collected in an iteration without a place in the bag only moves codes
             slot = jnp.maximum(since % period - 1, 0)
-            kept = jnp.where(collect_due, put(bag, found, slot), bag)
-            return moved, kept
+            return moved, jnp.where(collect_due, put(bag, z, slot), bag)
 
         due = collect_due if rules.collect is None else end
         book, bag = jax.lax.cond(due, collect, lambda: (book, bag))

@@ -6,7 +6,6 @@ from gentle_jax.config import from_zero
 
 DEFAULT_FIDELITY = "paper"
 FIDELITY = {"paper": {"algo.form": "paper"}, "release": {"algo.form": "release"}}
-PROTOCOL = "random_then_policy"  # the paper's own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Per-task ensembles of dynamics models, all tasks and members at once (docs/methods/gentle.md,
-"Dynamics models").
+"Dynamics ensembles").
 
 Training runs in epochs over bootstrapped rows; a member whose holdout error improves by over 1 % is
 kept; a task whose members have not improved for `patience` epochs in a row stops changing. The
@@ -123,7 +123,7 @@ def _init(setup, key):
     return EnsembleState(
         trained=learner.Trained.of(params),
         best=learner.copy(params),
-        best_error=jnp.full((num_tasks, members), jnp.inf),
+        best_error=jnp.full((num_tasks, members), jnp.inf, jnp.float32),
         stale=jnp.zeros(num_tasks, jnp.int32),
         holdout=rows[:, : setup.num_holdout],
         order=jnp.take_along_axis(kept, boot, axis=-1),

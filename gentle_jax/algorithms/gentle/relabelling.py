@@ -75,9 +75,7 @@ def make(config, spec, models, rep, rl):
         k_rows, k_z, k_action, k_targets = jax.random.split(key, 4)
         ids = jnp.arange(num_tasks)
         real = data_lib.rl_batch(data, ids, rows, k_rows)  # [N, rows, ...]
-        z = learner.encode_tasks(
-            rep, state.rep, real, ids, k_z
-        )  # of real rows, never relabelled ones
+        z = learner.encode_tasks(rep, state.rep, real, ids, k_z)  # never of relabelled rows
         targets = targets_of_sources(
             num_tasks, config.num_cross_tasks, config.balanced_sources, k_targets
         )

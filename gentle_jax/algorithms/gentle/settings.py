@@ -4,7 +4,7 @@ import dataclasses
 
 from gentle_jax.config import from_zero, static
 
-PROTOCOL = "given_context"  # the paper's first
+PERIODIC = "relabel_every"
 DEFAULT_FIDELITY = "release"
 FIDELITY = {
     "release": {},
