@@ -196,7 +196,7 @@ def test_published_sizes_of_ctmrl(name):
     train, algo, backbone, data = config.train, config.algo, config.backbone, config.behaviour
     found = (
         train.context_size, train.latent_dim, train.meta_batch, algo.num_codes, algo.club_weight,
-        backbone.alpha_init, backbone.alpha_max, train.num_steps, config.eval.two_phase_steps,
+        backbone.alpha_init, backbone.alpha_max, train.num_steps, config.eval.online_steps,
         (data.first_level, data.num_levels),
     )  # fmt: skip
     assert found == CTMRL_SIZES[name]
@@ -296,7 +296,7 @@ def test_data_of_one_physics_are_refused_by_a_run_in_the_other():
         storage.check_identity(meta, reference, "here")
     assert storage.folder_of("data", fast) != storage.folder_of("data", reference)
     physical = dataclasses.replace(fast, env=base.EnvConfig(derive_constants="physical"))
-    with pytest.raises(errors.UserError, match=r"environment\.derive_constants=peer"):
+    with pytest.raises(errors.UserError, match=r"environment\.derive_constants=release"):
         storage.check_identity(meta, physical, "here")
     # imported data: unknown physics fits every run, our own exports keep theirs
     meta["identity"]["source"] = {"format": "minari"}

@@ -22,7 +22,7 @@ SHARED = {
     "train.num_steps": 210_000,
     "train.meta_batch": 10,
     "train.context_size": 512,
-    "eval.two_phase_steps": 800,
+    "eval.online_steps": 800,
     "eval.scored_steps": 800,
 }
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}

@@ -12,14 +12,14 @@ from gentle_jax.types import Action, Env, HostArray
 
 Ids = Int[HostArray, " ids"]
 Split = tuple[Ids, Ids]  # (train ids, test ids)
-DERIVE_CONSTANTS = ("peer", "physical")
+DERIVE_CONSTANTS = ("release", "physical")
 
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
     """What a task family may be asked for beside suite and physics; part of a dataset's identity.
 
-    `peer` writes randomised parameters into the model and derives nothing from them, as the
+    `release` writes randomised parameters into the model and derives nothing from them, as the
     releases' environments do; `physical` derives what MuJoCo derives
     (docs/methods/environments.md, "Derived constants").
     """
@@ -27,7 +27,7 @@ class EnvConfig:
     num_train: int = 0  # training tasks, evenly chosen from the suite's; 0 = all
     num_test: int = 0
     horizon: int = 0  # 0 = the suite's
-    derive_constants: str = "peer"
+    derive_constants: str = "release"
     contact_cost: bool = False  # Ant; MuJoCo 2.0 never filled the forces in ("Ant-Goal" there)
 
 

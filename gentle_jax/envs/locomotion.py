@@ -17,7 +17,7 @@ HORIZON = 200
 # docs/methods/environments.md, "Settings of the ctmrl suites"
 CTMRL = {
     "train.num_steps": 105_000,
-    "eval.two_phase_steps": 600,
+    "eval.online_steps": 600,
     "eval.scored_steps": 600,
     "eval.context_episodes": 2,
     "behaviour.num_steps": 1_000_000,
@@ -76,7 +76,7 @@ SMOKE = {
     "env.num_test": 2,
     "env.horizon": 10,
     "behaviour.num_envs": 4,
-    "eval.two_phase_steps": 20,
+    "eval.online_steps": 20,
     "eval.context_episodes": 1,
     "eval.scored_steps": 10,
 }

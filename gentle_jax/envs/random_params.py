@@ -50,7 +50,7 @@ def sample(system: physics.System, suite: str, derive_constants: str) -> Task:
     """Returns task leaves {field: [num_tasks, ...]}: one legacy stream, element by element.
 
     Multipliers are drawn for the world body and the floor too, as the releases do. Args:
-    derive_constants, "peer" or "physical" (EnvConfig).
+    derive_constants, "release" or "physical" (EnvConfig).
     """
     random = np.random.RandomState(SEEDS[suite])
     tasks = []

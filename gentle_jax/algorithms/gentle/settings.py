@@ -18,7 +18,7 @@ FIDELITY = {
 }
 
 
-# the paper's names of its Table 2 in `experiments/reference`
+# the paper's names of its Table 2 in `experiments/papers`
 VARIANTS = {
     "gentle_contrastive": {"objective": "contrastive"},
     "gentle_no_relabel": {"relabel": False},
