@@ -34,7 +34,7 @@ def _constant(value):
 
 
 def _fan_out(draws):
-    """U(+-1/sqrt(width out)): both releases read the wrong dimension (ctmrl_suite.md sec. 2.1)."""
+    """U(+-1/sqrt(width out)): both releases read the wrong dimension."""
     return draws * draws.shape[1] ** -0.5
 
 
@@ -44,7 +44,7 @@ def _he(draws):
 
 
 def _swish_normal(draws):
-    """N(0, (1/(2 sqrt(fan in)))^2), gentle_suite.md sec. 3.2 (its truncation never binds)."""
+    """N(0, (1/(2 sqrt(fan in)))^2): the release's truncation never binds."""
     return draws * (0.5 * draws.shape[0] ** -0.5)
 
 

@@ -118,9 +118,8 @@ def test_bad_grids_are_one_line_and_write_nothing(tmp_path, capsys, monkeypatch,
 
 
 @pytest.mark.parametrize("entry", ["latent_dim=2,4", "lr=0.1,0.2"])
-def test_reproduce_refuses_a_sweep(capsys, entry):
-    line = ["reproduce", *SMOKE, f"--sweep={entry}"]
-    assert main(reproduce.COMMAND, line) == 2
+def test_reproduce_refuses_a_sweep(entry, capsys):
+    assert main(reproduce.COMMAND, ["reproduce", *SMOKE, f"--sweep={entry}"]) == 2
     assert "reproduce does not use --sweep: a table has one cell" in capsys.readouterr().err
 
 
