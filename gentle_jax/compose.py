@@ -120,6 +120,22 @@ def representation(
     Representation to replace.
     """
     used = dict(terms) if active is None else {name: terms[name] for name in active}
+    bundle = Representation(
+        init=_init(encoder, terms),
+        context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
+        update=_update(encoder, used, {*terms, *frozen} - {*used}),
+        prior=lambda state: encoder.prior(state.params),
+        extend=lambda state, *args: encoder.extend(state.params, *args),
+        sample=lambda state, *args: encoder.sample(state.params, *args),
+        describe=lambda state, z: {},
+        encode=lambda state, *args: encoder.encode(state.params, *args)[1],
+        traits=Traits(),
+    )
+    return bundle._replace(**fields)
+
+
+def _init(encoder, terms):
+    """Returns `init` of a Representation."""
 
     def init(hp, key, data):
         del hp
@@ -132,6 +148,12 @@ def representation(
         trained = {name: Trained.of(p) for name, p in params.items() if jax.tree.leaves(p)}
         return RepState(trained, {name: own for name, (_, own) in made.items()})
 
+    return init
+
+
+def _update(encoder, used, still):
+    """Returns `update` of a Representation. Args: used, {name: Term}; still, names not to train."""
+
     def update(state, hp, batch, dz, data, key, index):
         keys = _keys(used, key)
         others = (batch, dz, data, index)
@@ -140,14 +162,15 @@ def representation(
         for name in _with(used, "before"):
             own[name], told = used[name].before(own[name], hp, seen, keys[name][0])
             metrics |= told
-        learning = [n for n in state.trained if n in used or n not in (*terms, *frozen)]
+        seen = seen._replace(own=dict(own))
+        learning = [name for name in state.trained if name not in still]
 
         def loss(params):
-            seen = _see(encoder, state.params | params, own, *others)
+            now = _see(encoder, state.params | params, seen.own, *others)
             values, aux = {}, {}
             for name in _with(used, "loss"):
-                mine = seen.params.get(name, {}), own[name]
-                result = used[name].loss(*mine, hp, seen._replace(aux=dict(aux)), keys[name][1])
+                mine = now.params.get(name, {}), now.own[name]
+                result = used[name].loss(*mine, hp, now._replace(aux=dict(aux)), keys[name][1])
                 values[name], aux[name] = result if isinstance(result, tuple) else (result, None)
             return sum(values.values(), jnp.zeros(())), (values, aux)
 
@@ -155,7 +178,7 @@ def representation(
         trained = dict(state.trained)
         for name in learning:
             trained[name] = trained[name].step(grads[name], hp["lr"])
-        seen = seen._replace(own=dict(own), aux=aux)
+        seen = seen._replace(aux=aux)
         for name in _with(used, "after"):
             mine = trained[name].params if name in trained else {}, own[name]
             params, own[name] = used[name].after(*mine, hp, seen, keys[name][2])
@@ -163,18 +186,7 @@ def representation(
                 trained[name] = trained[name].replace(params=params)
         return RepState(trained, own), metrics | {f"{n}_loss": v for n, v in values.items()}
 
-    bundle = Representation(
-        init=init,
-        context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
-        update=update,
-        prior=lambda state: encoder.prior(state.params),
-        extend=lambda state, *args: encoder.extend(state.params, *args),
-        sample=lambda state, *args: encoder.sample(state.params, *args),
-        describe=lambda state, z: {},
-        encode=lambda state, *args: encoder.encode(state.params, *args)[1],
-        traits=Traits(),
-    )
-    return bundle._replace(**fields)
+    return update
 
 
 def _with(terms, hook):

@@ -117,7 +117,7 @@ class EvalConfig:
     Source: docs/methods/protocols.md, "Budgets and metrics".
     """
 
-    two_phase_steps: int = 400  # B of random_then_policy and online
+    online_steps: int = 400  # B of random_then_policy and online
     context_episodes: int = 1  # X: z stays the prior until X * H scored steps were taken
     scored_steps: int = 400  # budget of given_context and one_shot
     exploration_steps: int = 0  # one_shot's unscored transitions

@@ -59,13 +59,13 @@ def counts(name, horizon, fall_at, agent=None, offline=NO_DATA, **settings):
     return np.stack(parts, -1)
 
 
-# --- random_then_policy: the table of ctmrl_suite.md sec. 5
+# --- random_then_policy: the table of docs/methods/protocols.md, "random_then_policy"
 
 
 def test_two_phase_on_point_robot_sizes():
     # B 400, H 20, X 1: 20 pairs; explorations 1..10 are fully random (n + j < 200); the last scored
     # episode's z comes from explorations 1..19, 10 random and 9 of the policy, not from the 20th
-    z, _ = run("random_then_policy", toys.env(20), two_phase_steps=400, context_episodes=1)
+    z, _ = run("random_then_policy", toys.env(20), online_steps=400, context_episodes=1)
     assert len(z) == 20
     for pair in range(20):
         seen = pair  # explorations before this pair, for its own is not in z yet
@@ -78,14 +78,14 @@ def test_two_phase_on_point_robot_sizes():
 def test_two_phase_on_cheetah_sizes():
     # B 600, H 200, X 2: 3 pairs; exploration 1 and half of 2 are random; scored episodes 1 and 2
     # use z = 0; the third uses explorations 1, 2: 300 random and 100 policy steps at z = 0
-    z, _ = run("random_then_policy", toys.env(200), two_phase_steps=600, context_episodes=2)
+    z, _ = run("random_then_policy", toys.env(200), online_steps=600, context_episodes=2)
     np.testing.assert_array_equal(z, [[0, 0, 0, 0], [0, 0, 0, 0], [400, 300, 100, 0]])
 
 
 def test_two_phase_on_ant_sizes():
     # B 800, H 200, X 2: 4 pairs; explorations 1, 2 random; the last z: 400 random + 200 policy,
     # whose steps ran at the z of explorations 1, 2 (inferred after pair 2)
-    z, _ = run("random_then_policy", toys.env(200), two_phase_steps=800, context_episodes=2)
+    z, _ = run("random_then_policy", toys.env(200), online_steps=800, context_episodes=2)
     np.testing.assert_array_equal(
         z, [[0, 0, 0, 0], [0, 0, 0, 0], [400, 400, 0, 0], [600, 400, 0, 0]]
     )
@@ -93,14 +93,14 @@ def test_two_phase_on_ant_sizes():
 
 def test_two_phase_switches_within_an_episode():
     # B 6, H 4: half is 3, so steps 0..2 of the first exploration are random and step 3 is not
-    z, _ = run("random_then_policy", toys.env(4), two_phase_steps=6, context_episodes=1)
+    z, _ = run("random_then_policy", toys.env(4), online_steps=6, context_episodes=1)
     np.testing.assert_array_equal(z, [[0, 0, 0, 0], [4, 3, 1, 0]])
 
 
 def test_two_phase_where_every_episode_falls():
     # H 200, B 600, X 2, falls after 60: an exploration is 4 episodes of 60, the policy's share of
     # step j begins at n + j = 300. Ten pairs. z is not inferred before n >= 400, after 7 of them.
-    z = counts("random_then_policy", 200, 60, two_phase_steps=600, context_episodes=2)
+    z = counts("random_then_policy", 200, 60, online_steps=600, context_episodes=2)
     assert len(z) == 10
     np.testing.assert_array_equal(z[:7], 0)
     # explorations of pairs 1..5 are random (n = 0 ... 240, j < 60), those of 6 and 7 the policy's
@@ -115,13 +115,13 @@ def test_two_phase_where_every_episode_falls():
 def test_two_phase_switches_by_the_step_within_an_episode():
     # H 10, falls after 6, B 20: explorations of 12 rows in 2 episodes; half is 10. Pair 1: n = 0,
     # all random; pair 2: n = 6, steps 0..3 of both episodes are random; pair 3: n = 12, none
-    z = counts("random_then_policy", 10, 6, two_phase_steps=20, context_episodes=0)
+    z = counts("random_then_policy", 10, 6, online_steps=20, context_episodes=0)
     np.testing.assert_array_equal(z[:, 0], [0, 12, 24, 36])
     np.testing.assert_array_equal(z[:, 1], [0, 12, 20, 20])
 
 
 def test_episodes_that_end_at_the_horizon_by_falling_are_like_those_that_do_not():
-    settings = {"two_phase_steps": 6, "context_episodes": 1}
+    settings = {"online_steps": 6, "context_episodes": 1}
     z = counts("random_then_policy", 4, 4, **settings)
     np.testing.assert_array_equal(z, run("random_then_policy", toys.env(4), **settings)[0])
 
@@ -132,7 +132,7 @@ def test_episodes_that_end_at_the_horizon_by_falling_are_like_those_that_do_not(
 @pytest.mark.parametrize("first", [1, 2, 4])
 def test_online_runs_its_first_episodes_at_the_prior(first):
     # the first X episodes at z = 0; each scored episode enters the context, nothing else does
-    z, _ = run("online", toys.env(5), two_phase_steps=30, context_episodes=first)
+    z, _ = run("online", toys.env(5), online_steps=30, context_episodes=first)
     rows = np.array([0 if e < first else 5 * e for e in range(6)])
     np.testing.assert_array_equal(z, np.stack([rows, 0 * rows, 0 * rows, rows], -1))
 
@@ -156,7 +156,7 @@ def test_given_context_of_gentle_point_robot_has_thirty_episodes():
     run_config = config_lib.RunConfig(algorithm="gentle", suite="gentle", env="point_robot")
     config = config_lib.resolve(run_config)
     made = registry.load("protocol", "given_context").make(config.eval, toys.env(20))
-    assert made.num_episodes == 30  # 600 / 20, gentle_suite.md sec. 4
+    assert made.num_episodes == 30  # 600 / 20, docs/methods/protocols.md, "given_context"
     assert next(iter(made.metrics)) == "all"
 
 
@@ -196,13 +196,13 @@ def test_given_context_goes_on_until_the_budget_is_spent():
 
 def test_online_counts_real_steps():
     # H 5, falls after 2, B 12, X 1: z is inferred once n >= 5, after the third episode
-    z = counts("online", 5, 2, two_phase_steps=12, context_episodes=1)
+    z = counts("online", 5, 2, online_steps=12, context_episodes=1)
     np.testing.assert_array_equal(z[:, 0], [0, 0, 0, 6, 8, 10])
 
 
 def test_slots_without_an_episode_are_nan_and_the_last_slot_is_the_last_episode():
     env = toys.env(5, fall_at=2)
-    protocol = make("online", env, two_phase_steps=5, context_episodes=1)
+    protocol = make("online", env, online_steps=5, context_episodes=1)
     assert protocol.num_episodes == 5  # episodes of one step each would be 5
     returns = outcome_of(protocol, toys.agent(), env).returns
     np.testing.assert_array_equal(returns, [3, 3, np.nan, np.nan, 3])  # 1 + 2 each
@@ -212,7 +212,7 @@ def test_slots_without_an_episode_are_nan_and_the_last_slot_is_the_last_episode(
 
 def test_a_single_episode_is_the_first_and_the_last():
     env = toys.env(5, fall_at=3)
-    returns = outcome_of(make("online", env, two_phase_steps=3), toys.agent(), env).returns
+    returns = outcome_of(make("online", env, online_steps=3), toys.agent(), env).returns
     np.testing.assert_array_equal(returns, [6, np.nan, 6])
 
 
@@ -262,7 +262,7 @@ def falls_by_task(horizon):
 @pytest.mark.parametrize("name", list(registry.PROTOCOLS))
 def test_tasks_side_by_side_do_not_disturb_each_other(name):
     env, agent, data = falls_by_task(4), toys.agent(), toys.stored(tasks=2)
-    protocols = {name: make(name, env, scored_steps=8, two_phase_steps=8)}
+    protocols = {name: make(name, env, scored_steps=8, online_steps=8)}
     args = toys.STATE, jax.random.key(0), jnp.array(env.tasks), data, jnp.int32(0)
     together, alone = (
         jax.jit(evaluation.make_evaluate(agent, env, protocols, 2, at_once))(*args)[name]
@@ -296,7 +296,7 @@ def test_two_devices_that_exchange_rows_go_round_equally_often():
 @pytest.mark.parametrize("name", list(registry.PROTOCOLS))
 def test_environments_that_never_end_early_pay_nothing_for_restarts(name):
     # one scan of B / H rounds; no row of a second episode, no loop whose length is not known
-    env, sizes = toys.env(7), {"two_phase_steps": 21, "scored_steps": 21}
+    env, sizes = toys.env(7), {"online_steps": 21, "scored_steps": 21}
     run = make(name, env, **sizes).run
     offline = Offline(toys.stored(), toys.stored())
     text = str(
@@ -346,14 +346,14 @@ def test_one_shot_counts_its_exploration_once():
 
 
 def test_online_goes_on_and_counts_no_episode_twice():
-    z = moving("online", toys.env(5), two_phase_steps=20, context_episodes=3)
+    z = moving("online", toys.env(5), online_steps=20, context_episodes=3)
     np.testing.assert_array_equal(z[..., 0], steps_on([0, 5, 10, 15]))
     np.testing.assert_array_equal(z[..., 3], z[..., 0])
 
 
 def test_two_phase_scores_from_what_z_would_be_inferred_from():
     # B 15, X 2: z is the prior for two pairs; the third begins at explorations 1 and 2
-    z = moving("random_then_policy", toys.env(5), two_phase_steps=15, context_episodes=2)
+    z = moving("random_then_policy", toys.env(5), online_steps=15, context_episodes=2)
     np.testing.assert_array_equal(z[..., 0], steps_on([0, 0, 10]))
     np.testing.assert_array_equal(z[..., 3], steps_on([0, 0, 0]))
     # random while n + j < 7.5: all of exploration 1, steps 0..2 of exploration 2
@@ -364,7 +364,7 @@ def test_two_phase_scores_from_what_z_would_be_inferred_from():
 def test_an_observer_where_episodes_fall_counts_each_row_once(name):
     env = toys.env(5, fall_at=3)
     agent = toys.agent(observe=toys.count_one)
-    settings = {"two_phase_steps": 12, "context_episodes": 0, "scored_steps": 12}
+    settings = {"online_steps": 12, "context_episodes": 0, "scored_steps": 12}
     last = outcome_of(make(name, env, **settings), agent, env, toys.stored()).rows.action[0]
     begin = {  # of the fourth and last episode
         "random_then_policy": 3 * 6,  # explorations of two falls each, 6 rows
@@ -382,7 +382,7 @@ def test_an_observer_that_learns_nothing_acts_as_one_that_does_not_observe(name,
     env = toys.env(5, fall_at)
     draw = lambda state, belief, key: belief + jax.random.normal(key, (4,))
     nothing = {"extend": lambda state, belief, rows, mask: belief, "sample": draw}
-    protocol = make(name, env, two_phase_steps=15, scored_steps=15)
+    protocol = make(name, env, online_steps=15, scored_steps=15)
     plain = outcome_of(protocol, toys.agent(**nothing), env, toys.stored())
     observed = outcome_of(protocol, toys.agent(observe=toys.forget, **nothing), env, toys.stored())
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(observed), strict=True):

@@ -1,4 +1,4 @@
-"""Command-line flags, shared by every command with the same meaning (product.md sec. 3).
+"""Command-line flags, shared by every command with the same meaning.
 
 A `command.Command` declares which of them it takes; `read` refuses all others. `resolve` makes of
 what was read what is to be run.
@@ -17,7 +17,8 @@ from gentle_jax import errors, presets, registry, suites
 # group -> (flag, kind, default, help)
 GROUPS = {
     "what to run": (
-        ("algo", str, "ctmrl", "algorithm: " + " ".join(registry.ALGORITHMS)),
+        ("algo", str, next(iter(registry.ALGORITHMS)),
+         "algorithm: " + " ".join(registry.ALGORITHMS)),
         ("suite", str, "ctmrl", "task definitions and protocol: " + " ".join(suites.SUITES)),
         ("env", str, "point_robot", "environment: " + " ".join(registry.ENVIRONMENTS)),
         ("backbone", str, "",

@@ -3,7 +3,8 @@
 Rows hold the position, so they can be relabelled: exactly with Euler (`fast`), to some 3e-3 with
 RK4 (`locomotion.torso_lag`); not with contact costs, which are not in a row.
 
-Episodes never end early. Suites `ctmrl` and `ctmrl_b` (40 goals, 30/10): ctmrl_suite.md sec. 12-13.
+Episodes never end early. Suites `ctmrl` and `ctmrl_b` (40 goals, 30/10). Source:
+docs/methods/environments.md, "Ant-Goal".
 """
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 
 from gentle_jax.envs import ant, base, locomotion
 from gentle_jax.physics import MODES
+from gentle_jax.types import Env
 
 PHYSICS = MODES
 OFFERS = ("relabel",)
@@ -20,7 +22,7 @@ SHARED = {
     "train.num_steps": 210_000,
     "train.meta_batch": 10,
     "train.context_size": 512,
-    "eval.two_phase_steps": 800,
+    "eval.online_steps": 800,
     "eval.scored_steps": 800,
 }
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
@@ -28,7 +30,11 @@ PRESETS = locomotion.PRESETS
 RADIUS = 2.0
 
 
-def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "reference",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
     angles = np.linspace(0.0, 2.0 * np.pi, 41)[:-1]
     goals = (RADIUS * np.stack([np.cos(angles), np.sin(angles)], -1)).astype(np.float32)

@@ -1,6 +1,7 @@
 """Cheetah-Dir: run forwards or backwards; r = sign * v - 0.05 |a|^2.
 
-Two tasks, both of them training and test tasks. Suite `gentle`: gentle_suite.md sec. 1.1 and 3.5.
+Two tasks, both of them training and test tasks. Suite `gentle`. Source:
+docs/methods/environments.md, "Cheetah-Dir".
 """
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
+from gentle_jax.types import Env
 
 PHYSICS = MODES
 OFFERS = ("relabel",)
@@ -30,7 +32,11 @@ PRESETS = {
 }
 
 
-def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "reference",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
     del settings
     tasks = {"direction": np.array([-1.0, 1.0], np.float32)}

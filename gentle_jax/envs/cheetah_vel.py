@@ -1,7 +1,7 @@
 """Cheetah-Vel: run at a given speed; r = -|v - v*| - 0.05 |a|^2.
 
-Suites `ctmrl` (40 speeds, even in [1, 3], 30/10) and `ctmrl_b` (100, 80/20): ctmrl_suite.md
-sec. 12-13. Suite `gentle` (20 speeds U(0, 6), first and last 10): gentle_suite.md sec. 1.1.
+Suites `ctmrl` (40 speeds, even in [1, 3], 30/10), `ctmrl_b` (100, 80/20) and `gentle` (20 speeds
+U(0, 6), first and last 10). Source: docs/methods/environments.md, "Cheetah-Vel".
 """
 
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 
 from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
+from gentle_jax.types import Env
 
 PHYSICS = MODES
 OFFERS = ("relabel",)
@@ -27,7 +28,11 @@ PRESETS = locomotion.PRESETS
 SPEED_SEED = 1337
 
 
-def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "reference",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
     del settings
     if suite == "gentle":

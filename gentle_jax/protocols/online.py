@@ -18,7 +18,7 @@ from gentle_jax.types import Env, Protocol
 
 def make(config: EvalConfig, env: Env) -> Protocol:
     """Returns the Protocol."""
-    budget = config.two_phase_steps
+    budget = config.online_steps
 
     def run(algorithm, state, env, task, offline, key):
         del offline

@@ -26,7 +26,7 @@ from gentle_jax.types import Env, Outcome, Protocol
 
 def make(config: EvalConfig, env: Env) -> Protocol:
     """Returns the Protocol."""
-    budget, half = config.two_phase_steps, config.two_phase_steps / 2
+    budget, half = config.online_steps, config.online_steps / 2
 
     def run(algorithm, state, env, task, offline, key):
         del offline

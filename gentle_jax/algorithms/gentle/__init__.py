@@ -29,6 +29,7 @@ from gentle_jax.algorithms.gentle.method import make
 from gentle_jax.algorithms.gentle.settings import (
     DEFAULT_FIDELITY,
     FIDELITY,
+    PERIODIC,
     PRESETS,
     SETTINGS,
     VARIANTS,
@@ -36,5 +37,5 @@ from gentle_jax.algorithms.gentle.settings import (
 )
 
 __all__ = [
-    "DEFAULT_FIDELITY", "FIDELITY", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
+    "DEFAULT_FIDELITY", "FIDELITY", "PERIODIC", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
 ]  # fmt: skip
