@@ -22,12 +22,11 @@ from benchmarks import growth, machine, scaling, torch_step, train_step
 from experiments import collect
 from experiments.host import computer as product
 from experiments.runs import outputs
-from gentle_jax import assembly, presets, sweep, training
+from gentle_jax import assembly, sweep, training
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 
 PAPER_STEPS, PAPER_SEEDS = 200_000, 8
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 BODIES = ("cheetah_vel", "ant_dir", "hopper_params", "walker_params")  # others share these models
 HIGHER, LOWER = "higher", "lower"
 BARS = {  # name: (what, sense, bar, unit)
@@ -78,7 +77,7 @@ def _seeds(algorithm, small):
 def gentle(small):
     """GENTLE at the paper's Ant-Dir shapes."""
     one, many, rows = _seeds("gentle", small)
-    relabel = [row for row in rows if row["kind"] == "relabel"][-1]["amortised_seconds"]
+    relabel = [row for row in rows if row["kind"] == "periodic"][-1]["amortised_seconds"]
     problem = train_step.make_problem("ant_dir", "gentle", small)
     first, first_steps = _dynamics_seconds(problem, many["seeds"], small)
     main = PAPER_STEPS * (many["step_seconds"] + relabel)
@@ -144,25 +143,22 @@ def scaling_piece(small):
     return {"rows": rows, "fits": fits, "memory": memory, "stopped": stopped}, told
 
 
-def precision(small):
-    """Step time by the precision of matrix products: `train.precision` where there is such a key.
+def precision_problem(name, small):
+    """Returns the `train_step.Problem` whose matrix products have the precision `name`."""
+    return train_step.make_problem("ant_dir", "gentle", small, {"train.precision": name})
 
-    Elsewhere JAX's own setting of default products, which is what the key would set.
-    """
-    has_key = any(f.name == "precision" for f in dataclasses.fields(config_lib.TrainConfig))
-    rows, loops = [], []
-    for name in PRECISIONS:
-        more = {"train.precision": name} if has_key else {}
-        with jax.default_matmul_precision(None if has_key else name):
-            problem = train_step.make_problem("ant_dir", "gentle", small, more)
-            start = scaling.first_state(problem)
-            loops.append(scaling.Loop(problem, start, 2 if small else PAPER_SEEDS, None))
-        rows.append(scaling.make_row("runs", problem, loops[-1], 2 if small else 8, name))
+
+def precision(small):
+    """Step time by `train.precision`, that of matrix products."""
+    seeds, rows, loops = 2 if small else PAPER_SEEDS, [], []
+    for name in config_lib.PRECISIONS:
+        problem = precision_problem(name, small)
+        loops.append(scaling.Loop(problem, scaling.first_state(problem), seeds, None))
+        rows.append(scaling.make_row("runs", problem, loops[-1], seeds, name))
     scaling.add_times(rows, loops, 3, 0.01 if small else 0.5)
     base = rows[0]["step_seconds"]
     ratios = {f"float32_over_{r['mapping']}": (base / r["step_seconds"], HIGHER) for r in rows[1:]}
-    set_by = "train.precision" if has_key else "jax.default_matmul_precision"
-    return {"rows": rows, "set_by": set_by}, Told([], ratios)
+    return {"rows": rows}, Told([], ratios)
 
 
 def env_step(small):
@@ -203,9 +199,9 @@ def _simulator(env, given):
 
 def behaviour(small):
     """Data of one MuJoCo family with preset `fast`: a stretch of SAC, and one level's episodes."""
-    run = config_lib.RunConfig(env="cheetah_vel", preset="smoke" if small else "fast")
     sizes = {"env.num_train": 1, "env.num_test": 1, "env.horizon": 4} if small else {}
-    config = config_lib.resolve(run, presets.layers(run.preset, config_lib.fill_names(run)), sizes)
+    preset = "smoke" if small else "fast"
+    config = assembly.make_config("ctmrl", preset, sizes, env="cheetah_vel")
     env, settings = assembly.env_of(config), config.behaviour
     tasks = collect.num_tasks(env)
     mesh = sweep.make_mesh(tasks)

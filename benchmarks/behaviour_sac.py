@@ -19,7 +19,7 @@ from absl import flags
 from benchmarks import machine
 from experiments import collect
 from experiments.host import computer as product
-from gentle_jax import assembly, evaluation, presets
+from gentle_jax import assembly, evaluation
 from gentle_jax import config as config_lib
 
 FACTOR = 5  # returns must exceed as many times the random distance
@@ -27,7 +27,6 @@ FACTOR = 5  # returns must exceed as many times the random distance
 
 def make_config(steps, levels):
     """Returns the ExperimentConfig: preset `quick`, levels evenly along `steps`."""
-    run = config_lib.RunConfig("gentle", "gentle", "cheetah_dir", preset="quick")
     sizes = {
         "behaviour.num_steps": steps,
         "behaviour.first_level": steps // levels,
@@ -35,7 +34,7 @@ def make_config(steps, levels):
         "behaviour.num_levels": levels,
         "behaviour.episodes_per_level": 10,
     }
-    return config_lib.resolve(run, presets.layers("quick", config_lib.fill_names(run)), sizes)
+    return assembly.make_config("gentle", "quick", sizes, suite="gentle", env="cheetah_dir")
 
 
 def random_distance(env, episodes=32):

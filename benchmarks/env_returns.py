@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gentle_jax import assembly, behaviour, evaluation, presets, registry, sweep
-from gentle_jax import config as config_lib
+from gentle_jax import assembly, behaviour, evaluation, registry, sweep
 from gentle_jax.envs import base
 from gentle_jax.physics import MODES
 
@@ -59,12 +58,17 @@ def mean_and_error(values):
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
+def suite_of(family):
+    """Returns the first suite that a family is in."""
+    return next(iter(registry.load("environment", family).SETTINGS))
+
+
 def compare(family, count, horizon=0):
     """Returns a row per policy. Args: count, episodes; horizon, 0 = the suite's."""
-    module, found = registry.load("environment", family), {}
+    found = {}
     for mode in MODES:
         settings = base.EnvConfig(horizon=horizon)
-        env = base.shorten(module.make(next(iter(module.SETTINGS)), mode, settings), settings)
+        env = assembly.make_env(family, suite_of(family), mode, settings)
         found[mode] = episodes_of(env, count)
     rows = []
     for number, policy in enumerate(POLICIES):
@@ -83,10 +87,10 @@ def trained(family, steps, count, horizon=0):
     Args: steps, environment steps of each of two tasks; count, episodes of each; horizon, 0
     = the suite's.
     """
-    suite = next(iter(registry.load("environment", family).SETTINGS))
-    run = config_lib.RunConfig(env=family, suite=suite, preset="quick")
     sizes = {"env.num_train": 1, "env.num_test": 1, "env.horizon": horizon}
-    config = config_lib.resolve(run, presets.layers("quick", config_lib.fill_names(run)), sizes)
+    algorithm = next(iter(registry.ALGORITHMS))  # the data depend on none
+    names = {"env": family, "suite": suite_of(family)}
+    config = assembly.make_config(algorithm, "quick", sizes, **names)
     levels = {"num_steps": steps, "first_level": steps, "num_levels": 1}
     settings = dataclasses.replace(config.behaviour, episodes_per_level=count, **levels)
     found = {}

@@ -24,7 +24,7 @@ from mujoco import batch as c_batch
 
 from benchmarks import env_returns, machine
 from experiments.host.computer import cores, use_all_cores
-from gentle_jax import errors, physics, registry, sweep
+from gentle_jax import assembly, errors, physics, registry, sweep
 
 FAMILIES = tuple(
     name
@@ -83,8 +83,7 @@ def check(args):
 
 def make_env(family, mode):
     """Returns the Env of a family in the first suite that it is in."""
-    module = registry.load("environment", family)
-    return module.make(next(iter(module.SETTINGS)), mode)
+    return assembly.make_env(family, env_returns.suite_of(family), mode)
 
 
 def whole_step(env):

@@ -19,6 +19,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import Literal, Var
 
+from experiments.cli import exit_codes
 from experiments.host.computer import cores
 from gentle_jax import errors
 
@@ -172,15 +173,15 @@ def command(argv, values, run, text):
     """
     if any(word in ("-h", "--help", "-help") for word in argv[1:]):
         print(f"{text}\n{values.get_help()}")
-        return 0
+        return exit_codes.DONE
     try:
         rest = values(argv)[1:]
         if rest:
             raise errors.UserError(f"unexpected argument {rest[0]!r}: expected only --flag=value")
-        return run(values) or 0
+        return run(values) or exit_codes.DONE
     except (errors.UserError, flags.Error) as error:
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        return 2
+        return exit_codes.USAGE
 
 
 def seconds(call):
@@ -214,7 +215,7 @@ def square_rate(size=0):
     return product_rate(1, size, size, size)
 
 
-def _inner(params):
+def jaxprs_in(params):
     """Yields the jaxprs among an equation's parameters, without their constants."""
     for value in params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
@@ -253,7 +254,7 @@ def products(jaxpr, known):
         return results
 
     for eqn in jaxpr.eqns:
-        name, inner = eqn.primitive.name, list(_inner(eqn.params))
+        name, inner = eqn.primitive.name, list(jaxprs_in(eqn.params))
         inputs, results = [read(v) for v in eqn.invars], []
         unknown = lambda body: [None] * len(body.invars)
         if name == "dot_general":

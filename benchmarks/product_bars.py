@@ -6,7 +6,8 @@
 says by what `pip install` took: `--cold_seconds` is its wall clock by hand. Reports of
 `benchmarks.train_step`, `benchmarks.scaling` and `benchmarks.accelerator_suite` are read from
 `--results`; what is missing there stays unknown and is said so. Measured here: the finished command
-given again, compiling without and with a cache, the refusal of what does not fit.
+given again, compiling without and with a cache and of the initialisation alone, the refusal of what
+does not fit.
 
 A row: what, measured, the bar, measured / bar, whether it is met (null: unknown), how.
 """
@@ -27,7 +28,8 @@ from experiments import run as run_command
 from experiments.cli import flags as command_line
 from experiments.host import computer as product
 from experiments.runs import outputs
-from gentle_jax import assembly, errors, storage, sweep, training
+from gentle_jax import assembly, errors, storage, training
+from gentle_jax import sweep as sweep_lib
 
 HERE, TRAIN, SCALING = "product_bars", "train_step", "scaling"
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -49,6 +51,7 @@ BARS = {  # name: (what, sense, bar, unit)
     "memory_check": ("a run that does not fit is refused before training", ">=", 1.0, ""),
     "compile_growth": ("compile time, most runs over one run (fit)", "<=", 1.2, "x"),
     "compiled_once": ("compilations per program of a run", "<=", 1.0, ""),
+    "init_compile": ("initialisation of the first command, compiled alone", "<=", 5.0, "s"),
     "warm_compile": ("programs of the first command from the cache", "<=", 10.0, "s"),
 }
 
@@ -178,7 +181,7 @@ def scaling_rows(results):
     yield bar_row("compile_growth", max(grown, default=None), how, SCALING)
 
 
-def random_task(request):
+def random_sweep(request):
     """Returns the `training.Sweep` of a Request with random data of the right shapes."""
     env = assembly.env_of(request.config)
     num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
@@ -209,38 +212,52 @@ def compile_rows(command):
     """Yields the rows of the programs of a command: how often, how fast from a cache, too large."""
     line = ["run", *command.split()]
     request = command_line.parse(run_command.COMMAND, line, product.on_accelerator)
-    task = random_task(request)
+    sweep = random_sweep(request)
     with machine.empty_cache(MIN_CACHED_SECONDS):
         with Compilations() as cold:
             begin = time.perf_counter()
-            programs = training.compile_all(task)
+            programs = training.compile_all(sweep)
             first = time.perf_counter() - begin
-        carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys, task.data))
-        state, zero, one = carry["state"], np.int32(0), np.int32(1)
+        start = programs.init.call(sweep.hp, sweep.run_keys, sweep.data)
+        carry, zero, one = training.empty_carry(sweep, start), np.int32(0), np.int32(1)
+        state = carry["state"]
         jax.block_until_ready(carry)
         with Compilations() as later:  # the same programs, other lengths: nothing is compiled
             for program, sums in zip(programs.stages, carry["totals"], strict=True):
                 for length in (zero, one) if program else ():
-                    args = (task.run_keys, task.data, zero, length)
+                    args = (sweep.run_keys, sweep.data, zero, length)
                     state, sums = program.call(state, sums, *args)
         jax.clear_caches()
         begin = time.perf_counter()
-        programs = training.compile_all(task)
+        programs = training.compile_all(sweep)
         warm = time.perf_counter() - begin
     count = len(programs.all())
     text = f"{count} programs of `{command}`, {product.cores()} cores"
     yield bar_row("compiled_once", (cold.count + later.count) / count, text)
     how = f"{text}; traced again, XLA's work cached; {first:.1f} s without"
     yield bar_row("warm_compile", warm, how) | {"without_cache": first}
-    yield memory_row(task, programs)
+    yield init_row(sweep, text)
+    yield memory_row(sweep, programs)
 
 
-def memory_row(task, programs):
+def init_row(sweep, text):
+    """Returns the row of the initialisation: beside other programs it would wait for a core."""
+    init = lambda hp, keys, data: sweep_lib.init_runs(sweep.algorithm, hp, keys, data, sweep.mesh)
+    with machine.no_cache():
+        jax.clear_caches()
+        sharding = sweep_lib.run_sharding(sweep.mesh)
+        args = sweep.hp, sweep.run_keys, sweep.data
+        program = sweep_lib.compile_program(init, args, (), sharding)
+    how = f"{text}; traced and compiled, nothing beside it"
+    return bar_row("init_compile", program.compile_seconds, how)
+
+
+def memory_row(sweep, programs):
     """Returns the row of the refusal: scratch space that no machine has."""
-    run_command.check_memory(task, programs)
-    large = programs._replace(init=sweep.Program(None, 0.0, 10**18))
+    run_command.check_memory(sweep, programs)
+    large = programs._replace(init=sweep_lib.Program(None, 0.0, 10**18))
     try:
-        run_command.check_memory(task, large)
+        run_command.check_memory(sweep, large)
         refused = 0.0
     except errors.UserError:
         refused = 1.0

@@ -6,8 +6,8 @@ Data are random arrays of Point-Robot's shapes, sizes those of preset `quick`, p
 experiment's main stage. Runs are mapped in turn, as a CPU does it, and side by side, as an
 accelerator does; what this device would not do is measured for every third number only.
 
-Over tasks the dataset always grows; the batch does what the papers do: GENTLE takes every training
-task in each step, so its step grows too, CTMRL takes 16 whatever there are.
+Over tasks the dataset always grows; the batch does what the papers do: some methods take every
+training task in each step, so that their step grows too, others a number whatever there are.
 
 Every program is compiled afresh: the persistent cache is off, and one program is traced and
 compiled beforehand, so that none pays for what a process does once. Times are medians over rounds
@@ -31,12 +31,12 @@ from absl import flags
 
 from benchmarks import growth, machine, train_step
 from experiments.host import computer as product
+from gentle_jax import assembly, errors, registry, rng, sweep, training
 from gentle_jax import config as config_lib
-from gentle_jax import errors, presets, rng, sweep, training
 
+ENV = "point_robot"
 MAPPINGS = {"in turn": True, "side by side": False}
-PAPER_BATCH = {"gentle": 0, "ctmrl": 16}  # tasks of a step in the papers; 0 = every training task
-STEPS = 4  # timed chunks are a multiple: whole policy delays, whole periods of CTMRL's contrasts
+STEPS = 4  # timed chunks are a multiple: whole policy delays, whole periods of contrasts
 
 
 def make_flags():
@@ -46,8 +46,8 @@ def make_flags():
     runs, tasks = [str(2**i) for i in range(7)], [str(10 * 2**i) for i in range(6)]
     define(flags.DEFINE_list, "runs", runs, "numbers of runs; empty: leave that table out")
     define(flags.DEFINE_list, "tasks", tasks, "numbers of tasks; empty: leave that table out")
-    algos = ", ".join(PAPER_BATCH)
-    define(flags.DEFINE_list, "algos", list(PAPER_BATCH), f"algorithms: {algos}")
+    algos = ", ".join(registry.ALGORITHMS)
+    define(flags.DEFINE_list, "algos", ["gentle", "ctmrl"], f"algorithms: {algos}")
     define(flags.DEFINE_integer, "rounds", 3, "timed chunks per row: medians are over these")
     define(flags.DEFINE_boolean, "small", False, "tiny sizes: for tests, the numbers mean nothing")
     define(flags.DEFINE_string, "out", "benchmarks/results/scaling.json", "JSON file to write")
@@ -56,24 +56,27 @@ def make_flags():
 
 def make_problem(algorithm, small, num_tasks=0):
     """Returns the `train_step.Problem` of preset `quick`. Args: num_tasks, 0 = as the preset."""
-    run = config_lib.RunConfig(algorithm=algorithm, suite=algorithm, preset="quick")
-    layers = presets.layers("quick", config_lib.fill_names(run))
-    overrides = {**train_step.PERIODIC[algorithm], "train.num_steps": train_step.NEVER}
-    overrides |= train_step.SMALL if small else {}
+    preset, batch = "smoke" if small else "quick", {}
     if num_tasks:
-        overrides["train.meta_batch"] = PAPER_BATCH[algorithm] or num_tasks
-    config = config_lib.resolve(run, layers, overrides)
+        batch["train.meta_batch"] = paper_batch(algorithm, num_tasks)
+    config = train_step.make_config(algorithm, preset, ENV, batch)
     levels = config.behaviour.num_levels * config.behaviour.episodes_per_level
-    rows = 40 if small else 20 * levels
-    tasks = num_tasks or (3 if small else train_step.ALGOS[algorithm])
-    return train_step.assemble(config, train_step.GRID["point_robot"], tasks, rows)
+    rows = train_step.SMALL_ROWS if small else train_step.HORIZON * levels
+    return train_step.assemble(config, train_step.GRID[ENV], rows, num_tasks)
+
+
+def paper_batch(algorithm, num_tasks):
+    """Returns the tasks of a step: all `num_tasks` training tasks where the paper takes all."""
+    published = train_step.make_config(algorithm, "paper", ENV)
+    size, whole = published.train.meta_batch, len(assembly.env_of(published).train_ids)
+    return num_tasks if size >= whole else size
 
 
 def first_state(problem):
     """Returns the state of one run, leaves [1, ...], on the host."""
     hp = config_lib.hyper_params(problem.config)
-    state = jax.jit(sweep.init_runs, static_argnums=0)(problem.algorithm, hp, rng.run_keys(1))
-    return jax.device_get(state)
+    init = jax.jit(sweep.init_runs, static_argnums=0)
+    return jax.device_get(init(problem.algorithm, hp, rng.run_keys(1), problem.data))
 
 
 class Loop:
@@ -209,12 +212,11 @@ def check(args):
     """Raises UserError for flags that nothing could be measured with, before anything is."""
     if not args.algos or not (args.runs or args.tasks):
         raise errors.UserError("--algos needs a value, and --runs or --tasks: drop an empty flag")
-    for name in args.algos:
-        if name not in PAPER_BATCH:
-            raise errors.unknown("algorithm in --algos", name, PAPER_BATCH)
+    train_step.check_algorithms(args.algos)
     machine.whole_numbers("runs", args.runs)
-    if min(machine.whole_numbers("tasks", args.tasks), default=4) < 4:
-        raise errors.UserError("--tasks: expected 4 or more, for GENTLE's three cross tasks")
+    tasks = machine.whole_numbers("tasks", args.tasks)
+    for name in args.algos if tasks else ():
+        make_problem(name, args.small, min(tasks))  # the algorithm says what is too few
     if args.rounds < 1:
         raise errors.UserError(f"--rounds is {args.rounds}: expected 1 or more")
     machine.check_writable(args.out)

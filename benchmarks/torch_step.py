@@ -1,13 +1,15 @@
-"""GENTLE's gradient step in eager PyTorch, from gentle_suite.md sec. 2 and 3: the yardstick.
+"""GENTLE's gradient step in eager PyTorch: the yardstick.
 
-The mathematics, shapes and order of operations are those of `gentle_jax`. Work whose result
-nobody reads is left out: the policy runs only on actor steps, and the actor's gradient skips the
-critics. The release does that work (sec. 2, step 4), so this step is the faster of the two and the
-comparison the stricter one. PyTorch is never required.
+Source: docs/methods/gentle.md, "Task auto-encoder"; docs/methods/backbones.md, "TD3+BC". The
+mathematics, shapes and order of operations are those of `gentle_jax`. Results that nobody reads are
+not computed: the policy runs only on actor steps, and the actor's gradient skips the critics. The
+release runs its policy at every step and uses it at every second one, so this step is the faster of
+the two and the comparison the stricter one. PyTorch is never required.
 """
 
 import time
 
+import jax
 import numpy as np
 
 try:
@@ -44,14 +46,14 @@ class TorchGentle:
     """GENTLE with TD3+BC; starts from the parameters of a `gentle_jax` state of one run."""
 
     def __init__(self, rep, rl, hp, depth, policy_delay, device="cpu"):
-        """Args: rep, {"encoder", "decoder"}; rl, a TD3BCState; hp, {section: {name: float}}."""
+        """Args: rep, a RepState; rl, a TD3BCState; hp, {section: {name: float}}."""
         self.device, self.depth, self.policy_delay = device, depth, policy_delay
         self.hp, self.algo = hp["backbone"], hp["algo"]
         trained = lambda tree: self._tensors(tree, True)
         fixed = lambda tree: self._tensors(tree, False)
-        self.encoder, self.decoder = trained(rep["encoder"]), trained(rep["decoder"])
-        self.policy, self.target_policy = trained(rl.policy), fixed(rl.target_policy)
-        self.critics = [trained(_member(rl.critics, i)) for i in (0, 1)]
+        self.encoder, self.decoder = trained(rep.params["encoder"]), trained(rep.params["context"])
+        self.policy, self.target_policy = trained(rl.policy.params), fixed(rl.target_policy)
+        self.critics = [trained(_member(rl.critics.params, i)) for i in (0, 1)]
         self.target_critics = [fixed(_member(rl.target_critics, i)) for i in (0, 1)]
         adam = lambda params, lr: torch.optim.Adam(params, lr=float(lr))
         self.rep_adam = adam(_flat(self.encoder) + _flat(self.decoder), self.algo["lr"])
@@ -173,3 +175,30 @@ class Loop:
             self.index += 1
         float(losses["q_loss"])  # waits for a device that runs ahead
         return time.perf_counter() - begin
+
+
+def make_loop(problem, state, threads):
+    """Returns the Loop of a `train_step.Problem`, or None without torch or for another algorithm.
+
+    Args: state, an AgentState of one run, whose parameters it starts from; threads, on a CPU.
+    """
+    config = problem.config
+    if torch is None or config.run.algorithm != "gentle":
+        return None
+    torch.set_num_threads(threads)
+    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    state = jax.device_get(state)
+    learner = TorchGentle(
+        state.rep, state.rl, state.hp, config.algo.depth, config.backbone.policy_delay,
+        "cuda" if on_gpu else "cpu",
+    )  # fmt: skip
+    rows = problem.data.rows._asdict()
+    del rows["context_reward"]
+    inputs = {name: rows[name] for name in ("obs", "action", "reward")}
+    blocks = 1 + config.algo.num_cross_tasks
+    index = np.arange(config.algo.relabel_rows * blocks) % rows["reward"].shape[1]
+    relabelled = {name: column[:, index] for name, column in inputs.items()}
+    return Loop(
+        learner, rows, relabelled, config.train.batch_size, config.train.context_size,
+        config.algo.relabel_ratio,
+    )  # fmt: skip

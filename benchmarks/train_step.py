@@ -2,8 +2,9 @@
 
     python -m benchmarks.train_step --grid=point_robot,ant_dir --algos=gentle,ctmrl --seeds=1,8
 
-Data are random arrays of the papers' shapes; programs are built and chunked as experiments do. A
-row is one (algorithm, shapes, seeds) in its main stage. Times are medians over rounds of torch,
+Data are random arrays of the papers' shapes; programs are built and chunked as experiments do, with
+what is published for an environment of those shapes in the suite of the algorithm's first settings.
+A row is one (algorithm, shapes, seeds) in its main stage. Times are medians over rounds of torch,
 jax, torch, jax, ...; the machine's matrix-product rate is taken right before and after the rounds.
 FLOPs are those of the matrix products that the step's program asks for (`machine.products`): the
 actor counts at its share of steps, periodic work at none, and XLA may do fewer.
@@ -21,10 +22,9 @@ from absl import flags
 
 from benchmarks import machine, torch_step
 from experiments.host.computer import cores, use_all_cores
+from gentle_jax import assembly, errors, registry, rng, sweep
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import errors, registry, rng, sweep
-from gentle_jax.types import Spec
 
 PIECES = 5  # short chunks that one long chunk is compared with
 PERIOD = 2 * PIECES  # steps are a multiple: every piece holds whole policy delays
@@ -34,45 +34,20 @@ LAYERS = 3  # layer shapes, of the most work, whose own product rate is measured
 
 
 class Shapes(NamedTuple):
-    """Sizes of one environment, and what differs from Point-Robot's settings per algorithm."""
+    """Sizes of one environment, and where settings are from."""
 
     obs_dim: int
     action_dim: int
     rows: int  # per task
-    overrides: dict  # algorithm -> dotted overrides
+    environments: tuple  # the first one that is in an algorithm's suite
 
 
-GENTLE_LIKE = {"train.meta_batch": 10, "train.batch_size": 256, "train.context_size": 256}
-CTMRL_LIKE = {"train.meta_batch": 16, "train.batch_size": 256, "train.latent_dim": 20}
+HORIZON = 20
 GRID = {
-    "point_robot": Shapes(
-        2, 2, 2_000,
-        {"gentle": GENTLE_LIKE, "ctmrl": {**CTMRL_LIKE, "train.context_size": 1024}},
-    ),
-    "ant_dir": Shapes(
-        27, 8, 10_000,
-        {
-            "gentle": {**GENTLE_LIKE, "backbone.width": 256, "gentle.width": 256},
-            "ctmrl": {**CTMRL_LIKE, "train.context_size": 512, "brac_sac.use_brac": True},
-        },
-    ),
-}  # fmt: skip
-ALGOS = {"gentle": 10, "ctmrl": 30}  # training tasks; an algorithm's suite has its name
-PERIODIC = {"gentle": {"gentle.relabel_every": NEVER}, "ctmrl": {}}
-SMALL = {
-    "train.meta_batch": 3,
-    "train.batch_size": 8,
-    "train.context_size": 8,
-    "train.latent_dim": 3,
-    "backbone.width": 8,
-    "gentle.width": 8,
-    "gentle.relabel_rows": 16,
-    "gentle.ensemble_size": 2,
-    "gentle.num_cross_tasks": 2,
-    "ctmrl.width": 8,
-    "ctmrl.encoder_width": 8,
-    "ctmrl.num_codes": 2,
+    "point_robot": Shapes(2, 2, 2_000, ("point_robot",)),
+    "ant_dir": Shapes(27, 8, 10_000, ("ant_dir", "ant_goal")),
 }
+SMALL_ROWS = 2 * HORIZON
 
 
 class Problem(NamedTuple):
@@ -88,8 +63,9 @@ def make_flags():
     """Returns the flags of this command, apart from the global ones."""
     values = flags.FlagValues()
     define = lambda kind, name, default, text: kind(name, default, text, flag_values=values)
-    define(flags.DEFINE_list, "grid", ["point_robot", "ant_dir"], f"shapes: {', '.join(GRID)}")
-    define(flags.DEFINE_list, "algos", ["gentle", "ctmrl"], f"algorithms: {', '.join(ALGOS)}")
+    define(flags.DEFINE_list, "grid", list(GRID), f"shapes: {', '.join(GRID)}")
+    names = list(registry.ALGORITHMS)
+    define(flags.DEFINE_list, "algos", names, f"algorithms: {', '.join(names)}")
     define(flags.DEFINE_list, "seeds", ["1", "8"], "numbers of seeds mapped in one program")
     define(flags.DEFINE_integer, "steps", 20, f"steps of a chunk, rounded up to {PERIOD}s")
     define(flags.DEFINE_integer, "rounds", 3, "timed chunks per row: medians are over these")
@@ -98,15 +74,20 @@ def make_flags():
     return values
 
 
+def check_algorithms(names):
+    """Raises UserError for a name in --algos that is not registered."""
+    for name in names:
+        if name not in registry.ALGORITHMS:
+            raise errors.unknown("algorithm in --algos", name, registry.ALGORITHMS)
+
+
 def _check(args):
     if not (args.grid and args.algos and args.seeds):
         raise errors.UserError("--grid, --algos and --seeds each need a value: drop an empty flag")
     for name in args.grid:
         if name not in GRID:
             raise errors.unknown("shapes in --grid", name, GRID)
-    for name in args.algos:
-        if name not in ALGOS:
-            raise errors.unknown("algorithm in --algos", name, ALGOS)
+    check_algorithms(args.algos)
     machine.whole_numbers("seeds", args.seeds)
     if args.steps < 1 or args.rounds < 1:
         raise errors.UserError(
@@ -115,22 +96,43 @@ def _check(args):
     machine.check_writable(args.out)
 
 
-def _dataset(shapes, num_tasks, rows):
-    """Random episodes of 20 steps, packed as real ones are."""
+def _dataset(env, num_tasks, rows):
+    """Random episodes of an Env's shapes, packed as real ones are."""
     random = np.random.default_rng(0)
-    lead = (num_tasks, 1, rows // 20, 20)
+    lead = (num_tasks, 1, rows // env.horizon, env.horizon)
     draw = lambda *tail: random.standard_normal((*lead, *tail), np.float32)
     reward = draw()
     fields = {
-        "obs": draw(shapes.obs_dim),
-        "action": np.tanh(draw(shapes.action_dim)),
+        "obs": draw(env.obs_dim),
+        "action": np.tanh(draw(env.action_dim)),
         "reward": reward,
         "context_reward": reward,
-        "next_obs": draw(shapes.obs_dim),
+        "next_obs": draw(env.obs_dim),
         "terminal": np.zeros(lead, np.float32),
     }
-    packed = data_lib.from_episodes(fields, np.ones(lead, np.float32), True)
-    return jax.tree.map(jnp.asarray, packed)
+    return data_lib.from_episodes(fields, np.ones(lead, np.float32), True)
+
+
+def suite_of(algorithm):
+    """Returns the suite of an algorithm's first published settings; the default without any."""
+    settings = getattr(registry.load("algorithm", algorithm), "SETTINGS", {})
+    return next(iter(settings))[0] if settings else config_lib.RunConfig().suite
+
+
+def periodic_of(algorithm):
+    """Returns the field of `algo` that says how often periodic work is due, or None."""
+    return getattr(registry.load("algorithm", algorithm), "PERIODIC", None)
+
+
+def make_config(algorithm, preset, env, more=None):
+    """Returns the ExperimentConfig whose steps are timed, all of them alike: no periodic work.
+
+    Args: env, in the suite of the algorithm; more, further dotted overrides.
+    """
+    field = periodic_of(algorithm)
+    overrides = {"train.num_steps": NEVER} | ({f"algo.{field}": NEVER} if field else {})
+    names = {"suite": suite_of(algorithm), "env": env}
+    return assembly.make_config(algorithm, preset, overrides | (more or {}), **names)
 
 
 def make_problem(name, algorithm, small, more=None):
@@ -138,23 +140,23 @@ def make_problem(name, algorithm, small, more=None):
 
     Args: more, further dotted overrides.
     """
-    shapes, num_tasks = GRID[name], 3 if small else ALGOS[algorithm]
-    rows = 40 if small else shapes.rows
-    overrides = {**shapes.overrides[algorithm], **PERIODIC[algorithm], "train.num_steps": NEVER}
-    overrides |= {**(SMALL if small else {}), **(more or {})}
-    run = config_lib.RunConfig(algorithm=algorithm, suite=algorithm, env="point_robot")
-    config = config_lib.resolve(run, (), overrides)
-    return assemble(config, shapes, num_tasks, rows)
+    shapes, suite = GRID[name], suite_of(algorithm)
+    settings = lambda env: registry.load("environment", env).SETTINGS
+    env = next(env for env in shapes.environments if suite in settings(env))
+    config = make_config(algorithm, "smoke" if small else "paper", env, more)
+    return assemble(config, shapes, SMALL_ROWS if small else shapes.rows)
 
 
-def assemble(config, shapes, num_tasks, rows):
-    """Returns the Problem of a config, with random data. Args: shapes, has obs_dim, action_dim."""
-    spec = Spec(shapes.obs_dim, shapes.action_dim, num_tasks, rows, 20, config.train.init)
-    backbone = registry.load("backbone", config.run.backbone)
-    rl = backbone.make(config.backbone, config.train.latent_dim, spec)
-    made = registry.load("algorithm", config.run.algorithm)
-    made = made.make(config.algo, config.train, spec, rl)
-    return Problem(config, made, _dataset(shapes, num_tasks, rows), made.stages[-1])
+def assemble(config, shapes, rows, num_tasks=0):
+    """Returns the Problem of a config, with random data. Args: num_tasks, 0 = the suite's."""
+    env = assembly.make_env("point_robot", config.run.suite)  # of the shapes nothing is stepped
+    num_tasks = num_tasks or len(env.train_ids)
+    sizes = {"obs_dim": shapes.obs_dim, "action_dim": shapes.action_dim, "horizon": HORIZON}
+    env = env._replace(train_ids=np.arange(num_tasks), **sizes)
+    dataset = _dataset(env, num_tasks, rows)
+    spec = assembly.spec_of(config, env, dataset)
+    algorithm, _ = assembly.make_algorithm(config, env, spec)
+    return Problem(config, algorithm, jax.tree.map(jnp.asarray, dataset), algorithm.stages[-1])
 
 
 class JaxLoop:
@@ -165,8 +167,8 @@ class JaxLoop:
         self.keys = sweep.place(rng.run_keys(num_seeds), mesh)
         self.data = sweep.place_data(problem.data, mesh)
         hp = sweep.place(config_lib.hyper_params(problem.config, ({},) * num_seeds), mesh)
-        init = jax.jit(sweep.init_runs, static_argnums=(0, 3))
-        self.state = init(problem.algorithm, hp, self.keys, mesh)
+        init = jax.jit(sweep.init_runs, static_argnums=(0, 4))
+        self.state = init(problem.algorithm, hp, self.keys, self.data, mesh)
         chunk = sweep.over_runs(sweep.make_chunk(problem.stage), 2, mesh)
         args = (self.state, self.keys, self.data, jnp.int32(0), jnp.int32(1))
         self.program = sweep.compile_program(chunk, args, (0,), sweep.run_sharding(mesh))
@@ -187,30 +189,6 @@ class JaxLoop:
         return jax.tree.map(lambda x: x[0], self.state), self.data, self.keys[0]
 
 
-def _torch_loop(problem, jax_loop):
-    """The PyTorch loop from the first seed's parameters, or None without torch."""
-    torch, config = torch_step.torch, problem.config
-    if torch is None or config.run.algorithm != "gentle":
-        return None
-    torch.set_num_threads(cores())
-    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
-    state = jax.device_get(jax_loop.one_run()[0])
-    learner = torch_step.TorchGentle(
-        state.rep.params, state.rl, state.hp, config.algo.depth, config.backbone.policy_delay,
-        "cuda" if on_gpu else "cpu",
-    )  # fmt: skip
-    rows = problem.data.rows._asdict()
-    del rows["context_reward"]
-    inputs = {name: rows[name] for name in ("obs", "action", "reward")}
-    blocks = 1 + config.algo.num_cross_tasks
-    size = np.arange(config.algo.relabel_rows * blocks) % rows["reward"].shape[1]
-    relabelled = {name: column[:, size] for name, column in inputs.items()}
-    return torch_step.Loop(
-        learner, rows, relabelled, config.train.batch_size, config.train.context_size,
-        config.algo.relabel_ratio,
-    )  # fmt: skip
-
-
 def _time(jax_loop, torch_loop, steps, rounds):
     """Returns {name: [seconds per round]}; a warm-up chunk of each goes before."""
     piece = steps // PIECES
@@ -228,13 +206,15 @@ def _time(jax_loop, torch_loop, steps, rounds):
     return times
 
 
-def _relabel_row(problem, jax_loop, key, rounds):
-    """Seconds of one relabelling: a chunk from step 0, where it is due, against one from step 2."""
+def _periodic_row(problem, jax_loop, key, rounds):
+    """Seconds of periodic work: a chunk from step 0, where it is due, against one from step 2."""
     extra = [jax_loop.run(0, FIRST) - jax_loop.run(FIRST, FIRST) for _ in range(rounds)]
     call = max(statistics.median(extra), 0.0)
-    every = registry.load("algorithm", "gentle").Config().relabel_every
+    run = problem.config.run
+    published = assembly.make_config(run.algorithm, run.preset, suite=run.suite, env=run.env)
+    every = getattr(published.algo, periodic_of(run.algorithm))
     return {
-        "kind": "relabel",
+        "kind": "periodic",
         **key,
         "seconds_per_call": call,
         "every": every,
@@ -243,10 +223,10 @@ def _relabel_row(problem, jax_loop, key, rounds):
 
 
 def measure(name, algorithm, num_seeds, steps, rounds, small):
-    """Returns the rows of one (shapes, algorithm, seeds): `step`, and `relabel` for GENTLE."""
+    """Returns the rows of one (shapes, algorithm, seeds): `step`, and `periodic` where it is."""
     problem = make_problem(name, algorithm, small)
     jax_loop = JaxLoop(problem, num_seeds)
-    torch_loop = _torch_loop(problem, jax_loop)
+    torch_loop = torch_step.make_loop(problem, jax_loop.one_run()[0], cores())
     counts = machine.step_products(problem.stage, jax_loop.one_run(), range(FIRST, FIRST + 2))
     work = lambda shape: machine.flops({shape: counts[shape]})
     layers = sorted(counts, key=work)[-LAYERS:]
@@ -281,8 +261,8 @@ def measure(name, algorithm, num_seeds, steps, rounds, small):
         "torch_step_seconds": torch_seconds,
         "torch_over_jax": torch_seconds / (step / num_seeds) if torch_loop else None,
     }
-    relabels = [_relabel_row(problem, jax_loop, key, rounds)] if algorithm == "gentle" else []
-    return [row, *relabels]
+    periodic = [_periodic_row(problem, jax_loop, key, rounds)] if periodic_of(algorithm) else []
+    return [row, *periodic]
 
 
 COLUMNS = {
@@ -315,14 +295,14 @@ def _cell(row, heading):
 
 
 def table(rows):
-    """Returns aligned text: the step rows, then one line per relabelling."""
+    """Returns aligned text: the step rows, then one line per periodic work."""
     steps = [row for row in rows if row["kind"] == "step"]
     lines = [list(COLUMNS)] + [[_cell(row, heading) for heading in COLUMNS] for row in steps]
     text = [machine.aligned(lines)]
     for row in rows:
-        if row["kind"] == "relabel":
+        if row["kind"] == "periodic":
             text.append(
-                f"relabelling, {row['algorithm']} {row['shapes']}, {row['seeds']} seed(s): "
+                f"periodic work, {row['algorithm']} {row['shapes']}, {row['seeds']} seed(s): "
                 f"{row['seconds_per_call'] * 1e3:.3g} ms per call, "
                 f"{row['amortised_seconds'] * 1e3:.3g} ms per step at one in {row['every']}"
             )

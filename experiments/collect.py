@@ -152,11 +152,11 @@ def compile_programs(collector, whose, state, mesh):
     step, sharding = jax.ShapeDtypeStruct((), jnp.int32), sweep.run_sharding(mesh)
     state = training.on_devices(state, sharding)
     build = functools.partial(sweep.compile_program, out_sharding=sharding)
-    jobs = (
+    jobs = [
         functools.partial(build, collector.init, whose),
         functools.partial(build, collector.advance, (*whose, state, step, step), (2,)),
         functools.partial(build, collector.episodes, (*whose, state, step)),
-    )
+    ]
     return behaviour_lib.Collector(*sweep.together(jobs))
 
 

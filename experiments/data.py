@@ -34,8 +34,8 @@ def import_(line):
         )
     print(f"data: reading {folder} as {own['format']}", flush=True)
     found = reader.read(folder, env, options)
-    for line in found.notes:
-        print(f"data: {line}")
+    for note in found.notes:
+        print(f"data: {note}")
     identity = identity_of(found, config)
     name = f"imported_{config_lib.fingerprint(identity)}"
     target = pathlib.Path(line.shared["data"]) / config.run.suite / config.run.env / name

@@ -27,7 +27,6 @@ TABLES = {
         "without L_C": ("--algo=ctmrl", "--config.algo.use_code_loss=False"),
         "without L_pre^cro": ("--algo=ctmrl", "--config.algo.use_cross_prediction=False"),
         "without K-means": ("--algo=ctmrl", "--config.algo.use_kmeans=False"),
-        "with FOCAL": ("--algo=ctmrl", "--config.algo.use_focal=True"),
     },
     "gentle": {
         "release": ("--algo=gentle", "--suite=gentle"),

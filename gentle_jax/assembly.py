@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from gentle_jax import behaviour, evaluation, presets, registry, rng, storage, suites, training
+from gentle_jax import (
+    behaviour,
+    evaluation,
+    needs,
+    presets,
+    registry,
+    rng,
+    storage,
+    suites,
+    training,
+)
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import sweep as sweep_lib
@@ -192,7 +202,10 @@ def spec_of(config: config_lib.ExperimentConfig, env: Env, dataset: data_lib.Dat
 def make_algorithm(
     config: config_lib.ExperimentConfig, env: Env, spec: Spec
 ) -> tuple[Algorithm, dict[str, Protocol]]:
-    """Returns (Algorithm, {name: Protocol}) of a config, for an Env and a Spec."""
+    """Returns (Algorithm, {name: Protocol}) of a config, for an Env and a Spec.
+
+    Raises UserError for a protocol whose needs these settings do not meet.
+    """
     module = registry.load("algorithm", config.run.algorithm)
     z_dim = getattr(module, "z_dim", lambda algo, train: train.latent_dim)
     backbone = registry.load("backbone", config.run.backbone)
@@ -201,4 +214,6 @@ def make_algorithm(
         name: registry.load("protocol", name).make(config.eval, env)
         for name in config.run.protocols
     }
-    return module.make(config.algo, config.train, spec, rl), protocols
+    algorithm = module.make(config.algo, config.train, spec, rl)
+    needs.check_built(protocols, config.run.algorithm, env, algorithm.rep)
+    return algorithm, protocols

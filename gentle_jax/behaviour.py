@@ -219,7 +219,10 @@ def _episodes_task(setup, task, key, state, at):
     k_sampled, k_scored = jax.random.split(stream(key, "episodes", at))
 
     def episode(k, scored):
-        """One program for both kinds: simulations are what takes long to compile."""
+        """A sampled episode, or a deterministic one where it is scored; both are one program.
+
+        Simulations take long to compile.
+        """
 
         def policy(obs, k, index):
             k_act, k_random = jax.random.split(k)

@@ -1,8 +1,8 @@
 """Checkpoints of a whole run behind one small module (Orbax).
 
-A checkpoint is a pytree plus a JSON dict. It is complete or absent, whatever kills the process;
-the two newest are kept, and a damaged newest one falls back to the one before with a warning. One
-that another version of the code wrote is an error, and stays.
+A checkpoint is a pytree plus a JSON dict. It is complete or absent, whatever kills the process. The
+two newest are kept: where the newest is damaged, the one before is taken, with a warning. One that
+another version of the code wrote is an error, and stays.
 """
 
 import contextlib
@@ -105,7 +105,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Ends the save that is under way, also after Ctrl-C; an error of its own is secondary."""
+        """Ends the save that is under way, also after Ctrl-C; its errors do not hide others."""
         with contextlib.suppress(*() if kind is None else (Exception,)):
             self.close()
 

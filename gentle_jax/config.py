@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from gentle_jax import errors, registry, suites
+from gentle_jax import errors, needs, registry, suites
 from gentle_jax.envs.base import DERIVE_CONSTANTS, EnvConfig, shorten
 from gentle_jax.types import Env, HyperParams
 
@@ -117,7 +117,7 @@ class EvalConfig:
     Source: docs/methods/protocols.md, "Budgets and metrics".
     """
 
-    two_phase_steps: int = 400  # B of random_then_policy and online
+    online_steps: int = 400  # B of random_then_policy and online
     context_episodes: int = 1  # X: z stays the prior until X * H scored steps were taken
     scored_steps: int = 400  # budget of given_context and one_shot
     exploration_steps: int = 0  # one_shot's unscored transitions
@@ -159,7 +159,11 @@ def _apply(sections, layer, names, source):
 
 
 def fill_names(run: RunConfig) -> RunConfig:
-    """Fills in backbone, fidelity and protocols; raises UserError for names that do not exist."""
+    """Fills in backbone, fidelity and protocols; UserError for names that do not exist or fit.
+
+    By default every protocol that can run, the native one first: the algorithm's `PROTOCOL` where
+    its paper has a test of its own, else the suite's.
+    """
     suite = suites.get(run.suite)
     algorithm = registry.load("algorithm", run.algorithm)
     modes = _environment(run.env, run.suite).PHYSICS
@@ -171,10 +175,10 @@ def fill_names(run: RunConfig) -> RunConfig:
     fidelity = run.fidelity or getattr(algorithm, "DEFAULT_FIDELITY", "paper")
     if fidelity not in FIDELITIES:
         raise errors.unknown("fidelity", fidelity, FIDELITIES)
-    native_first = sorted(registry.PROTOCOLS, key=lambda name: name != suite.protocol)
-    protocols = tuple(run.protocols) or tuple(native_first)
-    for name in protocols:
-        registry.load("protocol", name)
+    native = (getattr(algorithm, "PROTOCOL", ""), suite.protocol)
+    rank = lambda name: native.index(name) if name in native else len(native)
+    protocols = run.protocols or tuple(sorted(needs.able(run.algorithm, run.env), key=rank))
+    needs.check(protocols, run.algorithm, run.env)
     return dataclasses.replace(
         run, backbone=backbone, fidelity=fidelity, protocols=protocols, physics=physics
     )

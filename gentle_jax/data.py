@@ -29,15 +29,15 @@ class Dataset:
     episode_start: jax.Array  # [task, episode + 1] int32, the last entry is the number of rows
     level_episodes: int = struct.field(pytree_node=False)  # episodes of one behaviour level
     num_levels: int = struct.field(pytree_node=False)
-    place: jax.Array | None = None  # [task], where in `rows` a task lies; None: in this order
+    rows_of: jax.Array | None = None  # [task], where in `rows` a task lies; None: in this order
     split: int = struct.field(pytree_node=False, default=1)  # devices that `rows` is split over
 
     def partition(self) -> "Dataset":
         """Returns the PartitionSpec of every part: what `sweep` shards a shared argument by."""
         rows = PartitionSpec(DEVICES) if self.split > 1 else PartitionSpec()
         whole = PartitionSpec()
-        place = None if self.place is None else whole
-        return self.replace(rows=rows, episode_start=whole, place=place)
+        rows_of = None if self.rows_of is None else whole
+        return self.replace(rows=rows, episode_start=whole, rows_of=rows_of)
 
     def unsplit(self) -> "Dataset":
         """Returns the same Dataset marked as whole: to trace a step outside of a mesh."""
@@ -101,8 +101,8 @@ def take_tasks(dataset: Dataset, ids: Ids) -> Dataset:
 
 def view_tasks(dataset: Dataset, ids: Ids) -> Dataset:
     """Returns the Dataset of some tasks without copying rows. Args: ids, which may be traced."""
-    place = ids if dataset.place is None else dataset.place[ids]
-    return dataset.replace(episode_start=dataset.episode_start[ids], place=place)
+    rows_of = ids if dataset.rows_of is None else dataset.rows_of[ids]
+    return dataset.replace(episode_start=dataset.episode_start[ids], rows_of=rows_of)
 
 
 def split_tasks(dataset: Dataset, num_devices: int) -> Dataset:
@@ -133,7 +133,7 @@ def summary(dataset: Dataset) -> Statistics:
     return Statistics(obs.mean(0), obs.std(0), float(reward.mean()), float(reward.std()))
 
 
-def no_summary(obs_dim):
+def no_summary(obs_dim: int) -> Statistics:
     """Returns the Statistics that stand for those of data which are not there yet: 0 and 1."""
     return Statistics(np.zeros(obs_dim, np.float32), np.ones(obs_dim, np.float32), 0.0, 1.0)
 
@@ -172,7 +172,7 @@ def _uniform_rows(low, high, shape, key):
 
 def gather(dataset: Dataset, task_id: Int[Array, " T"], index: Int[Array, "T ..."]) -> Transition:
     """Returns rows `index` of tasks `task_id`: leaves [T, *rows, ...]."""
-    at = task_id if dataset.place is None else dataset.place[task_id]
+    at = task_id if dataset.rows_of is None else dataset.rows_of[task_id]
     at = at.reshape(at.shape + (1,) * (index.ndim - 1))
     if dataset.split == 1:
         return jax.tree.map(lambda x: x[at, index], dataset.rows)

@@ -40,8 +40,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional w
 
 MODES = ("reference", "fast")
 FAST_ITERATIONS, FAST_LS_ITERATIONS = 1, 4
-# what `mj_setConst` derives from masses and what MJX reads of it; engines that only write the
-# randomised fields (the releases do) leave these at the values of the unchanged model
+# Constants that `mj_setConst` derives from masses and that MJX reads. The releases write only the
+# randomised fields, which leaves these at the values of the unchanged model.
 DERIVED = ("body_subtreemass", "body_invweight0", "dof_invweight0")
 FACTORING = (mjx_forward, mjx_smooth, mjx_solver)  # MJX's modules that factor matrices
 
@@ -49,20 +49,20 @@ Fields = dict[str, Array | HostArray]  # of an mjx.Model: those that one task re
 
 
 def _for_cpu(name):
-    """Returns SciPy's function as JAX has it, or on a CPU the one of `gentle_jax.cholesky`."""
+    """Returns a function that calls `gentle_jax.cholesky` on a CPU, and elsewhere JAX's SciPy."""
     theirs, ours = getattr(jax.scipy.linalg, name), getattr(cholesky, name)
     return lambda *args: (ours if jax.default_backend() == "cpu" else theirs)(*args)
 
 
 def _jax_without_lapack():
-    """Returns what MJX's modules see as `jax` while they factor matrices by `_for_cpu`."""
+    """Returns a stand-in for the module `jax` with the Cholesky functions of `_for_cpu`."""
     linalg = types.SimpleNamespace(
         cho_factor=_for_cpu("cho_factor"), cho_solve=_for_cpu("cho_solve")
     )
-    seen = types.ModuleType("jax")
-    seen.__getattr__ = lambda name: getattr(jax, name)
-    seen.scipy = types.SimpleNamespace(linalg=linalg)
-    return seen
+    stand_in = types.ModuleType("jax")
+    stand_in.__getattr__ = lambda name: getattr(jax, name)
+    stand_in.scipy = types.SimpleNamespace(linalg=linalg)
+    return stand_in
 
 
 class _Patch:
@@ -75,9 +75,9 @@ class _Patch:
         with self.lock:
             if self.depth == 0:
                 self.theirs = tuple(module.jax for module in FACTORING)
-                seen = _jax_without_lapack()
+                stand_in = _jax_without_lapack()
                 for module in FACTORING:
-                    module.jax = seen
+                    module.jax = stand_in
             self.depth += 1
 
     def leave(self):

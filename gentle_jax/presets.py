@@ -31,7 +31,7 @@ QUICK = {
     "brac_sac.reward_scale": 30.0,
     "algo.width": 64,
     "algo.lr": 8e-3,
-    # 14 levels, the first four within the random phase: contexts at test time begin at random
+    # 14 levels, the first four of random actions: contexts in tests begin with random episodes, too
     "behaviour.num_steps": 2_800,
     "behaviour.seed_steps": 800,
     "behaviour.first_level": 200,
@@ -42,7 +42,7 @@ QUICK = {
     "behaviour.width": 64,
     "behaviour.lr": 1.5e-3,
 }
-# Seconds, for tests: every code path, no result.
+# For tests: takes seconds, runs every code path, learns nothing.
 SMOKE = {
     "train.num_steps": 20,
     "train.meta_batch": 4,
@@ -62,7 +62,8 @@ SMOKE = {
     "eval.num_repeats": 1,
     "eval.random_episodes": 10,
 }
-# Published training on data of a lighter SAC, for an accelerator: some fiftieth of its arithmetic.
+# For an accelerator: published training, on data of a lighter SAC, which takes about a fiftieth of
+# the published one's arithmetic.
 FAST = {
     "behaviour.batch_size": 256,
     "behaviour.width": 256,
@@ -70,7 +71,7 @@ FAST = {
     "behaviour.num_envs": 50,
     "behaviour.updates_per_step": 0.2,
 }
-# What a suite needs beside the layer above.
+# What a suite changes in the tables above.
 OF_SUITE = {
     "quick:gentle": {
         "train.meta_batch": 10,

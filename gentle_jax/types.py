@@ -130,7 +130,8 @@ class Representation(NamedTuple):
     # `update` computes it, one pass of the compiled step serves both. An id of `num_train_tasks` or
     # more is a task that was not trained on.
     encode: Encode | None = None
-    # z of the rows `index` of the data, and of the rows after them; None: `encode`, a z per task.
+    # z of the rows `index` of the data, in their order (G = T * B), and of the rows after them;
+    # None: `encode`, a z per task.
     condition: Condition | None = None
     # The belief after one step: z moves within an episode; None: it stays until `extend`.
     observe: Observe | None = None

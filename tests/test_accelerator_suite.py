@@ -7,10 +7,14 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from benchmarks import accelerator_pieces
+from benchmarks import accelerator_pieces, machine
 from benchmarks import accelerator_suite as suite
+from experiments.cli import exit_codes
+from gentle_jax import config as config_lib
 
 # a suite whose pieces are these lines: real processes, nothing to compile
 DRIVER = """
@@ -98,7 +102,7 @@ def test_a_piece_that_fails_is_recorded_and_the_others_go_on(tmp_path):
 
 def test_a_piece_is_left_out_where_time_is_short_and_ended_where_it_takes_longer(tmp_path):
     code, text = finish(DONE, tmp_path, "--minutes=0.1")
-    assert code == suite.LEFT_OUT and "left out, 6 s left, may need 30 s" in text
+    assert code == exit_codes.LEFT_OUT and "left out, 6 s left, may need 30 s" in text
     assert {r["status"] for r in records(tmp_path).values()} == {"skipped"}
     args = suite.make_flags()
     args(["suite", "--small", f"--out={tmp_path}"])
@@ -121,6 +125,28 @@ def test_pieces_of_another_size_are_measured_again(tmp_path):
 def test_all_pieces_fit_into_the_ten_minutes():
     assert list(suite.PIECES) and set(suite.PIECES) == set(accelerator_pieces.MEASURES)
     assert sum(needed for needed, _ in suite.PIECES.values()) <= 600
+
+
+def product_types(name):
+    """Pairs of types of the operands of all products of the step that is timed at a precision."""
+    problem = accelerator_pieces.precision_problem(name, True)
+    hp = jax.tree.map(lambda leaf: leaf[0], config_lib.hyper_params(problem.config))
+    state = jax.eval_shape(problem.algorithm.init, hp, jax.random.key(0), problem.data)
+    args = state, problem.data, jax.random.key(0), jnp.int32(0)
+    pending, seen = [jax.make_jaxpr(problem.stage.step)(*args).jaxpr], set()
+    while pending:
+        for eqn in pending.pop().eqns:
+            pending += machine.jaxprs_in(eqn.params)
+            if eqn.primitive.name == "dot_general":
+                seen.add(tuple(str(atom.aval.dtype) for atom in eqn.invars))
+    return seen
+
+
+def test_the_precision_that_is_timed_is_that_of_the_products():
+    """Three rows of one program would tell nothing."""
+    assert product_types("float32") == {("float32", "float32")}
+    # gradients of outputs are float32: a network's last layer sums in it
+    assert product_types("bfloat16") == {("bfloat16", "bfloat16"), ("float32", "bfloat16")}
 
 
 CHEAP = ("scaling",)

@@ -13,7 +13,7 @@ from benchmarks import behaviour_sac, env_returns, env_step, machine, torch_step
 from gentle_jax import behaviour, learner, registry, rng, sweep
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax.types import MetaBatch
+from gentle_jax.types import Cond, MetaBatch
 
 STEP_KEYS = {
     "kind", "algorithm", "shapes", "seeds", "steps", "compile_seconds", "step_seconds",
@@ -29,17 +29,18 @@ POSITIVE = (
 
 def test_small_run_writes_the_report(tmp_path, capsys):
     out = tmp_path / "deep" / "report.json"
-    flags = ["--grid=point_robot", "--seeds=2", "--steps=3", "--rounds=1", "--small"]
-    assert train_step.main(["train_step", *flags, f"--out={out}"]) == 0
+    flags = ["--grid=point_robot", "--algos=gentle,ctmrl", "--seeds=2", "--steps=3", "--rounds=1"]
+    assert train_step.main(["train_step", *flags, "--small", f"--out={out}"]) == 0
     report = json.loads(out.read_text())
     assert set(report) == {"machine", "versions", "date", "small", "rows"}
     assert report["machine"]["cores"] >= 1 and report["machine"]["device"]
     wanted = {"python", "jax", "jaxlib", "torch", *machine.PHYSICS}
     assert wanted == set(report["versions"])
     steps = [row for row in report["rows"] if row["kind"] == "step"]
-    relabels = [row for row in report["rows"] if row["kind"] == "relabel"]
+    periodic = [row for row in report["rows"] if row["kind"] == "periodic"]
     assert [row["algorithm"] for row in steps] == ["gentle", "ctmrl"]
-    assert [row["algorithm"] for row in relabels] == ["gentle"]
+    # as often as published for this size, although no timed step does it
+    assert [(row["algorithm"], row["every"]) for row in periodic] == [("gentle", 8)]
     for row in steps:
         assert set(row) == STEP_KEYS
         assert row["steps"] == train_step.PERIOD
@@ -88,7 +89,7 @@ def test_step_products_follow_the_schedule():
     """The actor counts on its steps only, relabelling where it is due."""
     problem = train_step.make_problem("point_robot", "gentle", True)
     hp = config_lib.hyper_params(problem.config)
-    state = sweep.init_runs(problem.algorithm, hp, rng.run_keys(1))
+    state = sweep.init_runs(problem.algorithm, hp, rng.run_keys(1), problem.data)
     args = (jax.tree.map(lambda x: x[0], state), problem.data, rng.run_keys(1)[0])
     even = machine.flops(machine.step_products(problem.stage, args, [2]))
     odd = machine.flops(machine.step_products(problem.stage, args, [3]))
@@ -104,10 +105,10 @@ def test_torch_step_has_the_same_losses():
     problem = train_step.make_problem("ant_dir", "gentle", True)
     algorithm, config = problem.algorithm, problem.config
     hp = config_lib.hyper_params(config)
-    runs = sweep.init_runs(algorithm, hp, rng.run_keys(1))
+    runs = sweep.init_runs(algorithm, hp, rng.run_keys(1), problem.data)
     state = jax.tree.map(lambda x: x[0], runs)
     other = torch_step.TorchGentle(
-        state.rep.params, state.rl, state.hp, config.algo.depth, config.backbone.policy_delay
+        state.rep, state.rl, state.hp, config.algo.depth, config.backbone.policy_delay
     )
     tensor = lambda x: torch_step.torch.tensor(np.array(x))
     tensors = lambda row, names: {name: tensor(getattr(row, name)) for name in names}
@@ -117,10 +118,11 @@ def test_torch_step_has_the_same_losses():
         rl = data_lib.rl_batch(problem.data, task_id, 8, k_rl)
         context = data_lib.rl_batch(problem.data, task_id, 8, k_context)
         flat = jax.tree.map(lambda x: x.reshape((1, -1) + x.shape[2:]), rl)
-        z = learner.encode_tasks(algorithm.rep, state.rep, context, k_update)
+        z = learner.encode_tasks(algorithm.rep, state.rep, context, task_id, k_update)
+        cond = Cond(z[None], z[None])
         noise = [jax.random.normal(k, flat.action.shape[1:]) for k in jax.random.split(k_update)]
         new_rl, dz, ours = algorithm.rl.update(
-            state.rl, state.hp["backbone"], flat, z, k_update, jnp.int32(index)
+            state.rl, state.hp["backbone"], flat, cond, k_update, jnp.int32(index)
         )
         batch = MetaBatch(rl, context, task_id)
         new_rep, rep_metrics = algorithm.rep.update(

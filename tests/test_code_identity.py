@@ -6,6 +6,7 @@ import pytest
 
 from experiments import report, reproduce, run
 from experiments.cli import flags
+from experiments.cli.command import main
 from experiments.runs import code_identity, grids
 from gentle_jax import storage
 from tests.test_report import make_summary
@@ -21,7 +22,7 @@ class Runs:
 
     def __init__(self, out):
         self.line = ["run", *SMOKE, f"--out={out}"]
-        self.request = flags.parse(self.line, "run", "", lambda: False)
+        self.request = flags.parse(run.COMMAND, self.line)
         self.folder = run.folder_of(self.request)
         self.trained = []  # whether there was something to go on from
 
@@ -35,13 +36,13 @@ class Runs:
         if finished:
             storage.write_json(self.folder / "summary.json", make_summary())
 
-    def train(self, request, folder, hits):
+    def train(self, request, folder, hits, tell=None):
         self.trained.append(code_identity.begun(folder))
         run.write_environment(folder, request.config.run)
         return make_summary()
 
     def command(self, *arguments):
-        return flags.main(run.run, [*self.line, *arguments])
+        return main(run.COMMAND, [*self.line, *arguments])
 
     def environment(self):
         return json.loads((self.folder / "environment.json").read_text())
@@ -184,19 +185,19 @@ def test_environment_json_has_version_and_hash_and_no_path(runs, monkeypatch):
 def test_report_says_which_rows_come_from_other_code(runs, tmp_path, capsys):
     runs.begin(OLD, True)
     out = tmp_path / "runs"
-    assert flags.main(report.run, ["report", f"--out={out}"]) == 0
+    assert main(report.COMMAND, ["report", f"--out={out}"]) == 0
     text = capsys.readouterr().out
     line = f"Other code than that here made 1 of 1 run(s): {runs.folder.name}."
     assert text.splitlines()[-1] == line and "-4.50" in text
     for one in (runs.folder, runs.folder / "summary.json"):
-        assert flags.main(report.run, ["report", f"--run={one}", "--markdown"]) == 0
+        assert main(report.COMMAND, ["report", f"--run={one}", "--markdown"]) == 0
         assert line in capsys.readouterr().out.splitlines()
     storage.write_json(runs.folder / "environment.json", {"source_hash": NOW})
-    assert flags.main(report.run, ["report", f"--out={out}"]) == 0
+    assert main(report.COMMAND, ["report", f"--out={out}"]) == 0
     assert "Other code" not in capsys.readouterr().out
     # runs that were put aside are no rows
     code_identity.put_aside(runs.folder)
-    assert flags.main(report.run, ["report", f"--out={out}"]) == 2
+    assert main(report.COMMAND, ["report", f"--out={out}"]) == 2
 
 
 def test_a_run_of_an_algorithm_that_is_gone_comes_from_other_code():
@@ -207,7 +208,7 @@ def test_a_grid_says_which_programs_come_from_other_code(runs, tmp_path, monkeyp
     monkeypatch.setattr(grids, "write", lambda *_: None)
     monkeypatch.setattr(grids, "cells", lambda *_: ([{"at": {"num_codes": 2}, "run": "x"}], "all"))
     line = [*runs.line, "--sweep=num_codes=2,4"]
-    request = flags.parse(line, "run", "", lambda: False)
+    request = flags.parse(run.COMMAND, line)
     first, second = (run.folder_of(program) for _, program in grids.programs(request))
     for folder, code in ((first, NOW), (second, OLD)):
         folder.mkdir(parents=True)
@@ -222,15 +223,15 @@ def test_a_grid_says_which_programs_come_from_other_code(runs, tmp_path, monkeyp
 
 def test_a_table_says_which_cells_come_from_other_code(tmp_path, monkeypatch, capsys):
     here(monkeypatch, NOW)
-    monkeypatch.setattr(reproduce.computer, "start", lambda argv=(): None)
+    monkeypatch.setattr(reproduce.computer, "start", lambda: None)
     monkeypatch.setattr(run, "execute", lambda request: make_summary())
-    cells = reproduce.cells("components", ["reproduce", "--preset=smoke"])
+    cells = reproduce.cells("components", ["--preset=smoke"])
     folder = run.folder_of(cells["release", "point_robot"])
     folder.mkdir(parents=True)
     storage.write_json(folder / "environment.json", {"source_hash": OLD})
     storage.write_json(folder / "summary.json", make_summary())
-    line = ["reproduce", "--preset=smoke", "--rows=with FOCAL", "--envs=point_robot"]
-    assert flags.main(reproduce.main, line) == 0
+    line = ["reproduce", "--preset=smoke", "--rows=paper equations", "--envs=point_robot"]
+    assert main(reproduce.COMMAND, line) == 0
     note = f"Other code than that here made 1 of 2 run(s): {folder.name}."
     assert note in capsys.readouterr().out.splitlines()
     (table,) = tmp_path.rglob("components.md")

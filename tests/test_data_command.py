@@ -358,7 +358,7 @@ BAD = {
     "import --format=corro --from=.": ("has 0 folders seed_<k>_goal_...", "needs 40"),
     "export --format=focal --data=. --to=x": ("unknown --format of export 'focal'",),
     "export --format=minari --to=x": ("data export needs --data",),
-    "list --to=x": ("data list does not use --to",),
+    "list --to=x": ("unknown flag 'to'", "expected one of data"),
     "show": ("data show needs --data",),
     "verify --env=point_robot": ("data verify does not use --env",),
     "verify --nonsense": ("unknown flag 'nonsense'",),

@@ -1,4 +1,4 @@
-"""Task families: splits, goldens, rewards, ceilings (ctmrl_suite.md sec. 5 and 13), and smoke."""
+"""Task families: splits, goldens, rewards, ceilings, smoke (docs/methods/environments.md)."""
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +166,7 @@ def test_wind_moves_the_point_but_a_goal_does_not():
         assert np.array_equal(*outs) != moves
 
 
-# --- ceilings of ctmrl_suite.md sec. 5
+# --- ceilings of docs/methods/environments.md, "Ceilings"
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_tables_tell_steps_of_pretraining_apart(tmp_path, capsys, undrawn):
     text = f"after 5 steps (and {STEPS[-1] - 5} of pretraining)"
     code, shown, _ = command(capsys, f"--from={tmp_path}")
     assert code == 0 and text in shown
-    assert flags.main(report.run, ["report", f"--run={folder}"]) == 0
+    assert main(report.COMMAND, ["report", f"--run={folder}"]) == 0
     assert text in capsys.readouterr().out
 
 

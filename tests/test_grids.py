@@ -118,10 +118,9 @@ def test_bad_grids_are_one_line_and_write_nothing(tmp_path, capsys, monkeypatch,
 
 
 @pytest.mark.parametrize("entry", ["latent_dim=2,4", "lr=0.1,0.2"])
-def test_reproduce_refuses_a_sweep(entry):
-    line = ["reproduce", *SMOKE, f"--sweep={entry}"]
-    with pytest.raises(errors.UserError, match="reproduce does not use --sweep"):
-        reproduce.cells("gentle", line)
+def test_reproduce_refuses_a_sweep(entry, capsys):
+    assert main(reproduce.COMMAND, ["reproduce", *SMOKE, f"--sweep={entry}"]) == 2
+    assert "reproduce does not use --sweep: a table has one cell" in capsys.readouterr().err
 
 
 def entry(per_seed, **more):

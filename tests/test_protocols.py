@@ -70,13 +70,13 @@ def run(name, env, offline=None, **settings):
     return action[:, 0, 1:], outcome
 
 
-# --- random_then_policy: the table of ctmrl_suite.md sec. 5
+# --- random_then_policy: the table of docs/methods/protocols.md, "random_then_policy"
 
 
 def test_two_phase_on_point_robot_sizes():
     # B 400, H 20, X 1: 20 pairs; explorations 1..10 are fully random (n + j < 200); the last scored
     # episode's z comes from explorations 1..19, 10 random and 9 of the policy, not from the 20th
-    z, _ = run("random_then_policy", fake_env(20), two_phase_steps=400, context_episodes=1)
+    z, _ = run("random_then_policy", fake_env(20), online_steps=400, context_episodes=1)
     assert len(z) == 20
     for pair in range(20):
         seen = pair  # explorations before this pair, for its own is not in z yet
@@ -89,14 +89,14 @@ def test_two_phase_on_point_robot_sizes():
 def test_two_phase_on_cheetah_sizes():
     # B 600, H 200, X 2: 3 pairs; exploration 1 and half of 2 are random; scored episodes 1 and 2
     # use z = 0; the third uses explorations 1, 2: 300 random and 100 policy steps at z = 0
-    z, _ = run("random_then_policy", fake_env(200), two_phase_steps=600, context_episodes=2)
+    z, _ = run("random_then_policy", fake_env(200), online_steps=600, context_episodes=2)
     np.testing.assert_array_equal(z, [[0, 0, 0, 0], [0, 0, 0, 0], [400, 300, 100, 0]])
 
 
 def test_two_phase_on_ant_sizes():
     # B 800, H 200, X 2: 4 pairs; explorations 1, 2 random; the last z: 400 random + 200 policy,
     # whose steps ran at the z of explorations 1, 2 (inferred after pair 2)
-    z, _ = run("random_then_policy", fake_env(200), two_phase_steps=800, context_episodes=2)
+    z, _ = run("random_then_policy", fake_env(200), online_steps=800, context_episodes=2)
     np.testing.assert_array_equal(
         z, [[0, 0, 0, 0], [0, 0, 0, 0], [400, 400, 0, 0], [600, 400, 0, 0]]
     )
@@ -104,14 +104,14 @@ def test_two_phase_on_ant_sizes():
 
 def test_two_phase_switches_within_an_episode():
     # B 6, H 4: half is 3, so steps 0..2 of the first exploration are random and step 3 is not
-    z, _ = run("random_then_policy", fake_env(4), two_phase_steps=6, context_episodes=1)
+    z, _ = run("random_then_policy", fake_env(4), online_steps=6, context_episodes=1)
     np.testing.assert_array_equal(z, [[0, 0, 0, 0], [4, 3, 1, 0]])
 
 
 def test_two_phase_context_leaves_out_what_follows_a_fall():
     # every episode falls after 3 of 10 steps: an exploration adds 3 rows, not 10
     z, outcome = run(
-        "random_then_policy", fake_env(10, fall_at=3), two_phase_steps=30, context_episodes=1
+        "random_then_policy", fake_env(10, fall_at=3), online_steps=30, context_episodes=1
     )
     np.testing.assert_array_equal(z[:, 0], [0, 3, 6])
     np.testing.assert_array_equal(outcome.mask.sum(1), [3, 3, 3])
@@ -124,7 +124,7 @@ def test_two_phase_context_leaves_out_what_follows_a_fall():
 @pytest.mark.parametrize("first", [1, 2, 4])
 def test_online_runs_its_first_episodes_at_the_prior(first):
     # the first X episodes at z = 0; each scored episode enters the context, nothing else does
-    z, _ = run("online", fake_env(5), two_phase_steps=30, context_episodes=first)
+    z, _ = run("online", fake_env(5), online_steps=30, context_episodes=first)
     rows = np.array([0 if e < first else 5 * e for e in range(6)])
     np.testing.assert_array_equal(z, np.stack([rows, 0 * rows, 0 * rows, rows], -1))
 
@@ -158,7 +158,7 @@ def test_given_context_of_gentle_point_robot_has_thirty_episodes():
     run_config = config_lib.RunConfig(algorithm="gentle", suite="gentle", env="point_robot")
     config = config_lib.resolve(run_config)
     made = registry.load("protocol", "given_context").make(config.eval, fake_env(20))
-    assert made.num_episodes == 30  # 600 / 20, gentle_suite.md sec. 4
+    assert made.num_episodes == 30  # 600 / 20, docs/methods/protocols.md, "given_context"
     assert next(iter(made.metrics)) == "all"
 
 

@@ -272,7 +272,7 @@ def test_a_store_that_fails_at_the_end_loses_nothing(bucket):
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_of_other_code_is_put_aside_where_it_is(bucket, monkeypatch, capsys, finished):
     monkeypatch.setattr(code_identity, "present", lambda *_: "b" * 16)
-    request = flags.parse(["run", *TINY, f"--out={OUT}"], "run", "", lambda: False)
+    request = flags.parse(run.COMMAND, ["run", *TINY, f"--out={OUT}"])
     folder = run.folder_of(request)
     with new_mirror(folder) as mirror:
         (mirror.local / "environment.json").write_text('{"source_hash": "a"}')

@@ -165,7 +165,7 @@ def test_the_code_of_a_table_tells_of_seeds_that_diverged(
         monkeypatch.setattr(run, "execute", lambda _: failed)
     else:
         other = reproduce.cells("components", ["--preset=quick"])
-        store(run.folder_of(other["with FOCAL", "point_robot"]), failed)
+        store(run.folder_of(other["paper equations", "point_robot"]), failed)
     code, out, err = reproduced(capsys, *chosen)
     assert code == 3 and not err and "table: " in out
     assert (tmp_path / "runs/tables/components.json").exists()
@@ -189,7 +189,7 @@ def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
         ("--envs=ant_dir", "expected one of"),
         ("--algo=gentle", "reproduce does not use --algo: it is set by the rows"),
         ("--env=point_robot", "is set by the rows"),
-        ("--config.algo.use_focal=True", "is set by the rows of table 'components'"),
+        ("--config.algo.use_kmeans=True", "is set by the rows of table 'components'"),
         ("--sweep=lr=1,2", "reproduce does not use --sweep"),
         ("--nonsense=1", "'nonsense'"),
         ("--num_seeds=0", "at least 1"),

@@ -504,7 +504,7 @@ def test_an_interrupted_run_of_other_code_goes_on_only_where_it_is_said(
         line = capsys.readouterr().err
         assert line.startswith("error: ") and line.count("\n") == 1 and first in line
         assert max(steps_of(folder)) == STEPS // 2 and not (folder / "summary.json").exists()
-        assert flags.main(run.run, ["run", *workspace.arguments(tmp_path), flag]) == 0
+        assert main(run.COMMAND, ["run", *workspace.arguments(tmp_path), flag]) == 0
         assert ("resuming after step" in capsys.readouterr().out) == (flag == "--accept_code")
         assert workspace.command(tmp_path) == 0  # its table, without the flag
     check_same_results(folder, finished)

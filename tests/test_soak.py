@@ -302,9 +302,11 @@ def test_one_kill_of_a_real_run(tmp_path, monkeypatch, capsys):
     settings |= {"algo.max_epochs": 1, "algo.ensemble_size": 1, "eval.scored_steps": 20}
     line = ["--algo=gentle", "--suite=gentle", "--preset=smoke", "--num_seeds=1", "--num_steps=9"]
     line += ["--protocol=given_context", *(f"--config.{k}={v}" for k, v in settings.items())]
-    line += ["--kills=1", "--kinds=kill", "--soak_seed=9", f"--to={tmp_path / 'to'}"]
+    line += ["--kills=1", "--kinds=kill", f"--to={tmp_path / 'to'}"]
+    monkeypatch.setattr(soak.Moments, "draw", lambda *_: (events.TRAINING, 0.0))
     assert main(soak.COMMAND, ["soak", *line]) == 0, capsys.readouterr().out
     found = json.loads((tmp_path / "to" / "soak.json").read_text())
     (killed,) = [a for a in found["attempts"] if a["kind"]]
     assert killed["code"] == -9 and found["equal"] and found["compared_folders"] == 2
+    assert killed["phase"] in ("training", "evaluation") and killed["resumed"] == 0
     assert "all bit-equal" in capsys.readouterr().out and os.path.isdir(tmp_path / "to" / "plain")

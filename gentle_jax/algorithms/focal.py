@@ -10,6 +10,8 @@ batch only where tasks are drawn with replacement (`train.task_draw=replace`).
 import dataclasses
 
 from gentle_jax import compose, encoders, learner, objectives
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Algorithm, Backbone, Spec
 
 # what differs from the defaults; where dynamics vary, contexts hold s'
 _CTMRL = {"hopper_params": (200, True), "walker_params": (200, True)}
@@ -33,8 +35,8 @@ class Config:
     lr: float = 3e-4
 
 
-def make(config, train, spec, rl):
-    """Returns the Algorithm. Args: config, a Config; train, a TrainConfig; spec; rl, a Backbone."""
+def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algorithm:
+    """Returns the Algorithm."""
     shape = (config.width, config.depth, config.use_next_obs)
     encoder = encoders.mean_encoder(spec, train.latent_dim, *shape)
     rep = compose.representation(encoder, {"focal": objectives.focal()}, train)

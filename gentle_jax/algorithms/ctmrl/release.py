@@ -2,15 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from gentle_jax import losses, objectives
 from gentle_jax.algorithms.ctmrl import codebook, parts
+from gentle_jax.algorithms.ctmrl.settings import Config
 from gentle_jax.compose import Term
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Scalar, Spec
 
 FORWARDS = 3  # passes of z through the codebook before the losses: the main one, two dual critics'
 
 
-def make(config, train, spec, bag_rows):
+def make(config: Config, train: TrainConfig, spec: Spec, bag_rows: int) -> parts.Form:
     """Returns the Form. Args: bag_rows, of the vectors that wait for K-means."""
     nets = parts.decoders(config, train.latent_dim, spec)
     shape = config.encoder_width, config.encoder_depth
@@ -102,8 +106,10 @@ def _several(matched):
     return jnp.any(matched != matched[0])
 
 
-def forward_passes(book, z, decay, count=FORWARDS):
-    """Returns the book after some passes of z [T, Z]: each matches, then averages."""
+def forward_passes(
+    book: codebook.Codebook, z: Float[Array, "T Z"], decay: Scalar, count: int = FORWARDS
+) -> codebook.Codebook:
+    """Returns the book after some passes of z: each matches, then averages."""
     for _ in range(count):
         book = codebook.move_ema(book, z, codebook.match(book.codes, z), decay)
     return book

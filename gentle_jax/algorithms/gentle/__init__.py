@@ -29,13 +29,13 @@ from gentle_jax.algorithms.gentle.method import make
 from gentle_jax.algorithms.gentle.settings import (
     DEFAULT_FIDELITY,
     FIDELITY,
+    PERIODIC,
     PRESETS,
-    PROTOCOL,
     SETTINGS,
     VARIANTS,
     Config,
 )
 
 __all__ = [
-    "DEFAULT_FIDELITY", "FIDELITY", "PRESETS", "PROTOCOL", "SETTINGS", "VARIANTS", "Config", "make",
+    "DEFAULT_FIDELITY", "FIDELITY", "PERIODIC", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
 ]  # fmt: skip
