@@ -115,7 +115,7 @@ def write_json(path: pathlib.Path, tree: Any) -> None:
     os.replace(temporary, path)
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: os.PathLike) -> Any:  # of an object store too
     """Returns the content of a JSON file that this package wrote, or {} if it is damaged."""
     try:
         return json.loads(path.read_text())

@@ -56,6 +56,7 @@ class BracState:
 
 
 Rows = Float[Array, "... F"]
+Actions = Float[Array, "... A"]
 Z = Float[Array, "... Z"]
 
 
@@ -65,11 +66,11 @@ class _Nets(NamedTuple):
     value: networks.Network
     critic: networks.Network  # one: the dual critic's shape
 
-    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Rows, Rows]:
+    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Actions, Actions]:
         """Mean and log std of the policy before tanh."""
         return distributions.split_heads(self.policy.apply(params, obs, z), -20.0, 0.0)
 
-    def q(self, params: dict, obs: Rows, action: Rows, z: Z) -> Float[Array, "critic ..."]:
+    def q(self, params: dict, obs: Rows, action: Actions, z: Z) -> Float[Array, "critic ..."]:
         """Both critics' values."""
         return self.critics.apply(params, obs, action, z)[..., 0]
 
@@ -77,7 +78,7 @@ class _Nets(NamedTuple):
         """Values of states."""
         return self.value.apply(params, obs, z)[..., 0]
 
-    def dual(self, params: dict, obs: Rows, action: Rows, z: Z) -> Float[Array, "..."]:
+    def dual(self, params: dict, obs: Rows, action: Actions, z: Z) -> Float[Array, "..."]:
         """The dual critic's values."""
         return self.critic.apply(params, obs, action, z)[..., 0]
 

@@ -43,6 +43,7 @@ class SACState:
 
 
 Rows = Float[Array, "... F"]
+Actions = Float[Array, "... A"]
 Z = Float[Array, "... Z"]
 
 
@@ -51,13 +52,13 @@ class _Nets(NamedTuple):
     critics: networks.Network  # two, stacked
     target_entropy: float
 
-    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Rows, Rows]:
+    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Actions, Actions]:
         """Mean and log std of the policy before tanh."""
         mean, raw = jnp.split(self.policy.apply(params, obs, z), 2, axis=-1)
         low, high = LOG_STD_RANGE
         return mean, low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
-    def q(self, params: dict, obs: Rows, action: Rows, z: Z) -> Float[Array, "critic ..."]:
+    def q(self, params: dict, obs: Rows, action: Actions, z: Z) -> Float[Array, "critic ..."]:
         """Both critics' values."""
         return self.critics.apply(params, obs, action, z)[..., 0]
 

@@ -45,6 +45,7 @@ class TD3BCState:
 
 
 Rows = Float[Array, "... F"]
+Actions = Float[Array, "... A"]
 Z = Float[Array, "... Z"]
 
 
@@ -52,11 +53,11 @@ class _Nets(NamedTuple):
     policy: networks.Network
     critics: networks.Network  # two, stacked
 
-    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Rows, Rows]:
+    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Actions, Actions]:
         """Mean and log std of the policy before tanh."""
         return distributions.split_heads(self.policy.apply(params, obs, z), -20.0, 0.0)
 
-    def q(self, params: dict, obs: Rows, action: Rows, z: Z) -> Float[Array, "critic ..."]:
+    def q(self, params: dict, obs: Rows, action: Actions, z: Z) -> Float[Array, "critic ..."]:
         """Both critics' values."""
         return self.critics.apply(params, obs, action, z)[..., 0]
 
