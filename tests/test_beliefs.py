@@ -81,9 +81,8 @@ def test_an_observer_that_learns_nothing_acts_as_one_that_does_not_observe(name,
     nothing = {"extend": lambda state, belief, rows, mask: belief, "sample": draw}
     protocol = toys.make(name, env, online_steps=15, scored_steps=15)
     plain = toys.outcome_of(protocol, toys.agent(**nothing), env, toys.stored())
-    observed = toys.outcome_of(
-        protocol, toys.agent(observe=toys.forget, **nothing), env, toys.stored()
-    )
+    observer = toys.agent(observe=toys.forget, **nothing)
+    observed = toys.outcome_of(protocol, observer, env, toys.stored())
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(observed), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -76,7 +76,7 @@ def test_two_phase_switches_by_the_step_within_an_episode():
 def test_episodes_that_end_at_the_horizon_by_falling_are_like_those_that_do_not():
     settings = {"online_steps": 6, "context_episodes": 1}
     z = toys.counts("random_then_policy", 4, 4, **settings)
-    np.testing.assert_array_equal(z, run("random_then_policy", toys.env(4), **settings)[0])
+    np.testing.assert_array_equal(z, toys.run("random_then_policy", toys.env(4), **settings)[0])
 
 
 # --- online

@@ -146,7 +146,7 @@ def run(name, env, offline=NO_DATA, algorithm=None, **settings):
 
 
 def counts(name, horizon, fall_at, offline=NO_DATA, **settings):
-    """Returns (z of every scored episode [E, 4], steps of each) where episodes fall.
+    """Returns z of every scored episode [E, 4] where episodes fall after `fall_at` steps.
 
     Rows of all but the last episode are not kept: the reward is a part of z, one at a time.
     """
