@@ -8,8 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax.types import AgentState, Algorithm, Backbone, Env, Representation, Step, Transition
+from gentle_jax import registry
+from gentle_jax.types import (
+    AgentState,
+    Algorithm,
+    Backbone,
+    Env,
+    Offline,
+    Representation,
+    Step,
+    Transition,
+)
 
 SAMPLED, SCORED, STORED = 2.0, 3.0, 4.0  # markers; uniform random actions lie in [-1, 1]
 STATE = AgentState(None, None, None)
@@ -101,3 +112,51 @@ def stored(lengths=(20, 20), tasks=1):
     leaves = Transition(tags[..., None], action, tags, tags, tags[..., None], 0 * tags)
     start = np.tile(np.cumsum([0, *lengths]).astype(np.int32), (tasks, 1))
     return jax.tree.map(jnp.asarray, data_lib.Dataset(leaves, start, len(lengths), 1))
+
+
+# --- running a protocol
+
+NO_DATA = stored((1,))
+
+
+def make(name, env, **settings):
+    """Returns the Protocol with these settings of an EvalConfig."""
+    return registry.load("protocol", name).make(config_lib.EvalConfig(**settings), env)
+
+
+def outcome_of(protocol, algorithm, env, offline=NO_DATA, key=0):
+    """Returns the Outcome of a protocol."""
+    run = lambda offline, key: protocol.run(
+        algorithm, STATE, env, jnp.zeros(()), Offline(offline, offline), key
+    )
+    outcome = jax.jit(run)(offline, jax.random.key(key))
+    assert outcome.returns.shape == (protocol.num_episodes,)
+    return outcome
+
+
+def run(name, env, offline=NO_DATA, algorithm=None, **settings):
+    """Returns (z of every scored episode [E, 4], Outcome) where no episode ends early."""
+    outcome = outcome_of(make(name, env, **settings), algorithm or agent(), env, offline)
+    action = np.asarray(outcome.rows.action)
+    alive = np.asarray(outcome.mask) > 0
+    assert (action[..., 0][alive] == SCORED).all()  # scored episodes are deterministic
+    for episode in range(len(action)):  # and z is fixed within one
+        np.testing.assert_array_equal(action[episode], action[episode, :1].repeat(env.horizon, 0))
+    return action[:, 0, 1:], outcome
+
+
+def counts(name, horizon, fall_at, offline=NO_DATA, **settings):
+    """Returns z of every scored episode [E, 4] where episodes fall after `fall_at` steps.
+
+    Rows of all but the last episode are not kept: the reward is a part of z, one at a time.
+    """
+    parts = []
+    for part in range(4):
+        falls = env(horizon, fall_at, reward_of=1 + part)
+        outcome = outcome_of(make(name, falls, **settings), agent(), falls, offline)
+        returns = np.asarray(outcome.returns)
+        episodes = np.append(returns[:-1][~np.isnan(returns[:-1])], returns[-1])
+        parts.append(episodes / fall_at)
+        np.testing.assert_array_equal(outcome.mask.sum(1), [fall_at])  # the last one's only
+        assert outcome.rows.obs.shape == (1, horizon, 1)
+    return np.stack(parts, -1)

@@ -94,6 +94,12 @@ def paper_name(config):
     return next((name for name, values in names.items() if values == changed), None)
 
 
+AXES = (
+    "eval_point, seed, task, episode; seed = grid point x seed in a sweep; where episodes end "
+    "early, NaN between the first and the last slot is no episode, the last slot the last episode"
+)
+
+
 class Arrays(NamedTuple):
     """The contents of a run's three .npz files."""
 
@@ -120,7 +126,7 @@ def arrays_of(config, task, env, meta, carry):
         "reference_return": np.array(meta["reference_return"]),
         "train_ids": env.train_ids,
         "test_ids": env.test_ids,
-        "axes": np.array("eval_point, seed, task, episode; seed = grid point x seed in a sweep"),
+        "axes": np.array(AXES),
     }
     embeddings = {
         f"{task_set}/{name}": values[:, :, positions]
@@ -217,7 +223,8 @@ def failed_seeds(session, carry):
     """Returns [{"seed", and its grid point}] of runs whose metrics or returns are not finite."""
     bad = session.lost.copy()
     for values in carry["returns"].values():
-        bad |= ~np.isfinite(values[-1]).all((1, 2))
+        for pick in tables.base.METRICS.values():  # slots may be empty
+            bad |= ~np.isfinite(pick(values[-1])).all(1)
     return [
         {"seed": seed, **point} for (seed, point), b in zip(session.labels(), bad, strict=True) if b
     ]

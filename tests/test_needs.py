@@ -1,0 +1,95 @@
+"""What protocols need and others offer; which protocol comes first."""
+
+import sys
+import types
+
+import pytest
+import toys
+
+from gentle_jax import assembly, errors, needs, registry, suites
+from gentle_jax import config as config_lib
+
+
+class Registered:
+    """Puts toy modules into the registry."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+
+    def protocol(self, name, *needs):
+        module = types.ModuleType(f"toy_{name}")
+        module.make, module.NEEDS = registry.load("protocol", "online").make, needs
+        self.monkeypatch.setitem(sys.modules, module.__name__, module)
+        self.monkeypatch.setitem(registry.PROTOCOLS, name, module.__name__)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    return Registered(monkeypatch)
+
+
+def names(algorithm="focal", suite="ctmrl", env="point_robot", protocols=()):
+    run = config_lib.RunConfig(algorithm=algorithm, suite=suite, env=env, protocols=protocols)
+    return config_lib.fill_names(run).protocols
+
+
+def test_a_protocol_runs_by_default_only_where_its_needs_are_offered(registered):
+    registered.protocol("asks_rewards", "relabel")
+    assert "asks_rewards" in names(env="ant_goal")
+    assert "asks_rewards" not in names(env="hopper_params")
+    assert set(names(env="hopper_params")) == set(registry.PROTOCOLS) - {"asks_rewards"}
+
+
+@pytest.mark.parametrize(
+    "need,who",
+    [
+        ("relabel", "environment 'hopper_params' lacks"),
+        ("predict_reward", "algorithm 'focal' lacks"),
+        ("a_map", "both algorithm 'focal' and environment 'hopper_params' lack"),
+    ],
+)
+def test_a_protocol_that_cannot_run_is_refused_in_one_line(registered, need, who):
+    registered.protocol("picky", need)
+    with pytest.raises(errors.UserError) as error:
+        names(env="hopper_params", protocols=("online", "picky"))
+    text = str(error.value)
+    assert text.startswith(f"protocol 'picky' needs '{need}', which {who}: choose from ")
+    assert "\n" not in text and "random_then_policy, online, given_context, one_shot" in text
+
+
+def test_settings_may_take_back_what_a_module_offers(registered):
+    registered.protocol("asks_rewards", "relabel")
+    rep = toys.agent().rep
+    env = assembly.make_env("point_robot")
+    needs.check_built(("asks_rewards",), "focal", env, rep)
+    with pytest.raises(errors.UserError, match="'point_robot' lacks with these settings: choose"):
+        needs.check_built(("asks_rewards",), "focal", env._replace(relabel=None), rep)
+
+
+@pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
+def test_algorithms_offer_what_they_have(tiny, algorithm):
+    made = tiny(algorithm)
+    for name, feature in needs.FEATURES.items():
+        if feature.kind == "algorithm":
+            there = feature.there(made.env, made.algorithm.rep)
+            assert there == (name in needs.offers_of("algorithm", algorithm))
+
+
+@pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
+@pytest.mark.parametrize("suite", list(suites.SUITES))
+def test_methods_on_one_suite_are_compared_by_its_protocol(algorithm, suite):
+    order = names(algorithm, suite)
+    assert set(order) == set(registry.PROTOCOLS)
+    own = getattr(registry.load("algorithm", algorithm), "PROTOCOL", suites.get(suite).protocol)
+    assert order[0] == own
+    rest = [name for name in registry.PROTOCOLS if name not in (own, suites.get(suite).protocol)]
+    assert [name for name in order if name in rest] == rest
+
+
+def test_an_algorithm_may_have_a_test_of_its_own(registered, monkeypatch):
+    module = registry.load("algorithm", "focal")
+    registered.protocol("own", "relabel")
+    monkeypatch.setattr(module, "PROTOCOL", "own", raising=False)
+    assert names(suite="gentle")[:2] == ("own", "given_context")
+    assert names(env="hopper_params")[0] == "random_then_policy"  # where it cannot run
+    assert names(protocols=("online",)) == ("online",)

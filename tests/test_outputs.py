@@ -1,0 +1,24 @@
+"""What `outputs` says of returns whose slots may be empty."""
+
+import types
+
+import numpy as np
+
+from experiments.runs import outputs
+
+
+def failed(returns):
+    """Returns the seeds that `failed_seeds` names. Args: returns [S, task, E]."""
+    seeds = len(returns)
+    session = types.SimpleNamespace(
+        lost=np.zeros(seeds, bool), labels=lambda: [(seed, {}) for seed in range(seeds)]
+    )
+    entries = outputs.failed_seeds(session, {"returns": {"online": np.array(returns)[None]}})
+    return [entry["seed"] for entry in entries]
+
+
+def test_an_empty_slot_is_no_failed_seed_but_an_end_that_is_not_finite_is():
+    nan = np.nan
+    good, diverged, later = [1, nan, nan, 2], [nan, nan, nan, nan], [1, 2, nan, nan]
+    assert failed([[good, good], [good, diverged], [later, good]]) == [1, 2]
+    assert failed([[[1, 2, 3]], [[1, np.inf, 3]]]) == [1]
