@@ -27,6 +27,7 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks import machine
+from experiments.cli import exit_codes
 from gentle_jax import errors
 
 PIECES = {  # name: (seconds that must be left to start it, what it measures)
@@ -39,7 +40,6 @@ PIECES = {  # name: (seconds that must be left to start it, what it measures)
     "command": (130, "a whole run, twice: compiling, the cache, the host, memory"),
 }
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
-LEFT_OUT, INTERRUPTED = 4, 42
 TAIL = 20  # lines of a failed piece's output that are kept
 
 
@@ -143,7 +143,7 @@ def die_with_parent():
     def watch():
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(1)
+        os._exit(exit_codes.FAILED)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -186,13 +186,15 @@ def run(args):
         records = measure_all(args)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with what is left", file=sys.stderr)
-        return INTERRUPTED
+        return exit_codes.INTERRUPTED
     for bar in summarise(records, args)["bars"]:
         verdict = {True: "met", False: "MISSED", None: "unknown"}[bar["met"]]
         print(f"{verdict}: {bar['what']}: {json.dumps(bar['measured'])}, bar {bar['sense']} "
               f"{bar['bar']:g} {bar['unit']} ({bar['how']})")  # fmt: skip
     states = [record["status"] for record in records]
-    return 1 if FAILED in states else LEFT_OUT if SKIPPED in states else 0
+    if FAILED in states:
+        return exit_codes.FAILED
+    return exit_codes.LEFT_OUT if SKIPPED in states else exit_codes.DONE
 
 
 def main(argv):

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks import machine
+from experiments.cli import exit_codes
 from gentle_jax import errors
 
 TOLERANCE = 0.2
@@ -198,13 +199,13 @@ def run(args):
     if args.accept:
         write_baseline(args.baseline, now, origins)
         print(f"{len(now)} ratios of {', '.join(origins)} accepted in {args.baseline}")
-        return 0
+        return exit_codes.DONE
     before = accepted(args.baseline)
     lines, failed = compare(before, now)
     print("\n".join(lines), end="\n" if lines else "")
     both = len(before.keys() & now.keys())
     print(f"{both} ratios compared, {len(failed)} worse by over {TOLERANCE:.0%}")
-    return 1 if failed else 0
+    return exit_codes.FAILED if failed else exit_codes.DONE
 
 
 def main(argv):

@@ -19,6 +19,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import Literal, Var
 
+from experiments.cli import exit_codes
 from experiments.host.computer import cores
 from gentle_jax import errors
 
@@ -172,15 +173,15 @@ def command(argv, values, run, text):
     """
     if any(word in ("-h", "--help", "-help") for word in argv[1:]):
         print(f"{text}\n{values.get_help()}")
-        return 0
+        return exit_codes.DONE
     try:
         rest = values(argv)[1:]
         if rest:
             raise errors.UserError(f"unexpected argument {rest[0]!r}: expected only --flag=value")
-        return run(values) or 0
+        return run(values) or exit_codes.DONE
     except (errors.UserError, flags.Error) as error:
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        return 2
+        return exit_codes.USAGE
 
 
 def seconds(call):

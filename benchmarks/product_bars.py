@@ -6,7 +6,8 @@
 says by what `pip install` took: `--cold_seconds` is its wall clock by hand. Reports of
 `benchmarks.train_step`, `benchmarks.scaling` and `benchmarks.accelerator_suite` are read from
 `--results`; what is missing there stays unknown and is said so. Measured here: the finished command
-given again, compiling without and with a cache, the refusal of what does not fit.
+given again, compiling without and with a cache and of the initialisation alone, the refusal of what
+does not fit.
 
 A row: what, measured, the bar, measured / bar, whether it is met (null: unknown), how.
 """
@@ -50,6 +51,7 @@ BARS = {  # name: (what, sense, bar, unit)
     "memory_check": ("a run that does not fit is refused before training", ">=", 1.0, ""),
     "compile_growth": ("compile time, most runs over one run (fit)", "<=", 1.2, "x"),
     "compiled_once": ("compilations per program of a run", "<=", 1.0, ""),
+    "init_compile": ("initialisation of the first command, compiled alone", "<=", 5.0, "s"),
     "warm_compile": ("programs of the first command from the cache", "<=", 10.0, "s"),
 }
 
@@ -113,7 +115,7 @@ def again(folder):
     product.start()
     folder = Path(folder)
     config, points, _ = render.read_config(folder)
-    request = command_line.Request(config, points, "data", str(folder.parents[3]), {})
+    request = command_line.Request(config, points, "data", str(folder.parents[3]))
     if run_command.folder_of(request) != folder:
         raise errors.UserError(f"{folder} is not the folder of its settings in this version")
     run_command.execute(request)
@@ -208,9 +210,8 @@ class Compilations:
 
 def compile_rows(command):
     """Yields the rows of the programs of a command: how often, how fast from a cache, too large."""
-    request = command_line.parse(
-        ["run", *command.split()], "run", "", product.on_accelerator, extra=()
-    )
+    line = ["run", *command.split()]
+    request = command_line.parse(run_command.COMMAND, line, product.on_accelerator)
     sweep = random_sweep(request)
     with machine.empty_cache(MIN_CACHED_SECONDS):
         with Compilations() as cold:
@@ -235,7 +236,20 @@ def compile_rows(command):
     yield bar_row("compiled_once", (cold.count + later.count) / count, text)
     how = f"{text}; traced again, XLA's work cached; {first:.1f} s without"
     yield bar_row("warm_compile", warm, how) | {"without_cache": first}
+    yield init_row(sweep, text)
     yield memory_row(sweep, programs)
+
+
+def init_row(sweep, text):
+    """Returns the row of the initialisation: beside other programs it would wait for a core."""
+    init = lambda hp, keys, data: sweep_lib.init_runs(sweep.algorithm, hp, keys, data, sweep.mesh)
+    with machine.no_cache():
+        jax.clear_caches()
+        sharding = sweep_lib.run_sharding(sweep.mesh)
+        args = sweep.hp, sweep.run_keys, sweep.data
+        program = sweep_lib.compile_program(init, args, (), sharding)
+    how = f"{text}; traced and compiled, nothing beside it"
+    return bar_row("init_compile", program.compile_seconds, how)
 
 
 def memory_row(sweep, programs):

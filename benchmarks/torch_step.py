@@ -1,9 +1,10 @@
-"""GENTLE's gradient step in eager PyTorch (docs/methods/gentle.md): the yardstick.
+"""GENTLE's gradient step in eager PyTorch: the yardstick.
 
-The mathematics, shapes and order of operations are those of `gentle_jax`. Work whose result
-nobody reads is left out: the policy runs only on actor steps, and the actor's gradient skips the
-critics. The release does that work, so this step is the faster of the two and the comparison the
-stricter one. PyTorch is never required.
+Source: docs/methods/gentle.md, "Task auto-encoder"; docs/methods/backbones.md, "TD3+BC". The
+mathematics, shapes and order of operations are those of `gentle_jax`. Results that nobody reads are
+not computed: the policy runs only on actor steps, and the actor's gradient skips the critics. The
+release runs its policy at every step and uses it at every second one, so this step is the faster of
+the two and the comparison the stricter one. PyTorch is never required.
 """
 
 import time

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli import console, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
+from experiments.runs import events
 from gentle_jax import assembly, checkpoint, errors, evaluation, storage, sweep, training
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax.envs import base
 
 SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
-
-
 RETURNS = ("behaviour_return", "expert_return", "random_return", "reference_return")
 
 
@@ -37,10 +37,10 @@ def dataset_folder(config, root):
     return root if storage.is_complete(root) else storage.folder_of(root, config)
 
 
-def ensure(config, root, save_every=30):
+def ensure(config, root, save_every=30, tell=events.silent):
     """Returns (fields, meta, seconds spent) of the config's dataset, making it if it is absent.
 
-    Args: save_every, seconds between checkpoints while it is made.
+    Args: save_every, seconds between checkpoints while it is made; tell, of `events`.
     """
     begin = time.perf_counter()
     folder = dataset_folder(config, root)
@@ -65,7 +65,7 @@ def ensure(config, root, save_every=30):
     print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
     print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)
     with computer.disk_may_fill(folder), computer.alone(folder):
-        _collect(config, env, folder, wanted, save_every)
+        _collect(config, env, folder, wanted, save_every, tell)
     fields, meta = storage.load(folder, config)
     return fields, meta, time.perf_counter() - begin
 
@@ -122,7 +122,7 @@ def random_of(config, env):
     return np.asarray(evaluation.random_returns(env, count, key, mesh)).tolist()
 
 
-def _collect(config, env, folder, wanted, save_every):
+def _collect(config, env, folder, wanted, save_every, tell):
     """Trains, stores each level, checkpoints after it; leaves a finished dataset in `folder`."""
     settings = config.behaviour
     mesh = sweep.make_mesh(num_tasks(env))
@@ -131,7 +131,12 @@ def _collect(config, env, folder, wanted, save_every):
     whose = (sweep.place(env.tasks, mesh), keys)  # the last task again where devices are left over
     state = jax.eval_shape(collector.init, *whose)
     check_memory(training.state_bytes(state), storage.num_bytes(wanted) / settings.num_levels, mesh)
+    tell("compile")
+    begin = time.perf_counter()
     programs = compile_programs(collector, whose, state, mesh)
+    seconds = time.perf_counter() - begin
+    print(f"data: compiled in {seconds:.1f} s", flush=True)
+    tell("collection", compile_seconds=seconds)
     if not storage.fits(folder, wanted):  # the levels that the checkpoint counts are not all there
         shutil.rmtree(folder / "progress", ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
@@ -147,15 +152,12 @@ def compile_programs(collector, whose, state, mesh):
     step, sharding = jax.ShapeDtypeStruct((), jnp.int32), sweep.run_sharding(mesh)
     state = training.on_devices(state, sharding)
     build = functools.partial(sweep.compile_program, out_sharding=sharding)
-    begin = time.perf_counter()
-    jobs = (
+    jobs = [
         functools.partial(build, collector.init, whose),
         functools.partial(build, collector.advance, (*whose, state, step, step), (2,)),
         functools.partial(build, collector.episodes, (*whose, state, step)),
-    )
-    programs = behaviour_lib.Collector(*sweep.together(jobs))
-    print(f"data: compiled in {time.perf_counter() - begin:.1f} s", flush=True)
-    return programs
+    ]
+    return behaviour_lib.Collector(*sweep.together(jobs))
 
 
 def state_bytes(config, env):
@@ -288,10 +290,10 @@ def _finish(config, env, folder, carry):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def run(argv):
+def run(line):
     """The command."""
-    computer.start(argv)
-    request = flags.parse(argv, "collect", SUMMARY, computer.on_accelerator)
+    computer.start(line.shared["multihost"])
+    request = flags.resolve(line, computer.on_accelerator)
     _, meta, seconds = ensure(request.config, request.data, request.save_every)
     last = np.array(meta["expert_return"])[-1]
     print(f"data: {len(last)} tasks, last level's deterministic return {last.mean():.2f}", end=" ")
@@ -300,5 +302,16 @@ def run(argv):
     print(textwrap.fill(f"data: per task  {each}", 100, subsequent_indent="    "))
 
 
+COMMAND = Command(
+    "collect",
+    SUMMARY,
+    run,
+    # what `config.data_identity` depends on; the sizes of `--preset` do not depend on the algorithm
+    shared=(
+        "suite", "env", "preset", "physics", "multihost", "save_every", "data",
+        "config.env", "config.behaviour", "config.eval.random_episodes",
+    ),
+)  # fmt: skip
+
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -7,83 +7,57 @@ other way. list, show, verify: what datasets there are, what is in one, whether 
 import hashlib
 import pathlib
 import textwrap
-from typing import NamedTuple
 
 import numpy as np
 
 from experiments import collect
 from experiments.cli import console, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.show import figures, tables
 from gentle_jax import assembly, errors, interop, storage
 from gentle_jax import config as config_lib
 from gentle_jax.interop import table as table_lib
 
-EXTRA = (
-    ("format", str, "", "what the other side is: focal corro minari; export writes minari"),
-    ("from", str, "", "folder to import"),
-    ("to", str, "", "folder to write to; else import writes below --data, show into the dataset"),
-    ("steps", str, "", "S1,S2,...: only these levels (focal, minari); default: all"),
-    ("episodes", str, "sampled", "focal: sampled (trj_evalsample*) or deterministic (trj_eval*)"),
-    ("allow_pickle", bool, False, "focal, corro: read object arrays by pickle, which can run code"),
-)
-SHARED = {
-    "suite": "task definitions that the imported data are of [ctmrl]",
-    "env": "environment that the imported data are of [point_robot]",
-    "physics": "what the random policy's return is measured in; default: as `experiments.run`",
-    "data": "root of datasets, or one dataset's folder [data]",
-}
 
-
-class Command(NamedTuple):
-    """A subcommand: what it does, the flags it takes, those it must have, its function."""
-
-    text: str
-    flags: tuple
-    needed: tuple
-    function: object  # (Request) -> None
-
-
-def import_(request):
+def import_(line):
     """Reads a folder of another project and writes it as a dataset."""
     computer.start()
-    extra, config = request.extra, collect.whole_family(request.config)
-    reader = interop.load(extra["format"])
-    options = options_of(request, reader.OPTIONS)
-    folder = existing(extra["from"], "--from")
+    own, config = line.own, collect.whole_family(flags.resolve(line).config)
+    reader = interop.load(own["format"])
+    options = options_of(line, reader.OPTIONS)
+    folder = existing(own["from"], "--from")
     env = assembly.env_of(config)
     if options.allow_pickle:
         print(
             "data: WARNING: --allow_pickle lets the files of this folder run any code", flush=True
         )
-    print(f"data: reading {folder} as {extra['format']}", flush=True)
+    print(f"data: reading {folder} as {own['format']}", flush=True)
     found = reader.read(folder, env, options)
-    for line in found.notes:
-        print(f"data: {line}")
+    for note in found.notes:
+        print(f"data: {note}")
     identity = identity_of(found, config)
     name = f"imported_{config_lib.fingerprint(identity)}"
-    target = pathlib.Path(request.data) / config.run.suite / config.run.env / name
-    target = pathlib.Path(extra["to"]) if extra["to"] else target
-    write(found, identity, env, config, target, "--to" if extra["to"] else "--data")
+    target = pathlib.Path(line.shared["data"]) / config.run.suite / config.run.env / name
+    target = pathlib.Path(own["to"]) if own["to"] else target
+    write(found, identity, env, config, target, "--to" if own["to"] else "--data")
     print(f"data: imported into {target}; train with --data={target}")
 
 
-def options_of(request, used):
-    """Returns the Options of a request; raises UserError for one that the format does not use."""
-    extra = request.extra
+def options_of(line, used):
+    """Returns the Options of a Line; raises UserError for one that the format does not use."""
+    own = line.own
     for name in ("steps", "episodes", "allow_pickle"):
-        if name in request.given and name not in used:
-            raise errors.UserError(
-                f"--format={extra['format']} does not use --{name}: leave it out"
-            )
+        if name in line.given and name not in used:
+            raise errors.UserError(f"--format={own['format']} does not use --{name}: leave it out")
     try:
-        steps = tuple(int(part) for part in extra["steps"].split(",") if part)
+        steps = tuple(int(part) for part in own["steps"].split(",") if part)
     except ValueError:
         raise errors.UserError(
-            f"--steps={extra['steps']}: expected whole numbers separated by commas, for example "
+            f"--steps={own['steps']}: expected whole numbers separated by commas, for example "
             f"--steps=1000,2000"
         ) from None
-    return table_lib.Options(steps, extra["episodes"], extra["allow_pickle"])
+    return table_lib.Options(steps, own["episodes"], own["allow_pickle"])
 
 
 def existing(text, flag):
@@ -158,13 +132,13 @@ def meta_of(found, identity, env, config):
     }
 
 
-def export(request):
+def export(line):
     """Writes a dataset in the format of another project."""
-    if request.extra["format"] != "minari":
-        raise errors.unknown("--format of export", request.extra["format"], ["minari"])
+    if line.own["format"] != "minari":
+        raise errors.unknown("--format of export", line.own["format"], ["minari"])
     writer = interop.load("minari")
     writer.require()
-    folder, target = existing(request.data, "--data"), pathlib.Path(request.extra["to"])
+    folder, target = existing(line.shared["data"], "--data"), pathlib.Path(line.own["to"])
     fields, meta = storage.load(folder)
     size = storage.num_bytes({name: values.shape for name, values in fields.items()})
     # HDF5 spends some 20 kB on an episode, however short it is
@@ -192,10 +166,10 @@ def datasets(root):
     return sorted(found)
 
 
-def list_(request):
+def list_(line):
     """Prints a line for every dataset below --data."""
     rows = [["suite", "env", "source", "tasks x levels x episodes", "size", "reference", "folder"]]
-    for folder in datasets(existing(request.data, "--data")):
+    for folder in datasets(existing(line.shared["data"], "--data")):
         size = console.megabytes(storage.stored_bytes(folder))
         if not storage.is_complete(folder):
             rows.append(["-", "-", "unfinished", "-", size, "-", str(folder)])
@@ -221,9 +195,9 @@ def sizes_of(folder):
     return " x ".join(map(str, shape[:3]))
 
 
-def show(request):
+def show(line):
     """Prints what is in a dataset and draws its returns."""
-    folder = existing(request.data, "--data")
+    folder = existing(line.shared["data"], "--data")
     fields, meta = storage.load(folder)
     identity = meta["identity"]
     print(f"data: {folder}")
@@ -242,7 +216,7 @@ def show(request):
     print(tables.plain_grid(rows, 0))
     random, reference = (np.asarray(meta[f"{name}_return"]) for name in ("random", "reference"))
     print(f"random policy {random.mean():.2f}, reference {reference.mean():.2f}")
-    target = pathlib.Path(request.extra["to"] or folder / "figures")
+    target = pathlib.Path(line.own["to"] or folder / "figures")
     computer.prepare_folder(target, 1e6, "--to")
     source = (storage.source_of(meta) or {"format": "collected"})["format"]
     title = f"{identity['env']}, suite {identity['suite']} ({source})"
@@ -263,10 +237,10 @@ def parameters_of(tasks):
     return [["task", *columns], *lines]
 
 
-def verify(request):
+def verify(line):
     """Checks the files of one dataset, or of all below --data; raises UserError naming bad ones."""
     bad, count = [], 0
-    for folder in datasets(existing(request.data, "--data")):
+    for folder in datasets(existing(line.shared["data"], "--data")):
         if not storage.is_complete(folder):
             print(f"unfinished  {folder}")
             continue
@@ -297,66 +271,65 @@ def damages(folder):
     return [f"{folder} has NaN or infinite values in {place}"] if place else []
 
 
-COMMANDS = {
-    "import": Command(
-        "reads a folder of another project as a dataset",
+OWN = {
+    name: (name, kind, default, text)
+    for name, kind, default, text in (
+        ("format", str, "", "what the other side is: focal corro minari; export writes minari"),
+        ("from", str, "", "folder to import"),
         (
-            "format", "from", "suite", "env", "physics", "data", "to", "steps", "episodes",
-            "allow_pickle",
+            "to",
+            str,
+            "",
+            "folder to write to; import: else below --data, show: into the dataset",
         ),
-        ("format", "from"), import_,
+        ("steps", str, "", "S1,S2,...: only these levels (focal, minari); default: all"),
+        (
+            "episodes",
+            str,
+            "sampled",
+            "focal: sampled (trj_evalsample*), deterministic (trj_eval*)",
+        ),
+        (
+            "allow_pickle",
+            bool,
+            False,
+            "focal, corro: read arrays by pickle, which can run code",
+        ),
+    )
+}
+TEXTS = (
+    ("suite", "task definitions that the imported data are of [ctmrl]"),
+    ("env", "environment that the imported data are of [point_robot]"),
+    ("physics", "what the random policy's return is measured in; default: as `experiments.run`"),
+)
+
+
+def part(word, summary, function, own=(), shared=("data",), needed=()):
+    """Returns the Command `data WORD`. Args: own, names in OWN."""
+    flags_of_it = tuple(OWN[name] for name in own)
+    return Command(f"data {word}", summary, function, flags_of_it, shared, (), needed, TEXTS)
+
+
+PARTS = (
+    part(
+        "import", "reads a folder of another project as a dataset", import_, tuple(OWN),
+        ("suite", "env", "physics", "data"), ("format", "from"),
     ),
-    "export": Command(
-        "writes a dataset for another project",
-        ("format", "data", "to"), ("format", "data", "to"), export,
+    part(
+        "export", "writes a dataset for another project", export, ("format", "to"),
+        needed=("format", "data", "to"),
     ),
-    "list": Command("lists every dataset below --data", ("data",), (), list_),
-    "show": Command(
-        "prints tasks and returns of a dataset, draws its returns",
-        ("data", "to"), ("data",), show,
+    part("list", "lists every dataset below --data", list_),
+    part(
+        "show", "prints tasks and returns of a dataset, draws its returns", show, ("to",),
+        needed=("data",),
     ),
-    "verify": Command("checks one dataset's files, or all below --data", ("data",), (), verify),
-}  # fmt: skip
-
-
-def help_text():
-    """Returns --help: the subcommands, then every flag and who takes it."""
-    lines = ["python -m experiments.data COMMAND [flags]", "", "commands:"]
-    lines += [f"  {name:<8} {command.text}" for name, command in COMMANDS.items()]
-    texts = {**SHARED, **{name: text for name, _, _, text in EXTRA}}
-    for name, command in COMMANDS.items():
-        lines += ["", f"{name}:"]
-        for flag in command.flags:
-            must = " (needed)" if flag in command.needed else ""
-            first, *rest = textwrap.wrap(texts[flag] + must, 74)
-            lines.append(f"  --{flag:<12} {first}")
-            lines += [" " * 17 + more for more in rest]
-    return "\n".join(lines)
-
-
-def run(argv):
-    """The command."""
-    if len(argv) < 2 or any(argument in flags.HELP for argument in argv[1:]):
-        print(help_text())
-        return
-    if argv[1] not in COMMANDS:
-        raise errors.unknown("command", argv[1], COMMANDS)
-    command = COMMANDS[argv[1]]
-    request = flags.parse([argv[0], *argv[2:]], "data", "", lambda: False, EXTRA)
-    settings = [a.lstrip("-").partition("=")[0] for a in argv[2:] if "-config." in a]
-    useless = [name for name in [*request.given, *settings] if name not in command.flags]
-    if useless:
-        raise errors.UserError(
-            f"data {argv[1]} does not use --{useless[0]}: expected some of "
-            f"{', '.join('--' + name for name in command.flags)}"
-        )
-    for name in command.needed:
-        if name not in request.given:
-            raise errors.UserError(
-                f"data {argv[1]} needs --{name}: pass it; `python -m experiments.data --help`"
-            )
-    command.function(request)
-
+    part("verify", "checks one dataset's files, or all below --data", verify),
+)  # fmt: skip
+SUMMARY = (
+    "Imports and exports datasets; tells what there are, what is in one, whether they are whole."
+)
+COMMAND = Command("data", SUMMARY, None, parts=PARTS)
 
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments.cli import flags
+from experiments.cli import exit_codes, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import grids, outputs, remote
+from experiments.runs import code_identity, outputs, remote
 from gentle_jax import assembly, errors, storage
 from gentle_jax import config as config_lib
 
@@ -33,6 +34,7 @@ EXTRA = (
     ("to", str, "", "root of the merged run folder; default: the one that holds all shards"),
     ("num_runs", int, None, "runs (seeds x grid points) that there must be: finds a missing last"),
     ("num_seeds", int, None, "the same for seeds, whatever the grid"),
+    ("accept_code", bool, False, "merge shards of different code all the same"),
 )
 DEPTH = 5  # below a root: an --out of the shard's own, suite, env, algo, fingerprint
 WHOLE = ("eval_steps", "train_ids", "test_ids", "axes", "random_return", "reference_return")
@@ -75,7 +77,7 @@ def find(root):
     """Returns the Shards below a root, those that were gathered before left out."""
     root = remote.path(root)
     paths = [path for depth in range(DEPTH + 1) for path in root.glob("*/" * depth + "config.json")]
-    shards = [read_shard(path.parent) for path in sorted(paths)]
+    shards = [read_shard(p.parent) for p in sorted(paths) if not code_identity.is_aside(p.parent)]
     return [shard for shard in shards if not (shard.summary and "shards" in shard.summary)]
 
 
@@ -294,7 +296,7 @@ def merge(shards, folder):
     identity = identity_of(shards)
     tree = {key: value for key, value in identity.items() if key not in ("sweep", "data")}
     config, points = config_lib.from_dict(tree), tuple(identity["sweep"])
-    request = flags.Request(config, points, "", "", {})
+    request = flags.Request(config, points, "", "")
     with tempfile.TemporaryDirectory() as work:
         local = pathlib.Path(work)
         returns = joined(shards, "returns.npz", 1)
@@ -349,17 +351,13 @@ def chosen(own):
     return kept
 
 
-def run(argv):
-    """The command; returns its exit code, grids.DIVERGED if a run of them became NaN."""
-    if any(argument in flags.HELP for argument in argv[1:]):
-        print(flags.help_text("gather", SUMMARY, EXTRA, shared=False))
-        return 0
-    own, rest = flags.split(argv, EXTRA)
-    if rest:
-        raise errors.unknown("flag", rest[0].lstrip("-").partition("=")[0], [e[0] for e in EXTRA])
+def run(line):
+    """The command; returns its exit code, DIVERGED if a run of them became NaN."""
+    own = line.own
     groups = chosen(own)
     for shards in groups:
         check(shards, own)
+        code_identity.check_shards([shard.folder for shard in shards], own["accept_code"])
     failed = [seed for shards in groups for s in shards for seed in s.summary["failed_seeds"]]
     for (alone,) in (shards for shards in groups if len(shards) == 1):
         print(f"gather: {alone.folder} holds all runs already")
@@ -378,8 +376,10 @@ def run(argv):
         with computer.disk_may_fill(folder):
             summary = merge(shards, folder)
         outputs.print_table(summary, folder)
-    return grids.DIVERGED if failed else 0
+    return exit_codes.DIVERGED if failed else exit_codes.DONE
 
+
+COMMAND = Command("gather", SUMMARY, run, own=EXTRA)
 
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -15,18 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import collect
-from experiments.cli import flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import remote
 from experiments.show import movies, offscreen, scene
-from gentle_jax import assembly, checkpoint, errors, physics, registry, rng, storage, training
+from gentle_jax import (
+    assembly,
+    checkpoint,
+    errors,
+    needs,
+    physics,
+    registry,
+    rng,
+    storage,
+    training,
+)
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
+from gentle_jax.types import Offline
 
-SUMMARY = (
-    "Writes one episode of a trained agent as a page for the browser and as a moving picture. It "
-    "uses the flags of this command, --protocol (one; default: the run's first) and --data."
-)
+SUMMARY = "Writes one episode of a trained agent as a page for the browser and as a moving picture."
 EXTRA = (
     ("run", str, "", "the run folder"),
     ("task", int, None, "task id of the environment; default: the first test task"),
@@ -35,7 +43,6 @@ EXTRA = (
     ("to", str, "", "folder of the files; default: the folder `renders` of the run"),
     ("movie", bool, True, "write the GIF (and mp4) beside the page"),
 )
-USED = (*(name for name, *_ in EXTRA), "protocol", "data")
 
 
 class Restored(NamedTuple):
@@ -77,17 +84,24 @@ def exposed(algorithm, env):
         state, out = env.step(task, state, action)
         return state, out._replace(obs=longer(out.obs, state))
 
-    def extend(state, belief, rows, mask):
-        rows = rows._replace(obs=own(rows.obs), next_obs=own(rows.next_obs))
-        return rep.extend(state, belief, rows, mask)
+    def over(function, at):
+        """`function` with its own part of the rows, its argument number `at`; None stays None."""
+        shorter = lambda rows: rows._replace(obs=own(rows.obs), next_obs=own(rows.next_obs))
+        blind = lambda *args: function(*args[:at], shorter(args[at]), *args[at + 1 :])
+        return function and blind
 
     size = env.obs_dim + env.system.c_model.nq
     blind = rl._replace(
         act=lambda state, obs, z, key: rl.act(state, own(obs), z, key),
         mode=lambda state, obs, z: rl.mode(state, own(obs), z),
     )
-    seeing = algorithm._replace(rep=rep._replace(extend=extend), rl=blind)
-    return seeing, env._replace(obs_dim=size, reset=reset, step=step)
+    rep = rep._replace(
+        extend=over(rep.extend, 2),
+        observe=over(rep.observe, 2),
+        predict_reward=over(rep.predict_reward, 2),
+    )
+    shown = env._replace(obs_dim=size, reset=reset, step=step, relabel=over(env.relabel, 1))
+    return algorithm._replace(rep=rep, rl=blind), shown
 
 
 def read_config(folder):
@@ -165,7 +179,7 @@ def choose(config, points, env, asked):
     if len(asked["protocol"]) > 1:
         raise errors.UserError("--protocol is given more than once: one episode is shown, name one")
     protocol = (asked["protocol"] or run.protocols)[0]
-    registry.load("protocol", protocol)
+    needs.check((protocol,), run.algorithm, run.env)
     return asked["point"] * run.num_seeds + seed - seeds[0], seed, task, protocol
 
 
@@ -182,14 +196,15 @@ def episode(restored, index, seed, task, protocol):
     key = rng.stream(rng.run_keys(1, seed)[0], "trace", restored.done)
     host = lambda tree: jax.tree.map(np.asarray, tree)
     state = jax.tree.map(lambda leaf: np.asarray(leaf)[index], restored.state)
-    own = host(data_lib.take_tasks(restored.task.data, np.array([position])))
+    taken = lambda ids: host(data_lib.take_tasks(restored.task.data, ids))
+    offline = Offline(taken(np.array([position])), taken(np.arange(len(env.train_ids))))
     mine = jax.tree.map(lambda leaf: leaf[task], env.tasks)
 
-    def run(state, mine, own, key):
-        outcome = run_protocol(algorithm, state, seen, mine, own, key)
+    def run(state, mine, offline, key):
+        outcome = run_protocol(algorithm, state, seen, mine, offline, key)
         return jax.tree.map(lambda leaf: leaf[-1], outcome)
 
-    last = host(jax.jit(run)(state, mine, own, jax.random.split(key, len(order))[position]))
+    last = host(jax.jit(run)(state, mine, offline, jax.random.split(key, len(order))[position]))
     return cut(last, env.obs_dim, restored.scale)
 
 
@@ -270,28 +285,22 @@ def write(target, env, task, shown, texts, movie):
     return [pages, *movies.write(target, frames, shown.rewards, pause, show, title)]
 
 
-def run(argv):
+def run(line):
     """The command."""
     computer.start()
-    request = flags.parse(argv, "render", SUMMARY, lambda: False, EXTRA)
-    useless = [name for name in request.given if name not in USED]
-    useless += [word.lstrip("-").partition("=")[0] for word in argv if "-config." in word]
-    if useless or not request.extra["run"]:
-        what = f"render does not use --{useless[0]}" if useless else "--run is missing"
-        raise errors.UserError(f"{what}: expected --run=FOLDER and some of --{', --'.join(USED)}")
-    if remote.is_remote(request.extra["run"]):
+    asked = line.own | {"protocol": line.shared["protocol"]}
+    if remote.is_remote(asked["run"]):
         raise errors.UserError(
-            f"--run is {request.extra['run']}: pass a folder of this machine (copy the run there)"
+            f"--run is {asked['run']}: pass a folder of this machine (copy the run there)"
         )
-    folder, asked = pathlib.Path(request.extra["run"]), request.extra
-    asked |= {"protocol": request.given.get("protocol", [])}
+    folder = pathlib.Path(asked["run"])
     config, points, checksums = read_config(folder)
     index, seed, task, protocol = choose(config, points, assembly.env_of(config), asked)
     if not any((folder / "checkpoints").glob("[0-9]*")):
         raise no_checkpoint(folder)
     to = pathlib.Path(asked["to"] or folder / "renders")
     computer.prepare_folder(to, 20e6, "--to")
-    restored = restore(folder, config, points, checksums, request.data)
+    restored = restore(folder, config, points, checksums, line.shared["data"])
     print(f"render: step {restored.done}, seed {seed}, task {task}, {protocol}", flush=True)
     shown = episode(restored, index, seed, task, protocol)
     texts = describe(restored, seed, task, protocol, points[asked["point"]])
@@ -301,5 +310,15 @@ def run(argv):
     print(f"render: {len(shown.rewards)} steps, return {shown.rewards.sum():.2f}", flush=True)
 
 
+COMMAND = Command(
+    "render",
+    SUMMARY,
+    run,
+    own=EXTRA,
+    shared=("protocol", "data"),
+    needed=("run",),
+    texts=(("protocol", "one test protocol; default: the run's first"),),
+)
+
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -5,7 +5,8 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 """
 
 from experiments.cli import flags
-from experiments.runs import outputs, remote
+from experiments.cli.command import Command, start
+from experiments.runs import code_identity, outputs, remote
 from experiments.show import tables
 from gentle_jax import errors
 
@@ -22,54 +23,72 @@ CHOOSE = ("algo", *COLUMNS[1:])  # the flags that choose runs of the list
 
 
 def overview(root, given):
-    """Returns a row of texts for every finished run below `root`, a heading first.
+    """Returns a row of texts for every finished run below `root`, a heading first, and the runs.
 
     Args: given, the named flags that a run must have been given. The test result is that of the
-    run's first protocol.
+    run's first protocol. The runs are [(folder, summary)].
     """
     wanted = {{"algo": "algorithm"}.get(name, name): value for name, value in given.items()}
     if wanted.get("preset") == "auto":
         del wanted["preset"]
-    rows = [[*COLUMNS, "protocol", "mean", "normalized", "folder"]]
+    rows, runs = [[*COLUMNS, "protocol", "mean", "normalized", "folder"]], []
     for path in sorted(remote.path(root).glob("*/*/*/*/summary.json")):
         summary = outputs.read_summary(path.parent)
         if any(summary[name] != wanted[name] for name in COLUMNS if name in wanted):
             continue
+        runs.append((path.parent, summary))
         for entry in tables.native(summary["results"]):
             if (entry["task_set"], entry["protocol"]) != ("test", summary["protocols"][0]):
                 continue
             numbers = [entry["protocol"], f"{entry['mean']:.2f}", f"{entry['normalized']:.3f}"]
             folder = f"{path.parent} ({entry['sweep']})" if "sweep" in entry else str(path.parent)
             rows.append([*(str(summary[c]) for c in COLUMNS), *numbers, folder])
-    return rows
+    return rows, runs
 
 
-def run(argv):
+def run(line):
     """The command."""
-    request = flags.parse(argv, "report", SUMMARY, lambda: False, EXTRA)
-    useless = [name for name in request.given if name not in (*CHOOSE, "out", "run", "markdown")]
-    if useless or (request.extra["run"] and set(CHOOSE) & set(request.given)):
-        name = (useless or sorted(set(CHOOSE) & set(request.given)))[0]
-        raise errors.UserError(
-            f"report does not use --{name}: expected --run=FOLDER, or --out and some of "
-            f"{', '.join('--' + choice for choice in CHOOSE)}"
-        )
-    folder, as_markdown = request.extra["run"], request.extra["markdown"]
+    folder, as_markdown = line.own["run"], line.own["markdown"]
     if folder:
+        for name in (name for name in (*CHOOSE, "out") if name in line.given):
+            raise errors.UserError(
+                f"report does not use --{name} with --run: expected --run=FOLDER alone, or no "
+                f"--run and some of {', '.join('--' + choice for choice in (*CHOOSE, 'out'))}"
+            )
         summary = outputs.read_summary(folder)
         if as_markdown:
             print(tables.markdown(summary["results"]))
         else:
             outputs.print_table(summary, folder)
+        path = remote.path(folder)
+        tell([(path.parent if path.name == "summary.json" else path, summary)])
         return
-    rows = overview(request.out, request.given)
+    request = flags.resolve(line)  # names that do not exist choose nothing, and are told
+    rows, runs = overview(request.out, line.given)
     if len(rows) == 1:
         raise errors.UserError(
             f"no such finished run below {request.out}: pass another --out or fewer flags, or run "
             f"`python -m experiments.run` first"
         )
     print(tables.markdown_grid(rows) if as_markdown else tables.plain_grid(rows, len(rows[0])))
+    tell(runs)
 
+
+def tell(runs):
+    """Prints which of [(folder, summary)] come from other code than that here, if there are any."""
+    line = code_identity.note([(folder, code_identity.hash_of(s)) for folder, s in runs])
+    if line:
+        print(f"\n{line}")
+
+
+COMMAND = Command(
+    "report",
+    SUMMARY,
+    run,
+    own=EXTRA,
+    shared=(*CHOOSE, "out"),
+    texts=tuple((name, f"list only the runs with this {name}") for name in CHOOSE),
+)
 
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -6,9 +6,10 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 import pathlib
 
 from experiments import run
-from experiments.cli import flags
+from experiments.cli import exit_codes, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import grids, outputs, remote
+from experiments.runs import code_identity, outputs, remote
 from gentle_jax import errors, storage
 
 SUMMARY = (
@@ -26,7 +27,6 @@ TABLES = {
         "without L_C": ("--algo=ctmrl", "--config.algo.use_code_loss=False"),
         "without L_pre^cro": ("--algo=ctmrl", "--config.algo.use_cross_prediction=False"),
         "without K-means": ("--algo=ctmrl", "--config.algo.use_kmeans=False"),
-        "with FOCAL": ("--algo=ctmrl", "--config.algo.use_focal=True"),
     },
     "gentle": {
         "release": ("--algo=gentle", "--suite=gentle"),
@@ -48,33 +48,33 @@ EXTRA = (
     ("envs", list, [], "only these environments; repeatable"),
     ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
 )
-MULTIHOST = ("multihost", bool, False, "a flag of `run` that a table has no use for")
+BY_ROWS = "it is set by the rows of a table; choose with --rows and --envs"
+REFUSED = (
+    *((name, BY_ROWS) for name in ("algo", "env", "fidelity")),
+    ("sweep", "a table has one cell for each row and environment; sweep with "
+     "`python -m experiments.run`"),
+    ("multihost", "one process runs the cells one by one; leave it out, or run a cell with "
+     "`python -m experiments.run --multihost`"),
+)  # fmt: skip
 
 
-def cells(table, argv):
-    """Returns {(row, env): Request} of a table; other flags of the command line reach every cell.
+def cells(table, words):
+    """Returns {(row, env): Request} of a table. Args: words, flags that reach every cell.
 
     Raises UserError for a flag that the table itself sets.
     """
     found = {}
     for row, fixed in TABLES[table].items():
-        taken = {flag.lstrip("-").partition("=")[0] for flag in (*fixed, "--env")}
-        for env in ENVIRONMENTS[table]:
-            line = [argv[0], *argv[1:], *fixed, f"--env={env}"]
-            for argument in argv[1:]:
-                name = argument.lstrip("-").partition("=")[0]
-                if argument.startswith("-") and name in taken:
-                    raise errors.UserError(
-                        f"{argument} is set by the rows of table {table!r}: leave it out, or "
-                        f"choose with --rows and --envs"
-                    )
-            request = flags.parse(line, "run", "", computer.on_accelerator)
-            if request.axes:
+        taken = {flag.partition("=")[0] for flag in fixed}
+        for word in words:
+            if "--" + word.lstrip("-").partition("=")[0] in taken:
                 raise errors.UserError(
-                    "reproduce does not use --sweep: a table has one cell for each row and "
-                    "environment; sweep with `python -m experiments.run`"
+                    f"{word} is set by the rows of table {table!r}: leave it out, or choose with "
+                    f"--rows and --envs"
                 )
-            found[row, env] = request
+        for env in ENVIRONMENTS[table]:
+            line = ["run", *words, *fixed, f"--env={env}"]
+            found[row, env] = flags.parse(run.COMMAND, line, computer.on_accelerator)
     return found
 
 
@@ -96,8 +96,11 @@ def text(entry):
     return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {(high - low) / 2:.2f})"
 
 
-def write(table, found, folder):
-    """Writes `table`.json and `table`.md from {(row, env): summary}; returns the Markdown."""
+def write(table, found, folder, note=None):
+    """Writes `table`.json and `table`.md from {(row, env): summary}; returns the Markdown.
+
+    Args: note, a sentence below the table.
+    """
     names = [(env, protocol) for env in ENVIRONMENTS[table] for protocol in PROTOCOLS[table]]
     lines = ["| " + " | ".join(["row", *(f"{e}, {p}" for e, p in names)]) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
@@ -112,6 +115,7 @@ def write(table, found, folder):
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
     lines += ["", "Test tasks, last checkpoint: normalized return (mean return ± half of the 95% "]
     lines[-1] += f"bootstrap interval over seeds). {kept}. `-`: not run."
+    lines += ["", note] if note else []
     (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
     stored = [{"row": row, "env": env, **summary} for (row, env), summary in found.items()]
     whole = {"table": table, "environment": computer.environment(), "cells": stored}
@@ -119,17 +123,9 @@ def write(table, found, folder):
     return "\n".join(lines)
 
 
-def main(argv):
-    """The command; returns its exit code, grids.DIVERGED if a run of the table became NaN."""
-    if any(argument in flags.HELP for argument in argv[1:]):
-        print(flags.help_text("reproduce", SUMMARY, EXTRA))
-        return 0
-    own, shared = flags.split(argv, (*EXTRA, MULTIHOST))
-    if own["multihost"]:
-        raise errors.UserError(
-            "reproduce does not use --multihost: one process runs the cells one by one; leave it "
-            "out, or run a cell with `python -m experiments.run --multihost`"
-        )
+def main(line):
+    """The command; returns its exit code, DIVERGED if a run of the table became NaN."""
+    own = line.own
     computer.start()
     table = own["table"]
     if table not in TABLES:
@@ -138,7 +134,7 @@ def main(argv):
         for value in own[name]:
             if value not in allowed:
                 raise errors.unknown(name, value, allowed)
-    requests = cells(table, [argv[0], *shared])
+    requests = cells(table, line.words)
     out = next(iter(requests.values())).out
     if remote.is_remote(own["to"] or out):
         raise errors.UserError(
@@ -157,9 +153,21 @@ def main(argv):
             write(table, found, to)  # a kill loses the cell that is running, not the table
         elif (folder / "summary.json").exists():
             found[row, env] = outputs.read_summary(folder)
-    print("\n" + write(table, found, to) + f"\n\ntable: {to / table}.md")
-    return grids.DIVERGED if any(summary["failed_seeds"] for summary in found.values()) else 0
+    runs = [(run.folder_of(requests[at]), code_identity.hash_of(s)) for at, s in found.items()]
+    note = code_identity.note(runs)
+    print("\n" + write(table, found, to, note) + f"\n\ntable: {to / table}.md")
+    diverged = any(summary["failed_seeds"] for summary in found.values())
+    return exit_codes.DIVERGED if diverged else exit_codes.DONE
 
+
+COMMAND = Command(
+    "reproduce",
+    SUMMARY,
+    main,
+    own=EXTRA,
+    shared=flags.but(*(name for name, _ in REFUSED)),
+    refused=REFUSED,
+)
 
 if __name__ == "__main__":
-    flags.command(main)
+    start(COMMAND)

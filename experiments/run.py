@@ -14,8 +14,9 @@ import numpy as np
 
 from experiments import collect
 from experiments.cli import console, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
-from experiments.runs import grids, outputs, remote
+from experiments.runs import code_identity, events, grids, outputs, remote
 from gentle_jax import assembly, checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
@@ -66,7 +67,8 @@ def describe(request, folder):
 class Session:
     """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
 
-    def __init__(self, request, folder, task, test):
+    def __init__(self, request, folder, task, test, tell=events.silent):
+        self.tell = tell
         self.request, self.folder, self.task, self.saves = request, folder, task, None
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
         self.begin = time.perf_counter()
@@ -105,6 +107,8 @@ class Session:
         stage = self.task.algorithm.stages[chunk.stage]
         if self.log is not None:
             self.log.write(chunk, stage.name, metrics)
+        phase = events.EVALUATION if chunk.evaluate else events.TRAINING
+        self.tell(phase, step=chunk.done)
         names = stage.shown or tuple(metrics)[:2]
         self.metrics = "  " + "  ".join(f"{k} {float(metrics[k].mean()):.3g}" for k in names)
         lost = ~np.isfinite(np.stack(list(metrics.values()))).all(0)
@@ -136,10 +140,17 @@ class Session:
         due = time.perf_counter() - self.saved >= self.request.save_every
         if hosts.agree(last or stop or due):
             self.save(position, carry)
+        if position.scored and not last:
+            self.tell(self.phase_at(position), step=position.done)
         if stop:
             self.close()
             print(f"\nrun: stopping after step {position.done} of {self.total}", flush=True)
             raise preemption.Preempted("asked to stop")
+
+    def phase_at(self, position):
+        """Returns the phase that goes on from a Position: an evaluation is several programs."""
+        within = 0 < position.scored <= len(self.request.config.run.protocols)
+        return events.EVALUATION if within else events.TRAINING
 
     def save(self, position, carry):
         """Saves a carry, in the background."""
@@ -213,12 +224,13 @@ def needs(request):
     print(f"compile cache: {cached} programs", flush=True)
 
 
-def write_environment(folder):
-    """Writes environment.json; one that is there stays, and gets what a resumed run differs in."""
-    path, now = folder / "environment.json", computer.environment()
-    if path.exists():
+def write_environment(folder, run):
+    """Writes environment.json; that of a run that goes on stays, and gets what differs now."""
+    path, now = folder / "environment.json", computer.environment() | code_identity.of(run)
+    if path.exists() and code_identity.begun(folder):
         first = storage.read_json(path)
-        changed = {key: value for key, value in now.items() if first.get(key) != value}
+        last = dict(collections.ChainMap(*reversed(first.get("resumed_with", [])), first))
+        changed = {key: value for key, value in now.items() if last.get(key) != value}
         if not changed:
             return
         print(f"run: {' and '.join(sorted(changed))} changed since it began: bits may differ")
@@ -226,9 +238,13 @@ def write_environment(folder):
     storage.write_json(path, now)
 
 
-def train(request, folder, hits):
-    """Trains from scratch or from the last checkpoint, writes the results; returns the summary."""
-    fields, meta, collected = collect.ensure(request.config, request.data, request.save_every)
+def train(request, folder, hits, tell=events.silent):
+    """Trains from scratch or from the last checkpoint, writes the results; returns the summary.
+
+    Args: tell, of `events`.
+    """
+    fields, meta, collected = collect.ensure(request.config, request.data, request.save_every, tell)
+    tell("compile")
     task = assembly.make_sweep(
         request.config, fields, request.points, hosts.devices(), request.shard_data
     )
@@ -237,8 +253,8 @@ def train(request, folder, hits):
         size = training.state_bytes(training.state_shapes(task))
         computer.prepare_folder(folder, 4 * size + 20e6, "--out")
         storage.write_json(folder / "config.json", identity(request))
-        write_environment(folder)
-    session = Session(request, folder, task, assembly.task_sets(env)["test"])
+        write_environment(folder, request.config.run)
+    session = Session(request, folder, task, assembly.task_sets(env)["test"], tell)
     programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)
     spent = {"collect": collected, "compile": compiled}
@@ -257,6 +273,7 @@ def train(request, folder, hits):
     if not hosts.leader():
         return None
     print("run: writing results", flush=True)
+    tell("results")
     return outputs.write(request, folder, task, env, meta, carry, trace, session)
 
 
@@ -276,6 +293,7 @@ def advance(programs, saves, session, spent):
         session.seconds[phase] += seconds
     session.before += spent["collect"]  # its own clock began after it
     session.start(position.done)
+    session.tell(session.phase_at(position), step=position.done)
     hooks = training.Hooks(
         on_piece=session.on_piece,
         on_chunk=session.on_chunk,
@@ -311,6 +329,10 @@ def execute(request):
     """Runs a Request to the end and returns its summary (a dict)."""
     folder = folder_of(request)
     describe(request, folder)
+    if hosts.leader():
+        code_identity.settle(request, folder)
+    tell = events.writer(request.events) if request.events and hosts.leader() else events.silent
+    tell("start-up", folder=str(folder))
     if hosts.agree((folder / "summary.json").exists()):
         if not hosts.leader():
             return {"failed_seeds": []}  # the leader tells
@@ -326,7 +348,7 @@ def execute(request):
     mirror = remote.Mirror(folder)  # works in the folder itself where that is a local one
     computer.prepare_folder(mirror.local, 20e6, "--out")
     with computer.disk_may_fill(mirror.local), computer.alone(mirror.local), mirror:
-        summary = train(request, mirror.local, hits)
+        summary = train(request, mirror.local, hits, tell)
     outputs.print_table(summary, folder)
     return summary
 
@@ -336,14 +358,15 @@ def last_step(task):
     return np.int32(sweep.plan(task.algorithm.stages, task.num_evals)[-1].done)
 
 
-def run(argv):
+def run(line):
     """The command; returns its exit code."""
-    computer.start(argv)
-    request = flags.parse(argv, "run", SUMMARY, computer.on_accelerator)
-    hosts.check(request)
+    computer.start(line.shared["multihost"])
+    request = flags.resolve(line, computer.on_accelerator)
     with preemption.held() if hosts.several() else contextlib.nullcontext():
         return int(hosts.agree(grids.execute(request, execute, folder_of)))
 
 
+COMMAND = Command("run", SUMMARY, run, shared=flags.ALL)
+
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -13,18 +13,17 @@ import json
 import os
 import pathlib
 import random
-import re
 import signal
 import sys
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 
-from experiments.cli import flags
+from experiments.cli import exit_codes, flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import same_bits
-from experiments.runs.attempts import KINDS, PHASES, Process, last_step, until
+from experiments.runs import events, same_bits
+from experiments.runs.attempts import IDLE, KINDS, Process, until
 from experiments.show import tables
 from gentle_jax import errors, storage
 
@@ -35,27 +34,30 @@ EXTRA = (
     ("kinds", str, "term,kill", "signals to take turns with: " + " ".join(KINDS)),
     ("to", str, "soak", "folder of everything that is written"),
 )
-RESUMABLE = 42  # the exit code after SIGTERM
+REFUSED = (
+    *((name, "it has folders of its own below --to") for name in ("data", "out", "events")),
+    ("multihost", "it ends one process at a time; leave it out"),
+)
 
 
 class Moments:
     """Draws moments: each phase in turn, in random order, uniform within its usual length."""
 
-    def __init__(self, seed, spans):
+    def __init__(self, seed, totals):
         self.random, self.round = random.Random(seed), []
-        self.usual = {"results": 1.0} | spans
+        self.usual = {"results": 1.0} | totals
 
     def draw(self, data_made):
-        """Returns (phase, seconds into it); `data_made`: nothing is left to be collected."""
+        """Returns (phase, seconds spent in it); `data_made`: nothing is left to be collected."""
         if not [phase for phase in self.round if phase != "collection" or not data_made]:
-            self.round += self.random.sample(PHASES, len(PHASES))
+            self.round += self.random.sample(events.PHASES, len(events.PHASES))
         able = [phase for phase in self.round if phase != "collection" or not data_made]
         self.round.remove(able[0])
         return able[0], self.random.uniform(0.0, self.usual.get(able[0], 1.0))
 
-    def learn(self, spans):
-        """Takes over how long phases last that came to an end, the newest counting half."""
-        for phase, seconds in spans:
+    def learn(self, totals):
+        """Takes over how long a process was in phases, {phase: seconds}, the newest half."""
+        for phase, seconds in totals.items():
             known = self.usual.get(phase, seconds)
             self.usual[phase] = 0.5 * (known + seconds)
 
@@ -63,22 +65,19 @@ class Moments:
 def soak(command, kills, seed, kinds, to, tell=print):
     """Runs everything below the folder `to`; returns what soak.json holds.
 
-    Args: command, the words of a command that takes --data and --out; kinds, names in KINDS.
+    Args: command, the words of a command that takes --data, --out, --events; kinds, of KINDS.
     """
     to = pathlib.Path(to).absolute()
     (to / "logs").mkdir(parents=True, exist_ok=True)
     process = Process(command, to / "plain", to / "logs" / "plain.log")
     plain = process.finish()
-    if plain.code not in (0, 3):
+    if plain.code not in (exit_codes.DONE, exit_codes.DIVERGED):
         raise errors.UserError(
             f"the uninterrupted run ended with code {plain.code}: see {to / 'logs' / 'plain.log'}"
         )
-    productive = productive_seconds(to / "plain" / "out", process.lines)
+    productive = productive_seconds(to / "plain" / "out", process.events)
     tell(f"soak: uninterrupted, {plain.seconds:.1f} s, of which {productive:.1f} s of work")
-    spans = collections.defaultdict(float)
-    for phase, seconds in process.spans:
-        spans[phase] = max(spans[phase], seconds)
-    moments, attempts, turn = Moments(seed, dict(spans)), [], random.Random(seed + 1)
+    moments, attempts, turn = Moments(seed, usual_of(process, plain)), [], random.Random(seed + 1)
     count, root, number, failures, pending = 0, None, 0, [], []
     while count < kills or root is not None:
         if root is None:
@@ -92,8 +91,7 @@ def soak(command, kills, seed, kinds, to, tell=print):
         finally:
             if process.child.poll() is None:
                 process.child.kill()
-        # the last two of a process that was ended: the phase that was cut short, and the ending
-        moments.learn(process.spans[:-2] if attempt.kind else process.spans)
+        moments.learn(usual_of(process, attempt))
         attempts.append(attempt)
         if attempt.kind:
             pending.pop(0)
@@ -112,6 +110,16 @@ def soak(command, kills, seed, kinds, to, tell=print):
     return {"command": list(command)} | judge(to, attempts, plain, productive, failures)
 
 
+def usual_of(process, attempt):
+    """Returns {phase: seconds} of the phases that a process went through from end to end."""
+    totals = events.totals(process.spans())
+    if not attempt.kind:
+        return totals
+    if attempt.resumed is None:
+        return {}
+    return {phase: totals[phase] for phase in IDLE if phase in totals}  # it came to train after
+
+
 def data_made(root):
     """Whether nothing is left to be collected below a root."""
     return any((root / "data").rglob("meta.json"))
@@ -119,7 +127,7 @@ def data_made(root):
 
 def wrong_end(attempt, good):
     """Returns a line if a process ended as it must not. Args: good, the code of a finished run."""
-    allowed = {"term": (RESUMABLE, good), "kill": (-signal.SIGKILL, good), "": (good,)}
+    allowed = {"term": (exit_codes.INTERRUPTED, good), "kill": (-signal.SIGKILL, good), "": (good,)}
     if attempt.code in allowed[attempt.kind] or too_early(attempt):
         return []
     after = f"after {attempt.kind} in {attempt.phase}" if attempt.kind else "by itself"
@@ -131,14 +139,16 @@ def too_early(attempt):
     return attempt.silent and attempt.kind == "term" and attempt.code == -signal.SIGTERM
 
 
-def productive_seconds(out, lines):
-    """Returns the seconds of collecting, training and evaluation below `out`, without compiling."""
+def productive_seconds(out, told):
+    """Returns the seconds of collecting, training and evaluation below `out`, without compiling.
+
+    Args: told, the events of the process.
+    """
     total = 0.0
     for path in pathlib.Path(out).rglob("summary.json"):
         seconds = json.loads(path.read_text())["seconds"]
         total += seconds["collect"] + seconds["train"] + seconds["evaluate"]
-    told = [re.match(r"data: compiled in ([\d.]+) s", line) for line in lines]
-    return total - sum(float(found[1]) for found in told if found)
+    return total - sum(event.get("compile_seconds", 0.0) for event in told)
 
 
 def count_lost(attempts):
@@ -197,8 +207,8 @@ def plain_seconds_per_step(out):
     """Returns the seconds that a training step of all runs takes, the mean of runs below `out`."""
     each = []
     for path in pathlib.Path(out).rglob("summary.json"):
-        steps = last_step(path.parent / "metrics.jsonl")
-        each.append(json.loads(path.read_text())["seconds"]["train"] / max(steps or 1, 1))
+        last = (path.parent / "metrics.jsonl").read_text().splitlines()[-1]
+        each.append(json.loads(path.read_text())["seconds"]["train"] / json.loads(last)["step"])
     return float(np.mean(each)) if each else 0.0
 
 
@@ -235,42 +245,25 @@ def report(found):
     return "\n".join(text)
 
 
-def own_flags(argv):
-    """Returns (own flags {name: value}, the arguments of `experiments.run`); checks both."""
-    own = absl_flags.FlagValues()
-    for name, kind, default, text in EXTRA:
-        make = absl_flags.DEFINE_integer if kind is int else absl_flags.DEFINE_string
-        make(name, default, text, flag_values=own)
-    try:
-        rest = own(argv, known_only=True)[1:]
-    except absl_flags.Error as error:
-        raise errors.UserError(str(error).replace("\n", " ")) from None
-    asked = {name: own[name].value for name, *_ in EXTRA}
-    asked["kinds"] = asked["kinds"].split(",")
+def asked_of(line):
+    """Returns the own flags of a Line, --kinds as a list; raises UserError for what cannot be."""
+    asked = line.own | {"kinds": line.own["kinds"].split(",")}
     for kind in asked["kinds"]:
         if kind not in KINDS:
             raise errors.unknown("--kinds", kind, KINDS)
     if asked["kills"] < 1:
         raise errors.UserError(f"--kills is {asked['kills']}: expected at least 1")
-    given = flags.parse([argv[0], *rest], "soak", SUMMARY, lambda: False).given
-    for name in ("data", "out"):
-        if name in given:
-            raise errors.UserError(
-                f"soak does not use --{name}: it has folders of its own below --to"
-            )
+    flags.resolve(line)  # what `run` would refuse
     if (pathlib.Path(asked["to"]) / "plain").exists():
         raise errors.UserError(
             f"{asked['to']} holds an earlier soak: delete it, or pass another --to"
         )
-    return asked, rest
+    return asked
 
 
-def run(argv):
-    """The command."""
-    if any(argument in flags.HELP for argument in argv[1:]):
-        print(flags.help_text("soak", SUMMARY, EXTRA))
-        return 0
-    asked, rest = own_flags(argv)
+def run(line):
+    """The command; returns its exit code, FAILED if anything is not as it would be otherwise."""
+    asked = asked_of(line)
     jax.config.update(
         "jax_platforms", "cpu"
     )  # an accelerator is for the runs, not for this process
@@ -279,12 +272,21 @@ def run(argv):
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # a kill must not harm the user's own
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(to.absolute() / "cache")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    command = [sys.executable, "-u", "-m", "experiments.run", *rest]
+    command = [sys.executable, "-u", "-m", "experiments.run", *line.words]
     found = soak(command, asked["kills"], asked["soak_seed"], asked["kinds"], to)
     storage.write_json(to / "soak.json", found)
     print("\n" + report(found) + f"\nresults: {to / 'soak.json'}", flush=True)
-    return 0 if found["equal"] else 1
+    return exit_codes.DONE if found["equal"] else exit_codes.FAILED
 
+
+COMMAND = Command(
+    "soak",
+    SUMMARY,
+    run,
+    own=EXTRA,
+    shared=flags.but(*(name for name, _ in REFUSED)),
+    refused=REFUSED,
+)
 
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

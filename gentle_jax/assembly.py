@@ -1,22 +1,37 @@
 """Turns a config and a dataset into everything that a sweep needs."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
+from gentle_jax import (
+    behaviour,
+    evaluation,
+    needs,
+    presets,
+    registry,
+    rng,
+    storage,
+    suites,
+    training,
+)
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import evaluation, presets, registry, rng, storage, suites, training
 from gentle_jax import sweep as sweep_lib
 from gentle_jax.envs import base
-from gentle_jax.types import Spec
+from gentle_jax.types import Algorithm, Env, HostArray, Protocol, Spec
 
 CONTEXTS_PER_TASK = 8  # of the embedding figure
 
 
-def make_config(algorithm, preset="quick", overrides=None, **names):
+def make_config(
+    algorithm: str, preset: str = "quick", overrides: dict | None = None, **names: Any
+) -> config_lib.ExperimentConfig:
     """Returns the ExperimentConfig of an algorithm.
 
     Args: preset, of `presets.PRESETS`; overrides, {dotted key: value}; names, other fields of a
@@ -28,7 +43,9 @@ def make_config(algorithm, preset="quick", overrides=None, **names):
     return config_lib.resolve(run, layers, overrides)
 
 
-def make_env(name, suite="ctmrl", physics="", settings=None):
+def make_env(
+    name: str, suite: str = "ctmrl", physics: str = "", settings: base.EnvConfig | None = None
+) -> Env:
     """Returns the Env `name` of a suite: its tasks, splits and horizon.
 
     Args: physics, of the family's modes (default: the published one); settings, an EnvConfig.
@@ -37,7 +54,30 @@ def make_env(name, suite="ctmrl", physics="", settings=None):
     return config_lib.make_env(name, suite, physics, settings or base.EnvConfig())
 
 
-def make_sweep(config, data, points=({},), devices=None, shard_data=False):
+def collect(config: config_lib.ExperimentConfig) -> dict[str, np.ndarray]:
+    """Makes the behaviour data of a config in memory: what `make_sweep` takes.
+
+    {field: array [task, level, episode, step, ...]}, the same numbers that the command
+    `experiments.collect` keeps on a disk with progress, resume and checks of memory.
+    """
+    env, settings = env_of(config), config.behaviour
+    init, advance, episodes = map(jax.jit, behaviour.make(env, settings))
+    agents = env.tasks, behaviour.task_keys(settings, len(env.parameters))
+    state, done, levels = init(*agents), 0, []
+    for step in behaviour.levels(settings):
+        state, _ = advance(*agents, state, jnp.int32(done), jnp.int32(step - done))
+        levels.append(jax.device_get(episodes(*agents, state, jnp.int32(step))[0]))
+        done = step
+    return {name: np.stack([level[name] for level in levels], axis=1) for name in levels[0]}
+
+
+def make_sweep(
+    config: config_lib.ExperimentConfig,
+    data: dict[str, np.ndarray],
+    points: Sequence[dict[str, float]] = ({},),
+    devices: list | None = None,
+    shard_data: bool = False,
+) -> training.Sweep:
     """Returns the `training.Sweep` of a config: runs are grid points x seeds, point-major.
 
     Args: config, an ExperimentConfig; data, {field: array [task, level, episode, step, ...]} with
@@ -77,7 +117,7 @@ def make_sweep(config, data, points=({},), devices=None, shard_data=False):
     )
 
 
-def train(sweep):
+def train(sweep: training.Sweep) -> dict:
     """Trains a Sweep in one compiled call; returns {"state", "returns", "metrics"}.
 
     See `sweep.fused`; `training.chunked` does the same with the host in between.
@@ -89,7 +129,7 @@ def train(sweep):
     return run(sweep.run_keys)
 
 
-def env_of(config):
+def env_of(config: config_lib.ExperimentConfig) -> Env:
     """Returns the Env of a config; raises UserError for sizes that its suite does not have."""
     return config_lib.make_env(config.run.env, config.run.suite, config.run.physics, config.env)
 
@@ -109,7 +149,7 @@ def _prepared(config, env, fields):
     return data_lib.take_tasks(dataset, task_order(env)), env, scale
 
 
-def check(config):
+def check(config: config_lib.ExperimentConfig) -> tuple[int, int]:
     """Raises UserError for settings that no data could be trained with, before any is made.
 
     Returns about how many bytes the dataset and one run's state take on a device.
@@ -124,31 +164,28 @@ def check(config):
     return storage.num_bytes(wanted), training.state_bytes(state)
 
 
-def task_order(env):
+def task_order(env: Env) -> Int[HostArray, " task"]:
     """Returns task ids, training tasks first; tasks of both sets (Cheetah-Dir) appear once."""
     extra = [i for i in env.test_ids if i not in set(env.train_ids.tolist())]
     return np.concatenate([env.train_ids, np.array(extra, int)]).astype(int)
 
 
-def task_sets(env):
+def task_sets(env: Env) -> dict[str, Int[HostArray, " task"]]:
     """Returns {task set: positions in `task_order`}."""
     where = {int(task): position for position, task in enumerate(task_order(env))}
     sets = {"train": env.train_ids, "test": env.test_ids}
     return {name: np.array([where[int(i)] for i in ids]) for name, ids in sets.items()}
 
 
-def spec_of(config, env, dataset):
+def spec_of(config: config_lib.ExperimentConfig, env: Env, dataset: data_lib.Dataset) -> Spec:
     """Returns the Spec. Args: dataset, training tasks first; arrays, or shapes before there are."""
-    num_train = len(env.train_ids)
-    sizes = {"rows_per_task": dataset.rows.reward.shape[1], "statistics": None}
-    sizes["max_rows_per_task"] = sizes["rows_per_task"]
-    if not isinstance(dataset.episode_start, jax.ShapeDtypeStruct):
+    num_train, most = len(env.train_ids), dataset.rows.reward.shape[1]
+    if isinstance(dataset.episode_start, jax.ShapeDtypeStruct):
+        least, statistics = most, data_lib.no_summary(env.obs_dim)
+    else:
         rows = np.asarray(dataset.episode_start)[:num_train, -1]
-        sizes = {
-            "rows_per_task": int(rows.min()),
-            "max_rows_per_task": int(rows.max()),
-            "statistics": data_lib.summary(data_lib.take_tasks(dataset, np.arange(num_train))),
-        }
+        least, most = int(rows.min()), int(rows.max())
+        statistics = data_lib.summary(data_lib.take_tasks(dataset, np.arange(num_train)))
     return Spec(
         obs_dim=env.obs_dim,
         action_dim=env.action_dim,
@@ -156,12 +193,19 @@ def spec_of(config, env, dataset):
         horizon=env.horizon,
         init=config.train.init,
         precision=config.train.precision,
-        **sizes,
+        rows_per_task=least,
+        max_rows_per_task=most,
+        statistics=statistics,
     )
 
 
-def make_algorithm(config, env, spec):
-    """Returns (Algorithm, {name: Protocol}) of a config, for an Env and a Spec."""
+def make_algorithm(
+    config: config_lib.ExperimentConfig, env: Env, spec: Spec
+) -> tuple[Algorithm, dict[str, Protocol]]:
+    """Returns (Algorithm, {name: Protocol}) of a config, for an Env and a Spec.
+
+    Raises UserError for a protocol whose needs these settings do not meet.
+    """
     module = registry.load("algorithm", config.run.algorithm)
     z_dim = getattr(module, "z_dim", lambda algo, train: train.latent_dim)
     backbone = registry.load("backbone", config.run.backbone)
@@ -170,4 +214,6 @@ def make_algorithm(config, env, spec):
         name: registry.load("protocol", name).make(config.eval, env)
         for name in config.run.protocols
     }
-    return module.make(config.algo, config.train, spec, rl), protocols
+    algorithm = module.make(config.algo, config.train, spec, rl)
+    needs.check_built(protocols, config.run.algorithm, env, algorithm.rep)
+    return algorithm, protocols

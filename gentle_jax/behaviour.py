@@ -1,61 +1,86 @@
 """Behaviour data: one online SAC agent per task, all tasks in one compiled program.
 
-Source: ctmrl_suite.md sec. 14, gentle_suite.md sec. 9. Every `level` is a checkpoint along training
-whose sampled episodes are stored. A task may have several copies of its environment: they step side
-by side and feed one replay buffer, and steps count those of all copies. Deviations: levels are
-taken at exact environment steps, not at the next episode's end; tasks have different keys (the
-releases seed all alike); a level within the random seed phase (none at published sizes) stores
-episodes of random actions; with several copies the updates of as many steps follow each other.
+Source: docs/methods/data.md, "Behaviour agents". A level is the agent at one moment of its
+training; sampled episodes of every level are stored. A task may have several copies of its
+environment, which step side by side and feed one replay buffer; steps count those of all copies.
+Deviations:
+
+- levels are taken at exact environment steps, not at the next episode's end;
+- tasks have different keys, the releases seed all alike;
+- a level within the random phase (none at published sizes) stores episodes of random actions;
+- where N copies step at once, the updates of these N steps follow after them.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
 
 from gentle_jax import evaluation, sweep
 from gentle_jax.backbones import sac
+from gentle_jax.config import BehaviourConfig
 from gentle_jax.rng import stream
-from gentle_jax.types import Backbone, Cond, Env, Spec, Transition
+from gentle_jax.types import (
+    Backbone,
+    Cond,
+    Env,
+    EnvState,
+    Index,
+    Section,
+    Spec,
+    Task,
+    Transition,
+    pytree,
+)  # fmt: skip
 
 SCORED_EPISODES = 10  # deterministic, per task and level, for the expert's return
 
 
-@struct.dataclass
+@pytree
 class CollectState:
     """One task's agent, environments and replay buffer; mapped over tasks. N = copies."""
 
     agent: sac.SACState
-    env_state: dict  # leaves [N, ...]
-    obs: jax.Array  # [N, obs_dim]
-    clock: jax.Array  # [N] int32, steps into the episode
+    env_state: EnvState  # leaves [N, ...]
+    obs: Float[Array, "N obs"]
+    clock: Int[Array, " N"]  # steps into the episode
     replay: Transition  # leaves [rows, ...], a ring; N rows are written at once
+
+
+Keys = Key[Array, " T"]
+PerTask = Float[Array, " T"]
+Init = Callable[[Task, Keys], CollectState]
+AdvanceAgents = Callable[[Task, Keys, CollectState, Index, Index], tuple[CollectState, PerTask]]
+Episodes = Callable[[Task, Keys, CollectState, Index], tuple[dict, PerTask, PerTask]]
 
 
 class Collector(NamedTuple):
     """Programs over all tasks: leaves of tasks, states and keys have a [task] axis."""
 
-    init: callable  # (tasks, keys [T]) -> CollectState
-    advance: callable  # (tasks, keys [T], CollectState, start, length) -> (CollectState, loss [T])
-    episodes: callable  # (tasks, keys [T], CollectState, step)
-    #                      -> (fields [T, E, H, ...], sampled return [T], deterministic return [T])
+    init: Init
+    advance: AdvanceAgents  # (tasks, keys, state, start, length) -> (state, mean critic loss)
+    # (tasks, keys, state, step)
+    #     -> ({field: [T, E, H, ...]}, mean return of these, mean deterministic return)
+    episodes: Episodes
 
 
-def levels(behaviour):
+def levels(behaviour: BehaviourConfig) -> list[int]:
     """Returns the environment steps at which episodes are stored."""
     return [behaviour.first_level + i * behaviour.level_every for i in range(behaviour.num_levels)]
 
 
-def task_keys(behaviour, num_tasks):
-    """Returns one key per task, [T]."""
+def task_keys(behaviour: BehaviourConfig, num_tasks: int) -> Keys:
+    """Returns one key per task."""
     key = jax.random.key(behaviour.seed)
     return jax.vmap(functools.partial(stream, key, "behaviour"))(jnp.arange(num_tasks))
 
 
-def replay_rows(behaviour):
+def replay_rows(behaviour: BehaviourConfig) -> int:
     """Returns the rows of each task's replay buffer."""
     return min(behaviour.replay_rows or behaviour.num_steps, behaviour.num_steps)
 
@@ -64,16 +89,16 @@ class _Setup(NamedTuple):
     """What the functions below share; nothing of it is traced."""
 
     env: Env
-    behaviour: object  # a BehaviourConfig
+    behaviour: BehaviourConfig
     rl: Backbone
-    hp: dict
+    hp: Section
 
 
-def make(env, behaviour, mesh=None):
+def make(env: Env, behaviour: BehaviourConfig, mesh: Mesh | None = None) -> Collector:
     """Returns the Collector.
 
-    Args: env, an unnormalised Env; behaviour, a BehaviourConfig; mesh, from `sweep.make_mesh`: the
-    devices that tasks are split over.
+    Args: env, with raw observations; mesh, from `sweep.make_mesh`: the devices that tasks are split
+    over.
     """
     settings = sac.Config(
         width=behaviour.width, lr=behaviour.lr, discount=behaviour.discount, tau=behaviour.tau
@@ -108,7 +133,10 @@ def _init_task(setup, task, key):
 
 
 def _advance_task(setup, task, key, state, start, length):
-    """`length` environment steps from step `start`: all copies step, then the agent learns."""
+    """Takes `length` environment steps from step `start`: all copies step, then the agent learns.
+
+    Returns (CollectState, mean critic loss).
+    """
     copies = setup.behaviour.num_envs
 
     def body(i, carry):
@@ -122,7 +150,10 @@ def _advance_task(setup, task, key, state, start, length):
 
 
 def _step_task(setup, task, key, state, index):
-    """One step of every copy; the end of the seed phase has no task axis, so `cond` is a branch."""
+    """One step of every copy, and the updates that it earns; returns (CollectState, loss).
+
+    `index` has no task axis, so the `cond` on it stays a branch.
+    """
     env, behaviour = setup.env, setup.behaviour
     k_act, k_random, k_reset, k_learn = jax.random.split(stream(key, "step", index), 4)
 
@@ -150,7 +181,7 @@ def _step_task(setup, task, key, state, index):
     state = state.replace(env_state=env_state, obs=obs, clock=clock, replay=replay)
     learn = lambda agent: _learn(setup, agent, replay, k_learn, index)
     due = index >= behaviour.seed_steps
-    # the buffer is only read in the branch: as one of its results it could be copied every step
+    # the branch reads the buffer; if it returned it, too, XLA might copy it at every step
     agent, loss = jax.lax.cond(due, learn, lambda agent: (agent, jnp.zeros(())), state.agent)
     return state.replace(agent=agent), loss
 
@@ -188,12 +219,15 @@ def _episodes_task(setup, task, key, state, at):
     k_sampled, k_scored = jax.random.split(stream(key, "episodes", at))
 
     def episode(k, scored):
-        """One program for both kinds: simulations are what takes long to compile."""
+        """A sampled episode, or a deterministic one where it is scored; both are one program.
+
+        Simulations take long to compile.
+        """
 
         def policy(obs, k, index):
             k_act, k_random = jax.random.split(k)
             drawn = rl.act(state.agent, obs, no_z, k_act)
-            # what the agent does at this point of its training: random during the seed phase
+            # what the agent does at this moment of its training: random actions at first
             random = at < setup.behaviour.seed_steps
             drawn = jnp.where(random, evaluation.uniform_action(env, k_random), drawn)
             return jnp.where(scored, rl.mode(state.agent, obs, no_z), drawn)

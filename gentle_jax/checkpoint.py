@@ -1,21 +1,24 @@
 """Checkpoints of a whole run behind one small module (Orbax).
 
-A checkpoint is a pytree plus a JSON dict. It is complete or absent, whatever kills the process;
-the two newest are kept, and a damaged newest one falls back to the one before with a warning. One
-that another version of the code wrote is an error, and stays.
+A checkpoint is a pytree plus a JSON dict. It is complete or absent, whatever kills the process. The
+two newest are kept: where the newest is damaged, the one before is taken, with a warning. One that
+another version of the code wrote is an error, and stays.
 """
 
 import contextlib
 import pathlib
 import shutil
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from gentle_jax import errors
 from gentle_jax.config import fingerprint
+from gentle_jax.training import Position
 
 UNITS = 100  # more than the evaluation programs at one step
 
@@ -23,33 +26,33 @@ UNITS = 100  # more than the evaluation programs at one step
 class Checkpoints:
     """The checkpoints in one folder. Holds Orbax's writer thread, hence a class."""
 
-    def __init__(self, folder, keep=2):
+    def __init__(self, folder: pathlib.Path, keep: int = 2) -> None:
         me = jax.process_index()  # one process of several writes alone: Orbax waits for no other
         alone = ocp.options.MultiprocessingOptions(
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
         )
         several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
-        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-        for half in pathlib.Path(folder).glob("*.orbax-checkpoint-tmp*"):  # a kill left it
-            shutil.rmtree(half, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):  # a kill left it
+            shutil.rmtree(unfinished, ignore_errors=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, **several)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def save(self, step, tree, meta):
+    def save(self, step: int, tree: PyTree, meta: dict) -> None:
         """Saves in the background; the arrays may be donated as soon as this returns."""
         leaves = jax.tree.leaves(tree)
         copies = {f"{i:05d}": np.array(leaf, copy=True) for i, leaf in enumerate(leaves)}
-        whole = meta | {"layout": _layout(leaves)}
+        described = meta | {"layout": _layout(leaves)}
         items = ocp.args.Composite(
-            tree=ocp.args.StandardSave(copies), meta=ocp.args.JsonSave(whole)
+            tree=ocp.args.StandardSave(copies), meta=ocp.args.JsonSave(described)
         )
         self._manager.save(step, args=items, force=True)
 
-    def restore(self, like):
+    def restore(self, like: PyTree) -> tuple[PyTree, dict] | None:
         """Returns (tree, meta) of the newest readable checkpoint, or None if there is none.
 
-        Args: like, a pytree of arrays or shapes that the checkpoint must fit; raises UserError if
-        it holds other ones.
+        Args: like, arrays or shapes that the checkpoint must fit; raises UserError if it holds
+        other ones.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -66,16 +69,16 @@ class Checkpoints:
     def _set_aside(self, step):
         """Moves a damaged checkpoint out of the way: its step will be saved again."""
         folder = pathlib.Path(self._manager.directory)
-        aside = folder.with_name(f"{folder.name}_damaged")
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        aside.mkdir(exist_ok=True)
-        (folder / str(step)).replace(aside / str(step))
+        damaged = folder.with_name(f"{folder.name}_damaged")
+        shutil.rmtree(damaged / str(step), ignore_errors=True)
+        damaged.mkdir(exist_ok=True)
+        (folder / str(step)).replace(damaged / str(step))
         self._manager.reload()
 
     def _read(self, step, like):
         leaves, structure = jax.tree.flatten(like)
-        described = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self._manager.restore(step, args=described).meta
+        only_meta = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=only_meta).meta
         if meta.pop("layout") != _layout(leaves):
             raise errors.UserError(
                 f"the checkpoint in {self._manager.directory} was written by another version of "
@@ -86,29 +89,29 @@ class Checkpoints:
             for i, leaf in enumerate(leaves)
         }
         items = ocp.args.Composite(tree=ocp.args.StandardRestore(target))
-        found = self._manager.restore(step, args=items).tree
-        ordered = [np.asarray(found[name]) for name in sorted(found)]
+        numbered = self._manager.restore(step, args=items).tree
+        ordered = [np.asarray(numbered[name]) for name in sorted(numbered)]
         return jax.tree.unflatten(structure, ordered), meta
 
-    def wait(self):
+    def wait(self) -> None:
         """Blocks until the last save is on disk; raises what went wrong in the background."""
         self._manager.wait_until_finished()
 
-    def close(self):
+    def close(self) -> None:
         """Waits and frees the writer."""
         self._manager.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, *_):
-        """Ends the save that is under way, also after Ctrl-C; an error of its own is secondary."""
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Ends the save that is under way, also after Ctrl-C; its errors do not hide others."""
         with contextlib.suppress(*() if kind is None else (Exception,)):
             self.close()
 
 
-def number(position):
-    """Returns the number of the checkpoint of a `training.Position`: later ones are larger."""
+def number(position: Position) -> int:
+    """Returns the number of the checkpoint at a position: later ones are larger."""
     return position.done * UNITS + position.scored
 
 

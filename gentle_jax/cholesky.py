@@ -7,31 +7,34 @@ columns of plain array operations: as fast where many matrices are factored side
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def cho_factor(matrix):
-    """Returns (upper factor [n, n], False) of a positive definite matrix [n, n], as SciPy does."""
+def cho_factor(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], bool]:
+    """Returns (upper factor, False) of a positive definite matrix, as SciPy does."""
     rows = jnp.arange(matrix.shape[0])
 
     def column(j, rest):
-        """Takes column j of the lower factor from what is left, and its part from the rest."""
+        """Writes column j of the lower factor, and subtracts its product from later columns."""
         pivot = rest[:, j]
-        own = jnp.where(rows >= j, pivot / jnp.sqrt(pivot[j]), 0.0)
-        below = jnp.where(rows > j, own, 0.0)
-        return (rest - below[:, None] * below[None, :]).at[:, j].set(own)
+        factor = jnp.where(rows >= j, pivot / jnp.sqrt(pivot[j]), 0.0)
+        below = jnp.where(rows > j, factor, 0.0)
+        return (rest - below[:, None] * below[None, :]).at[:, j].set(factor)
 
     return jax.lax.fori_loop(0, len(rows), column, matrix).T, False
 
 
-def cho_solve(factor, right):
-    """Returns x [n] with U^T U x = right [n]. Args: factor, what `cho_factor` returns."""
+def cho_solve(
+    factor: tuple[Float[Array, "n n"], bool], right: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """Returns x with U^T U x = right. Args: factor, what `cho_factor` returns."""
     upper, _ = factor
     count = upper.shape[0]
     rows = jnp.arange(count)
 
     def substitute(matrix, j, after, x):
-        own = x[j] / matrix[j, j]
-        return jnp.where(rows == j, own, x - jnp.where(after, matrix[:, j], 0.0) * own)
+        value = x[j] / matrix[j, j]
+        return jnp.where(rows == j, value, x - jnp.where(after, matrix[:, j], 0.0) * value)
 
     down = lambda j, x: substitute(upper.T, j, rows > j, x)
     up = lambda j, x: substitute(upper, count - 1 - j, rows < count - 1 - j, x)

@@ -14,42 +14,69 @@ One update of a representation, on one meta batch:
 Axes: T tasks, C context transitions, Z latent. Names of terms are the names of their parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
 
 from gentle_jax import data as data_lib
 from gentle_jax.learner import Trained
-from gentle_jax.types import MetaBatch, Representation, Traits
+from gentle_jax.types import (
+    Belief,
+    Dataset,
+    Index,
+    MetaBatch,
+    Metrics,
+    RandomKey,
+    Representation,
+    Section,
+    Traits,
+    Transition,
+    pytree,
+)
+
+Params = dict[str, PyTree]
+EncodeSet = Callable[
+    [Params, Transition, Int[Array, " T"], RandomKey],
+    tuple[Float[Array, "T C Z"] | None, Float[Array, "T Z"]],
+]
+Extend = Callable[[Params, Belief, Transition, Float[Array, " C"]], Belief]
 
 
 class Encoder(NamedTuple):
     """A context encoder. `params` is {name: parameters} of everything that is trained."""
 
-    init: Callable  # (key) -> {part: parameters}
-    encode: Callable  # (params, Transition [T, C, ...], task_id [T], key) -> (codes, z [T, Z]);
-    #                    codes [T, C, Z] are those of single transitions, where it has any
-    prior: Callable  # (params) -> Belief
-    extend: Callable  # (params, Belief, Transition [C, ...], mask [C]) -> Belief
-    sample: Callable  # (params, Belief, key) -> z [Z]
+    init: Callable[[RandomKey], Params]  # {part: parameters}
+    encode: EncodeSet  # (params, context, task_id, key) -> (codes of single transitions where it
+    #                     has any, z)
+    prior: Callable[[Params], Belief]
+    extend: Extend  # (params, belief, leaves [C, ...], mask)
+    sample: Callable[[Params, Belief, RandomKey], Float[Array, " Z"]]
 
 
 class Seen(NamedTuple):
     """What a term may look at."""
 
-    codes: Any  # [T, C, Z], of each context transition
-    z: jax.Array  # [T, Z]
+    codes: Float[Array, "T C Z"] | None  # of each context transition
+    z: Float[Array, "T Z"]
     batch: MetaBatch
-    dz: jax.Array  # [T, Z], gradient of the critics' loss in z
+    dz: Float[Array, "T Z"]  # gradient of the critics' loss in z
     encode: Callable  # (Transition [T, C, ...], task_id [T], key) -> (codes, z), with `params`
-    params: dict  # name -> parameters; inside of `loss` those that it is differentiated in
+    params: Params  # name -> parameters; inside of `loss` those that it is differentiated in
     own: dict  # name -> what each term owns
-    aux: dict  # name -> what each term's loss returned beside its value; only in `after`
-    data: Any  # the Dataset, training tasks first
-    index: jax.Array  # step within the stage
+    aux: dict  # name -> what a term's loss returned beside its value: of the terms before one in
+    #            its loss, of all terms in `after`
+    data: Dataset  # training tasks first
+    index: Index  # step within the stage
+
+
+Own = PyTree
+Loss = Callable[[PyTree, Own, Section, Seen, RandomKey], Any]
+InitTerm = Callable[[RandomKey, Dataset], tuple[PyTree, Own]]
+Before = Callable[[Own, Section, Seen, RandomKey], tuple[Own, Metrics]]
+After = Callable[[PyTree, Own, Section, Seen, RandomKey], tuple[PyTree, Own]]
 
 
 class Term(NamedTuple):
@@ -58,42 +85,74 @@ class Term(NamedTuple):
     `params` are trained with the encoder; `own` is any other state, which gradients never reach.
     """
 
-    loss: Callable | None  # (params, own, hp, Seen, key) -> scalar, or (scalar, aux); None: no loss
-    init: Callable = lambda key, data: ({}, {})  # -> (params, own)
-    before: Callable | None = None  # (own, hp, Seen, key) -> (own, metrics)
-    after: Callable | None = None  # (params, own, hp, Seen, key) -> (params, own); Seen as before
-    #                                the step, `params` after it
+    loss: Loss | None  # (params, own, hp, seen, key) -> scalar, or (scalar, aux); None: no loss
+    init: InitTerm = lambda key, data: ({}, {})  # -> (params, own)
+    before: Before | None = None  # (own, hp, seen, key) -> (own, metrics)
+    after: After | None = None  # (params, own, hp, seen, key) -> (params, own); `seen` is that
+    #                             before the step, `params` are those after it
 
 
-@struct.dataclass
+@pytree
 class RepState:
     """Leaves of one run's representation."""
 
-    trained: dict  # name of an encoder's part or of a term -> Trained
+    trained: dict  # name of an encoder's part, or of a term with parameters -> Trained
     own: dict  # name of a term -> what is not trained with the encoder
 
     @property
-    def params(self):
+    def params(self) -> dict[str, PyTree]:
         """Returns {name: parameters}."""
         return {name: trained.params for name, trained in self.trained.items()}
 
 
-def representation(encoder, terms, train, active=None, frozen=(), **fields):
+def representation(
+    encoder: Encoder,
+    terms: dict[str, Term],
+    train: Any,
+    active: Iterable[str] | None = None,
+    frozen: Iterable[str] = (),
+    **fields: Any,
+) -> Representation:
     """Returns the Representation whose encoder descends the sum of terms, {name: Term}.
 
-    Args: active, names of the terms in use (default: all), so that stages can share one state;
-    frozen, parts of the encoder that do not learn; fields, those of a Representation to replace.
+    Args: train, a TrainConfig; active, names of the terms in use (default: all), so that stages can
+    share one state; frozen, parts of the encoder that do not learn; fields, those of a
+    Representation to replace.
     """
     used = dict(terms) if active is None else {name: terms[name] for name in active}
+    bundle = Representation(
+        init=_init(encoder, terms),
+        context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
+        update=_update(encoder, used, {*terms, *frozen} - {*used}),
+        prior=lambda state: encoder.prior(state.params),
+        extend=lambda state, *args: encoder.extend(state.params, *args),
+        sample=lambda state, *args: encoder.sample(state.params, *args),
+        describe=lambda state, z: {},
+        encode=lambda state, *args: encoder.encode(state.params, *args)[1],
+        traits=Traits(),
+    )
+    return bundle._replace(**fields)
+
+
+def _init(encoder, terms):
+    """Returns `init` of a Representation."""
 
     def init(hp, key, data):
         del hp
         k_encoder, *keys = jax.random.split(key, 1 + len(terms))
         parts = encoder.init(k_encoder)
+        if both := parts.keys() & terms.keys():
+            raise ValueError(f"an encoder's part and a term share a name: {sorted(both)}")
         made = {name: t.init(k, data) for (name, t), k in zip(terms.items(), keys, strict=True)}
         params = parts | {name: p for name, (p, _) in made.items()}
-        trained = {name: Trained.of(p) for name, p in params.items()}
+        trained = {name: Trained.of(p) for name, p in params.items() if jax.tree.leaves(p)}
         return RepState(trained, {name: own for name, (_, own) in made.items()})
+
+    return init
+
+
+def _update(encoder, used, still):
+    """Returns `update` of a Representation. Args: used, {name: Term}; still, names not to train."""
 
     def update(state, hp, batch, dz, data, key, index):
         keys = _keys(used, key)
@@ -103,14 +162,15 @@ def representation(encoder, terms, train, active=None, frozen=(), **fields):
         for name in _with(used, "before"):
             own[name], told = used[name].before(own[name], hp, seen, keys[name][0])
             metrics |= told
-        learning = [n for n in state.trained if n in used or n not in (*terms, *frozen)]
+        seen = seen._replace(own=dict(own))
+        learning = [name for name in state.trained if name not in still]
 
         def loss(params):
-            seen = _see(encoder, state.params | params, own, *others)
+            now = _see(encoder, state.params | params, seen.own, *others)
             values, aux = {}, {}
             for name in _with(used, "loss"):
-                mine = seen.params[name], own[name]
-                result = used[name].loss(*mine, hp, seen, keys[name][1])
+                mine = now.params.get(name, {}), now.own[name]
+                result = used[name].loss(*mine, hp, now._replace(aux=dict(aux)), keys[name][1])
                 values[name], aux[name] = result if isinstance(result, tuple) else (result, None)
             return sum(values.values(), jnp.zeros(())), (values, aux)
 
@@ -118,25 +178,15 @@ def representation(encoder, terms, train, active=None, frozen=(), **fields):
         trained = dict(state.trained)
         for name in learning:
             trained[name] = trained[name].step(grads[name], hp["lr"])
-        seen = seen._replace(own=dict(own), aux=aux)
+        seen = seen._replace(aux=aux)
         for name in _with(used, "after"):
-            mine = trained[name].params, own[name]
+            mine = trained[name].params if name in trained else {}, own[name]
             params, own[name] = used[name].after(*mine, hp, seen, keys[name][2])
-            trained[name] = trained[name].replace(params=params)
+            if name in trained:
+                trained[name] = trained[name].replace(params=params)
         return RepState(trained, own), metrics | {f"{n}_loss": v for n, v in values.items()}
 
-    bundle = Representation(
-        init=init,
-        context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
-        update=update,
-        prior=lambda state: encoder.prior(state.params),
-        extend=lambda state, *args: encoder.extend(state.params, *args),
-        sample=lambda state, *args: encoder.sample(state.params, *args),
-        describe=lambda state, z: {},
-        encode=lambda state, *args: encoder.encode(state.params, *args)[1],
-        traits=Traits(),
-    )
-    return bundle._replace(**fields)
+    return update
 
 
 def _with(terms, hook):

@@ -1,20 +1,23 @@
 """Frozen configs: defaults in code, layers of dotted overrides, strict keys, fingerprints.
 
 Order of layers, later wins: dataclass defaults (the paper's values), the environment's settings
-for the suite, the algorithm's fidelity, the size preset, the user. Floats of the sections `algo`
-and `backbone` are leaves of `hp`, unless marked static: they can be swept in one program.
+for the suite, the algorithm's settings for suite and environment, its fidelity, the size preset,
+the user. Floats of the sections `algo` and `backbone` are leaves of `hp`, unless marked static:
+they can be swept in one program.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from gentle_jax import errors, registry, suites
+from gentle_jax import errors, needs, registry, suites
 from gentle_jax.envs.base import DERIVE_CONSTANTS, EnvConfig, shorten
+from gentle_jax.types import Env, HyperParams
 
 SECTIONS = ("run", "env", "train", "behaviour", "eval", "algo", "backbone")
 FIDELITIES = ("paper", "release")
@@ -29,12 +32,15 @@ MAY_BE_ZERO = (  # every other whole number is a size, a count or a period
 METRICS = ("final", "all", "first")
 
 
-def static(default):
-    """Returns a float field that shapes depend on, so that it cannot be swept."""
+def static(default: float) -> Any:
+    """Returns a float field that shapes depend on, so that it cannot be swept.
+
+    Typed as what it stands for, like `dataclasses.field`.
+    """
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-def from_zero(default):
+def from_zero(default: int) -> Any:
     """Returns a whole-number field of an algorithm or backbone that may be 0."""
     return dataclasses.field(default=default, metadata={"from_zero": True})
 
@@ -57,7 +63,10 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Meta-training of every algorithm (ctmrl_suite.md sec. 1, gentle_suite.md sec. 3.4)."""
+    """Meta-training of every algorithm.
+
+    Source: docs/methods/backbones.md, "Joint step"; docs/methods/data.md, "Sampling".
+    """
 
     num_steps: int = 65_000  # gradient steps of the main stage
     meta_batch: int = 16  # T, tasks per step
@@ -79,11 +88,14 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BehaviourConfig:
-    """Online SAC that makes the data: ctmrl_suite.md sec. 14 (`train_point.yaml`)."""
+    """Online SAC that makes the data; defaults are those of the point robots of CTMRL.
+
+    Source: docs/methods/data.md, "Behaviour agents".
+    """
 
     num_steps: int = 5_000  # environment steps per task, one update each after `seed_steps`
     seed_steps: int = 2_000  # uniform random actions first
-    first_level: int = 2_200  # the first checkpoint whose episodes are stored
+    first_level: int = 2_200  # environment steps before episodes are stored for the first time
     level_every: int = 200
     episodes_per_level: int = 50
     num_levels: int = 14
@@ -100,9 +112,12 @@ class BehaviourConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Test budgets in environment steps; 0 means one horizon (the sheets' sec. 5 and sec. 4)."""
+    """Test budgets in environment steps; 0 means one horizon.
 
-    two_phase_steps: int = 400  # B of random_then_policy and online
+    Source: docs/methods/protocols.md, "Budgets and metrics".
+    """
+
+    online_steps: int = 400  # B of random_then_policy and online
     context_episodes: int = 1  # X: z stays the prior until X * H scored steps were taken
     scored_steps: int = 400  # budget of given_context and one_shot
     exploration_steps: int = 0  # one_shot's unscored transitions
@@ -114,15 +129,15 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """One resolved experiment. `algo` and `backbone` are the chosen modules' own configs."""
+    """One resolved experiment."""
 
     run: RunConfig
     env: EnvConfig
     train: TrainConfig
     behaviour: BehaviourConfig
     eval: EvalConfig
-    algo: Any
-    backbone: Any
+    algo: Any  # the Config of the chosen algorithm's module
+    backbone: Any  # the Config of the chosen backbone's module
 
 
 def _apply(sections, layer, names, source):
@@ -143,8 +158,12 @@ def _apply(sections, layer, names, source):
         sections[section] = dataclasses.replace(sections[section], **{field: value})
 
 
-def fill_names(run):
-    """Fills in backbone, fidelity and protocols; raises UserError for names that do not exist."""
+def fill_names(run: RunConfig) -> RunConfig:
+    """Fills in backbone, fidelity and protocols; UserError for names that do not exist or fit.
+
+    By default every protocol that can run, the native one first: the algorithm's `PROTOCOL` where
+    its paper has a test of its own, else the suite's.
+    """
     suite = suites.get(run.suite)
     algorithm = registry.load("algorithm", run.algorithm)
     modes = _environment(run.env, run.suite).PHYSICS
@@ -156,10 +175,10 @@ def fill_names(run):
     fidelity = run.fidelity or getattr(algorithm, "DEFAULT_FIDELITY", "paper")
     if fidelity not in FIDELITIES:
         raise errors.unknown("fidelity", fidelity, FIDELITIES)
-    native_first = sorted(registry.PROTOCOLS, key=lambda name: name != suite.protocol)
-    protocols = tuple(run.protocols) or tuple(native_first)
-    for name in protocols:
-        registry.load("protocol", name)
+    native = (getattr(algorithm, "PROTOCOL", ""), suite.protocol)
+    rank = lambda name: native.index(name) if name in native else len(native)
+    protocols = run.protocols or tuple(sorted(needs.able(run.algorithm, run.env), key=rank))
+    needs.check(protocols, run.algorithm, run.env)
     return dataclasses.replace(
         run, backbone=backbone, fidelity=fidelity, protocols=protocols, physics=physics
     )
@@ -177,20 +196,22 @@ def _environment(name, suite):
     return module
 
 
-def make_env(name, suite, physics, settings):
+def make_env(name: str, suite: str, physics: str, settings: EnvConfig) -> Env:
     """Returns the Env of a suite; raises UserError for what it does not have.
 
-    Args: physics, "" for the published one; settings, an EnvConfig.
+    Args: physics, "" for the published one.
     """
     module = _environment(name, suite)
     return shorten(module.make(suite, physics or module.PHYSICS[0], settings), settings)
 
 
-def resolve(run, preset_layers=(), overrides=None):
-    """Returns the ExperimentConfig for `run`.
+def resolve(
+    run: RunConfig, preset_layers: Sequence[dict] = (), overrides: dict | None = None
+) -> ExperimentConfig:
+    """Returns the config of a run, all layers applied.
 
-    Args: run, a RunConfig; preset_layers, dicts of dotted overrides (the size preset); overrides,
-    the user's. Raises UserError for an unknown name, section or key, or an impossible value.
+    Args: preset_layers, {dotted key: value} of the size preset; overrides, the user's. Raises
+    UserError for an unknown name, section or key, or an impossible value.
     """
     run = fill_names(run)
     algorithm = registry.load("algorithm", run.algorithm)
@@ -217,7 +238,7 @@ def resolve(run, preset_layers=(), overrides=None):
     return config
 
 
-def validate(config):
+def validate(config: ExperimentConfig) -> None:
     """Raises UserError for values that no program could run with."""
     for name, value in (
         ("--num_seeds", config.run.num_seeds),
@@ -288,13 +309,13 @@ def _validate_behaviour(behaviour):
         )
 
 
-def to_dict(config):
+def to_dict(config: ExperimentConfig) -> dict:
     """Returns the config as plain nested dicts (tuples become lists), ready for JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(tree):
-    """Returns the ExperimentConfig that `to_dict` wrote; raises UserError if it has other keys."""
+def from_dict(tree: dict) -> ExperimentConfig:
+    """Returns the config that `to_dict` wrote; raises UserError if it has other keys."""
     try:
         run = RunConfig(**tree["run"] | {"protocols": tuple(tree["run"]["protocols"])})
         kinds = {
@@ -313,12 +334,12 @@ def from_dict(tree):
     return ExperimentConfig(run=run, **sections)
 
 
-def fingerprint(tree):
+def fingerprint(tree: Any) -> str:
     """Returns 12 hex digits that change when any value of a JSON-able tree changes."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def data_identity(config):
+def data_identity(config: ExperimentConfig) -> dict:
     """Returns what a dataset depends on: a JSON-able dict, compared before a dataset is used."""
     return {
         "env": config.run.env,
@@ -330,22 +351,22 @@ def data_identity(config):
     }
 
 
-def swept_fields(config):
+def swept_fields(config: ExperimentConfig) -> dict[str, float]:
     """Returns {dotted key: default} of every float that may be swept."""
-    found = {}
+    defaults = {}
     for section in ("algo", "backbone"):
         values = getattr(config, section)
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
             if isinstance(value, float) and not field.metadata.get("static"):
-                found[f"{section}.{field.name}"] = value
-    return found
+                defaults[f"{section}.{field.name}"] = value
+    return defaults
 
 
-def hyper_params(config, points=({},)):
-    """Returns `hp`: {section: {name: float32 [len(points)]}}, one row per grid point.
+def hyper_params(config: ExperimentConfig, points: Sequence[dict] = ({},)) -> HyperParams:
+    """Returns {section: {name: float32 [len(points)]}}, one row per grid point.
 
-    Args: points, dicts of dotted key -> value that replace the config's own value.
+    Args: points, {dotted key: value} that replace the config's values.
     """
     tree = {"algo": {}, "backbone": {}}
     for key, default in swept_fields(config).items():

@@ -5,18 +5,23 @@ per seed. Every device has a copy, or, where that is too large, some of the task
 an episode are contiguous, episodes of a behaviour level too.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Num
 
-from gentle_jax.types import Statistics, Transition
+from gentle_jax.types import HostArray, RandomKey, Statistics, Transition, pytree
 
+Ids = Int[Array, " ids"] | Int[HostArray, " ids"]
 DEVICES = "runs"  # the mesh axis that runs, and a split dataset, lie along
 
 
-@struct.dataclass
+@pytree
 class Dataset:
     """Rows of several tasks; every sampler draws with replacement."""
 
@@ -24,27 +29,31 @@ class Dataset:
     episode_start: jax.Array  # [task, episode + 1] int32, the last entry is the number of rows
     level_episodes: int = struct.field(pytree_node=False)  # episodes of one behaviour level
     num_levels: int = struct.field(pytree_node=False)
-    place: jax.Array | None = None  # [task], where in `rows` a task lies; None: in this order
+    rows_of: jax.Array | None = None  # [task], where in `rows` a task lies; None: in this order
     split: int = struct.field(pytree_node=False, default=1)  # devices that `rows` is split over
 
-    def partition(self):
+    def partition(self) -> "Dataset":
         """Returns the PartitionSpec of every part: what `sweep` shards a shared argument by."""
         rows = PartitionSpec(DEVICES) if self.split > 1 else PartitionSpec()
         whole = PartitionSpec()
-        place = None if self.place is None else whole
-        return self.replace(rows=rows, episode_start=whole, place=place)
+        rows_of = None if self.rows_of is None else whole
+        return self.replace(rows=rows, episode_start=whole, rows_of=rows_of)
 
-    def unsplit(self):
+    def unsplit(self) -> "Dataset":
         """Returns the same Dataset marked as whole: to trace a step outside of a mesh."""
         return self.replace(split=1)
 
 
-def from_episodes(fields, mask, timeout_is_terminal):
+def from_episodes(
+    fields: dict[str, np.ndarray],
+    mask: Num[HostArray, "task level episode step"],
+    timeout_is_terminal: bool,
+) -> Dataset:
     """Packs episodes [task, level, episode, step, ...] into a numpy Dataset.
 
-    Args: fields, dict with obs, action, reward, context_reward, next_obs, terminal (true ends);
-    mask [task, level, episode, step], 1 for real steps; timeout_is_terminal, whether the last row
-    of every episode ends the Bellman target (both releases: gentle_suite.md sec. 1).
+    Args: fields, of a Transition (`terminal` for true ends); mask, 1 for real steps;
+    timeout_is_terminal, whether the last row
+    of every episode ends the Bellman target (both releases: docs/methods/data.md, "End flags").
     """
     num_tasks, num_levels, num_episodes, _ = mask.shape
     lengths = mask.sum(-1).astype(np.int32)  # [task, level, episode]
@@ -73,7 +82,7 @@ def from_episodes(fields, mask, timeout_is_terminal):
     return Dataset(rows, start.astype(np.int32), num_episodes, num_levels)
 
 
-def shapes(wanted):
+def shapes(wanted: dict[str, tuple]) -> Dataset:
     """Returns the Dataset of shapes of full episodes. Args: wanted, {field: shape} of storage."""
     num_tasks, num_levels, num_episodes, steps = wanted["reward"]
     lead = (num_tasks, num_levels * num_episodes * steps)
@@ -85,18 +94,18 @@ def shapes(wanted):
     return Dataset(Transition(**rows), start, num_episodes, num_levels)
 
 
-def take_tasks(dataset, ids):
+def take_tasks(dataset: Dataset, ids: Ids) -> Dataset:
     """Returns the Dataset of some tasks, in the order of `ids`: a copy of their rows."""
     return jax.tree.map(lambda x: x[ids], dataset)
 
 
-def view_tasks(dataset, ids):
+def view_tasks(dataset: Dataset, ids: Ids) -> Dataset:
     """Returns the Dataset of some tasks without copying rows. Args: ids, which may be traced."""
-    place = ids if dataset.place is None else dataset.place[ids]
-    return dataset.replace(episode_start=dataset.episode_start[ids], place=place)
+    rows_of = ids if dataset.rows_of is None else dataset.rows_of[ids]
+    return dataset.replace(episode_start=dataset.episode_start[ids], rows_of=rows_of)
 
 
-def split_tasks(dataset, num_devices):
+def split_tasks(dataset: Dataset, num_devices: int) -> Dataset:
     """Returns a numpy Dataset whose rows can be split by task over devices: padded with zeros.
 
     Inside `jax.shard_map` every device then holds some tasks' rows, and `gather` fetches what it
@@ -112,16 +121,21 @@ def split_tasks(dataset, num_devices):
     return dataset.replace(rows=jax.tree.map(pad, dataset.rows), split=num_devices)
 
 
-def statistics(dataset):
-    """Returns (mean, std) [obs_dim] of current observations (gentle_suite.md sec. 1)."""
+def statistics(dataset: Dataset) -> tuple[Float[HostArray, " obs"], Float[HostArray, " obs"]]:
+    """Returns (mean, std) of current observations (docs/methods/data.md, "Normaliser")."""
     rows = _real_rows(dataset, dataset.rows.obs)
     return rows.mean(0), np.sqrt(rows.var(0) + 1e-8)
 
 
-def summary(dataset):
+def summary(dataset: Dataset) -> Statistics:
     """Returns the Statistics of a Dataset's observations and dense rewards."""
     obs, reward = (_real_rows(dataset, x) for x in (dataset.rows.obs, dataset.rows.reward))
     return Statistics(obs.mean(0), obs.std(0), float(reward.mean()), float(reward.std()))
+
+
+def no_summary(obs_dim: int) -> Statistics:
+    """Returns the Statistics that stand for those of data which are not there yet: 0 and 1."""
+    return Statistics(np.zeros(obs_dim, np.float32), np.ones(obs_dim, np.float32), 0.0, 1.0)
 
 
 def _real_rows(dataset, column):
@@ -130,14 +144,18 @@ def _real_rows(dataset, column):
     return np.concatenate([np.asarray(x)[:n] for x, n in zip(column, ends, strict=True)])
 
 
-def normalize(dataset, mean, std):
+def normalize(
+    dataset: Dataset, mean: Float[HostArray, " obs"], std: Float[HostArray, " obs"]
+) -> Dataset:
     """Returns the Dataset with z-scored obs and next_obs."""
     rows = dataset.rows
     scaled = rows._replace(obs=(rows.obs - mean) / std, next_obs=(rows.next_obs - mean) / std)
     return dataset.replace(rows=scaled)
 
 
-def task_sampler(meta_batch, num_tasks, task_draw):
+def task_sampler(
+    meta_batch: int, num_tasks: int, task_draw: str
+) -> Callable[[RandomKey], Int[Array, " T"]]:
     """Returns draw(key) -> task ids [meta_batch]; distinct ones where possible and asked for."""
     if task_draw == "distinct" and meta_batch == num_tasks:
         return lambda key: jnp.arange(num_tasks)
@@ -152,9 +170,9 @@ def _uniform_rows(low, high, shape, key):
     return jnp.minimum(draw, high - 1)  # float32 rounding may reach `high`
 
 
-def gather(dataset, task_id, index):
-    """Returns rows `index` [T, ...] of tasks `task_id` [T]: a Transition, leaves [T, ..., ...]."""
-    at = task_id if dataset.place is None else dataset.place[task_id]
+def gather(dataset: Dataset, task_id: Int[Array, " T"], index: Int[Array, "T ..."]) -> Transition:
+    """Returns rows `index` of tasks `task_id`: leaves [T, *rows, ...]."""
+    at = task_id if dataset.rows_of is None else dataset.rows_of[task_id]
     at = at.reshape(at.shape + (1,) * (index.ndim - 1))
     if dataset.split == 1:
         return jax.tree.map(lambda x: x[at, index], dataset.rows)
@@ -173,19 +191,23 @@ def gather(dataset, task_id, index):
     return jax.tree.map(exchange, dataset.rows)
 
 
-def draw_rows(dataset, task_id, size, key):
-    """Returns row numbers [T, size], uniform over all rows of each task."""
+def draw_rows(
+    dataset: Dataset, task_id: Int[Array, " T"], size: int, key: RandomKey
+) -> Int[Array, "T size"]:
+    """Returns row numbers, uniform over all rows of each task."""
     end = dataset.episode_start[task_id, -1][:, None]
     return _uniform_rows(0, end, (task_id.shape[0], size), key)
 
 
-def rl_batch(dataset, task_id, size, key):
+def rl_batch(dataset: Dataset, task_id: Int[Array, " T"], size: int, key: RandomKey) -> Transition:
     """Returns a Transition with leaves [T, size, ...], uniform over all rows of each task."""
     return gather(dataset, task_id, draw_rows(dataset, task_id, size, key))
 
 
-def episodes(dataset, task_id, count, horizon, key):
-    """Returns (Transition [T, count, horizon, ...], mask [T, count, horizon]): whole episodes.
+def episodes(
+    dataset: Dataset, task_id: Int[Array, " T"], count: int, horizon: int, key: RandomKey
+) -> tuple[Transition, Float[Array, "T count horizon"]]:
+    """Returns (whole episodes, leaves [T, count, horizon, ...]; mask).
 
     Uniform over the episodes that have rows, in time order; one longer than `horizon` is cut.
     """
@@ -200,7 +222,14 @@ def episodes(dataset, task_id, count, horizon, key):
     return rows, (step < length).astype(jnp.float32)
 
 
-def context_batch(dataset, task_id, size, key, draw, num_levels=1):
+def context_batch(
+    dataset: Dataset,
+    task_id: Int[Array, " T"],
+    size: int,
+    key: RandomKey,
+    draw: str,
+    num_levels: int = 1,
+) -> Transition:
     """Returns a context, a Transition with leaves [T, size, ...].
 
     `draw`: "uniform" over all rows of a task (both releases); "level", rows of `num_levels`
@@ -238,7 +267,9 @@ def context_batch(dataset, task_id, size, key, draw, num_levels=1):
     return gather(dataset, task_id, low + (slot % length) % jnp.maximum(high - low, 1))
 
 
-def context_of(dataset, task_id, train, key):
+def context_of(
+    dataset: Dataset, task_id: Int[Array, " T"], train: Any, key: RandomKey
+) -> Transition:
     """Returns `context_batch` with the size and draw of a TrainConfig."""
     return context_batch(
         dataset, task_id, train.context_size, key, train.context_draw, train.context_levels

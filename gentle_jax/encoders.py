@@ -1,39 +1,41 @@
 """Context encoders: the `Encoder` of a representation, and the features of a context row."""
 
-import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Float
 
 from gentle_jax import networks
 from gentle_jax.compose import Encoder
+from gentle_jax.types import Spec, Transition, pytree
 
 
-@struct.dataclass
+@pytree
 class SetBelief:
     """Sum and count of per-transition codes; z is their mean, 0 before any transition."""
 
-    total: jax.Array  # [Z]
-    count: jax.Array  # scalar
+    total: Float[Array, " Z"]
+    count: Float[Array, ""]
 
 
-def context_row(transition, use_next_obs):
-    """Returns context features [..., F]: s, a, r (and s'); never the end flag."""
+def context_row(transition: Transition, use_next_obs: bool) -> Float[Array, "*rows F"]:
+    """Returns context features: s, a, r (and s'); never the end flag."""
     parts = [transition.obs, transition.action, transition.context_reward[..., None]]
     if use_next_obs:
         parts.append(transition.next_obs)
     return jnp.concatenate(parts, axis=-1)
 
 
-def row_size(spec, use_next_obs):
+def row_size(spec: Spec, use_next_obs: bool) -> int:
     """Returns F, the size of one context row."""
     return spec.obs_dim * (2 if use_next_obs else 1) + spec.action_dim + 1
 
 
-def mean_encoder(spec, latent_dim, width, depth, use_next_obs):
+def mean_encoder(
+    spec: Spec, latent_dim: int, width: int, depth: int, use_next_obs: bool
+) -> Encoder:
     """Returns the Encoder z = mean_t tanh(f(x_t)), with one part, `encoder`.
 
-    Source: ctmrl_suite.md sec. 1 and gentle_suite.md sec. 3.1. Permutation invariant; rows with
-    mask 0 change nothing.
+    Source: docs/methods/focal.md, "Encoder"; docs/methods/gentle.md, "Task auto-encoder". The order
+    of rows does not matter; rows with mask 0 change nothing.
     """
     network = networks.mlp(
         row_size(spec, use_next_obs), width, depth, latent_dim, squash=True,

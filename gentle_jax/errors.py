@@ -1,13 +1,15 @@
 """Errors that a user caused and can mend: one line, shown without a traceback, exit code 2."""
 
 import difflib
+from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
     """Bad input: the message says what was given, what is allowed and what to do."""
 
 
-def unknown(kind, given, allowed):
+def unknown(kind: str, given: Any, allowed: Iterable) -> UserError:
     """Returns a UserError for a name outside `allowed`, with the nearest match."""
     allowed = [str(name) for name in allowed]
     near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.4)

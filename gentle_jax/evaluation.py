@@ -1,61 +1,135 @@
-"""Fixed-horizon rollouts, the random policy's return, and the evaluation of one agent."""
+"""Rollouts, the random policy's return, and the evaluation of one agent."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from gentle_jax import data as data_lib
 from gentle_jax import learner, sweep
 from gentle_jax.rng import stream
-from gentle_jax.types import Offline, Transition
+from gentle_jax.types import Belief, Env, Offline, RandomKey, Scalar, Task, Transition
 
 
-def rollout(env, task, policy, key, steps=None, restarts=False):
+def rollout(
+    env: Env, task: Task, policy: Callable, key: RandomKey, steps: int | None = None, restarts=False
+) -> tuple[Transition, Float[Array, " steps"]]:
     """Runs `policy(obs, key, step) -> action` for one horizon, or `steps` steps.
 
     Returns (Transition leaves [steps, ...], mask [steps]): mask is 0 after the episode's end,
-    early or not. Args: restarts, whether a new episode begins instead, so that every row counts;
-    a scalar bool, which may be traced: simulations take long to compile, and one program then
-    serves both kinds.
+    early or not. Args: restarts, whether a new episode begins instead, so that every row counts.
+    `step` counts from the start of the episode.
+    """
+    own = lambda obs, key, step, belief: policy(obs, key, step)
+    return play(env, task, own, key, steps=steps, restarts=restarts)[:2]
+
+
+def play(
+    env: Env,
+    task: Task,
+    policy: Callable,
+    key: RandomKey,
+    belief: Belief = None,
+    observe: Callable | None = None,
+    steps: int | None = None,
+    restarts: bool = False,
+) -> tuple[Transition, Float[Array, " steps"], Belief]:
+    """Runs `policy(obs, key, step, belief) -> action` as `rollout` does, with a belief.
+
+    Args: observe, (belief, Transition of one step) -> belief; None: it stays as it is. Where a new
+    episode begins the belief goes on: the episodes are one experience of one task. Returns (rows,
+    mask, the belief after the last row that counts).
     """
     steps = steps or env.horizon
+    first, keys = _start(env, task, key, belief, steps)
+    body = _advance(env, task, policy, observe)
+    inputs = (keys, jnp.arange(steps))
+    loop = lambda carry, inputs: body(carry, *inputs, restarts)
+    (*_, belief), (rows, mask) = jax.lax.scan(loop, first, inputs)
+    return rows, mask, belief
+
+
+def play_whole(
+    env: Env,
+    task: Task,
+    policy: Callable,
+    key: RandomKey,
+    belief: Belief = None,
+    observe: Callable | None = None,
+    enough=1,
+) -> tuple[Transition, Float[Array, " steps"], Belief]:
+    """Runs whole episodes, as `play` does, until there are `enough` rows; 1: a single episode.
+
+    Args: enough, 1 to H, which may be traced: simulations take long to compile, and one program
+    then serves both kinds. Returns (rows [2 H - 1, ...], mask, belief). It takes as many steps as
+    there are rows, so it is for environments whose episodes end early.
+    """
+    steps = 2 * env.horizon - 1
+    first, keys = _start(env, task, key, belief, steps)
+    body = _advance(env, task, policy, observe)
+
+    def more(loop):
+        (_, _, _, alive, _), *_ = loop
+        return alive > 0
+
+    def go(loop):
+        carry, index, rows, mask = loop
+        carry, (row, now) = body(carry, keys[index], index, index + 1 < enough)
+        rows = jax.tree.map(lambda all_rows, new: all_rows.at[index].set(new), rows, row)
+        return carry, index + 1, rows, mask.at[index].set(now)
+
+    loop = (first, jnp.zeros((), jnp.int32), empty_rows(env, steps), jnp.zeros(steps))
+    (*_, belief), _, rows, mask = jax.lax.while_loop(more, go, loop)
+    return rows, mask, belief
+
+
+def empty_rows(env: Env, steps: int) -> Transition:
+    """Returns a Transition of zeros, leaves [steps, ...]."""
+    obs, action = jnp.zeros((steps, env.obs_dim)), jnp.zeros((steps, env.action_dim))
+    none = jnp.zeros(steps)
+    return Transition(obs, action, none, none, obs, none)
+
+
+def _start(env, task, key, belief, steps):
+    """Returns (carry of `_advance` at the start of an episode, keys [steps])."""
     k_reset, k_steps = jax.random.split(key)
     state, obs = env.reset(task, k_reset)
+    carry = (state, obs, jnp.zeros((), jnp.int32), jnp.ones(()), belief)
+    return carry, jax.random.split(k_steps, steps)
 
-    def body(carry, inputs):
-        state, obs, clock, alive = carry
-        k, index = inputs
-        k_action, k_again = jax.random.split(k)
-        action = policy(obs, k_action, index)
+
+def _advance(env, task, policy, observe):
+    """Returns body(carry, key, index, restarts) -> (carry, (row, whether it counts)) of one step.
+
+    carry: (environment's state, obs, step of the episode, 1 while rows count, belief).
+    """
+
+    def body(carry, key, index, restarts):
+        state, obs, clock, alive, belief = carry
+        k_action, k_again = jax.random.split(key)
+        # without restarts both are one number, and `index` needs no carry
+        action = policy(obs, k_action, index if restarts is False else clock, belief)
         state, out = env.step(task, state, action)
         row = Transition(obs, action, out.reward, out.context_reward, out.obs, out.terminal)
         now, over = alive, (out.terminal > 0) | (clock + 1 >= env.horizon)
+        if observe is not None:
+            seen = observe(belief, row)
+            belief = jax.tree.map(lambda a, b: jnp.where(now > 0, a, b), seen, belief)
         obs, again = out.obs, jnp.logical_and(over, restarts)
         if restarts is not False:
             fresh = env.reset(task, k_again)
             state, obs = jax.tree.map(lambda a, b: jnp.where(again, a, b), fresh, (state, obs))
         clock = jnp.where(again, 0, clock + 1)
         alive = alive * jnp.where(over, again, 1.0)
-        return (state, obs, clock, alive), (row, now)
+        return (state, obs, clock, alive, belief), (row, now)
 
-    carry = (state, obs, jnp.zeros((), jnp.int32), jnp.ones(()))
-    inputs = (jax.random.split(k_steps, steps), jnp.arange(steps))
-    _, (rows, mask) = jax.lax.scan(body, carry, inputs)
-    return rows, mask
+    return body
 
 
-def episode_return(rows, mask):
+def episode_return(rows: Transition, mask: Float[Array, " steps"]) -> Scalar:
     """Returns the undiscounted reported return of one episode."""
     return (rows.context_reward * mask).sum()
-
-
-def deterministic(rl, state, z):
-    """Returns the deterministic policy for `rollout` at a fixed z."""
-    return lambda obs, key, index: rl.mode(state, obs, z)
-
-
-def stochastic(rl, state, z):
-    """Returns the sampled policy for `rollout` at a fixed z."""
-    return lambda obs, key, index: rl.act(state, obs, z, key)
 
 
 def uniform_action(env, key):
@@ -95,9 +169,9 @@ def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
 
     Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the
     Dataset of the same tasks (given_context reads it); at, the training step, which only picks
-    random keys. Returns are means over `num_repeats` independent repeats, per episode index.
-    `evaluate` also takes `names`, the only protocols to run: programs of their own compile side by
-    side.
+    random keys. Returns are means over `num_repeats` independent repeats, per episode number; slots
+    that no repeat used are NaN (`protocols.base.until`). `evaluate` also takes `names`, the only
+    protocols to run: programs of their own compile side by side.
     """
 
     def evaluate(state, run_key, tasks, offline, at, names=tuple(protocols)):
@@ -111,13 +185,29 @@ def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
                 task, index, key = inputs
                 stored = stored_data(offline, index, len(env.train_ids))
                 repeat = lambda k: protocol.run(algorithm, state, env, task, stored, k).returns
-                return jax.vmap(repeat)(jax.random.split(key, num_repeats)).mean(0)
+                returns = jax.vmap(repeat)(jax.random.split(key, num_repeats))
+                return mean_over_repeats(returns) if env.ends_early else returns.mean(0)
 
             inputs = (tasks, jnp.arange(num_tasks), keys)
             results[name] = jax.lax.map(one, inputs, batch_size=min(tasks_at_once, num_tasks))
         return results
 
     return evaluate
+
+
+def mean_over_repeats(returns: Float[Array, "repeat E"]) -> Float[Array, " E"]:
+    """Returns the mean over repeats of returns of `protocols.base.until`, where episodes end early.
+
+    The last slot is every repeat's last episode. Between the first and the last a slot is the mean
+    of the repeats that had so many episodes, NaN where none had.
+    """
+    there = ~jnp.isnan(returns)
+    count = there.sum(0)
+    mean = jnp.where(there, returns, 0.0).sum(0) / jnp.maximum(count, 1)
+    mean = jnp.where(count > 0, mean, jnp.nan)
+    # the ends are there in every repeat: what is NaN in one of them is not finite, and stays so
+    ends = jnp.array([0, -1])
+    return mean.at[ends].set(returns[:, ends].mean(0))
 
 
 def make_trace(algorithm, env, protocol):

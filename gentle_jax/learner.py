@@ -1,20 +1,38 @@
 """What learners share: trained parameters, Polyak averages, the joint step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
 
 from gentle_jax import data as data_lib
-from gentle_jax.types import AgentState, Algorithm, Cond, MetaBatch, Stage
+from gentle_jax.types import (
+    Advance,
+    AgentState,
+    Algorithm,
+    Backbone,
+    Cond,
+    HyperParams,
+    Index,
+    MetaBatch,
+    RandomKey,
+    Representation,
+    Scalar,
+    Spec,
+    Stage,
+    State,
+    Transition,
+    pytree,
+)
 
 DECAYED = ("lr", "policy_lr")
-_ADAM = optax.scale_by_adam()  # betas .9, .999, eps 1e-8: torch's defaults, as every sheet says
+_ADAM = optax.scale_by_adam()  # betas .9, .999, eps 1e-8 (docs/methods/backbones.md, "Optimisers")
 
 
-@struct.dataclass
+@pytree
 class Trained:
     """Parameters and their Adam moments: one thing that learns."""
 
@@ -22,31 +40,38 @@ class Trained:
     moments: Any
 
     @classmethod
-    def of(cls, params):
+    def of(cls, params: PyTree) -> "Trained":
         """Returns parameters with fresh moments."""
         return cls(params, _ADAM.init(params))
 
-    def step(self, grads, lr):
+    def step(self, grads: PyTree, lr: Scalar) -> "Trained":
         """Returns Trained after one Adam step; `lr` may be traced, so sweeps compile once."""
         updates, moments = _ADAM.update(grads, self.moments, self.params)
         return Trained(jax.tree.map(lambda p, u: p - lr * u, self.params, updates), moments)
 
-    def descend(self, loss, lr):
+    def descend(self, loss: Callable, lr: Scalar) -> tuple["Trained", Any]:
         """Returns (Trained, aux) after one Adam step on `loss(params) -> (scalar, aux)`."""
         grads, aux = jax.grad(loss, has_aux=True)(self.params)
         return self.step(grads, lr), aux
 
 
-def polyak(target, params, tau):
+def polyak(target: PyTree, params: PyTree, tau: Scalar) -> PyTree:
     """Returns (1 - tau) * target + tau * params."""
     return optax.incremental_update(params, target, tau)
 
 
-def critic_step(q, critics, batch, z, target, lr):
-    """One Adam step of a backbone's stacked critics towards `target` [N], squared error.
+def critic_step(
+    q: Callable,
+    critics: Trained,
+    batch: Transition,
+    z: Float[Array, "G Z"],
+    target: Float[Array, " N"],
+    lr: Scalar,
+) -> tuple[Trained, Float[Array, "G Z"], Float[Array, ""]]:
+    """One Adam step of a backbone's stacked critics towards `target`, squared error.
 
-    Args: q, (params, obs, action, z) -> [2, N]; critics, Trained; z [G, Z]. Returns (Trained,
-    d loss / d z [G, Z], loss): the sum over critics of the mean over rows.
+    Args: q, (params, obs, action, z) -> [2, N]. Returns (critics, d loss / d z, loss): the sum over
+    critics of the mean over rows.
     """
 
     def loss(params, z):
@@ -57,13 +82,19 @@ def critic_step(q, critics, batch, z, target, lr):
     return critics.step(grads, lr), dz, value
 
 
-def copy(tree):
+def copy(tree: PyTree) -> PyTree:
     """Returns a copy of a tree: a donated state must not hold one buffer twice."""
     return jax.tree.map(jnp.copy, tree)
 
 
-def encode_tasks(rep, state, context, task_id, key):
-    """Returns z [T, Z] of contexts [T, C, ...] of tasks `task_id` [T], from the prior belief."""
+def encode_tasks(
+    rep: Representation,
+    state: State,
+    context: Transition,
+    task_id: Int[Array, " T"],
+    key: RandomKey,
+) -> Float[Array, "T Z"]:
+    """Returns z of contexts [T, C, ...] of some tasks, from the prior belief."""
     if rep.encode is not None:
         return rep.encode(state, context, task_id, key)
     num_tasks, size = context.reward.shape
@@ -73,7 +104,7 @@ def encode_tasks(rep, state, context, task_id, key):
     return sample(extend(context, everything), jax.random.split(key, num_tasks))
 
 
-def decayed(hp, train, at):
+def decayed(hp: HyperParams, train: Any, at: Index) -> HyperParams:
     """Returns `hp` with every rate of DECAYED scaled linearly from 1 to `train.final_lr`."""
     progress = jnp.minimum(at / train.num_steps, 1.0)
     scale = 1.0 - (1.0 - train.final_lr) * progress
@@ -85,7 +116,9 @@ def decayed(hp, train, at):
     }
 
 
-def joint_step(rep, rl, train, num_train_tasks, offset=0):
+def joint_step(
+    rep: Representation, rl: Backbone, train: Any, num_train_tasks: int, offset: int = 0
+) -> Advance:
     """Returns step(state, data, key, index): one RL and one representation update on a batch.
 
     `offset` is the training step at which the stage begins.
@@ -96,8 +129,8 @@ def joint_step(rep, rl, train, num_train_tasks, offset=0):
         rl, dz   = rl.update(batches, z)
         rep      = rep.update(context, first batch, dz)
 
-    Both updates see z of the representation before its own (ctmrl_suite.md sec. 2.3,
-    gentle_suite.md sec. 2). `dz` is dead code unless `rep.update` reads it.
+    Both updates see z of the representation before its own (docs/methods/backbones.md, "Joint
+    step"). `dz` is dead code unless `rep.update` reads it.
     """
     draw = data_lib.task_sampler(train.meta_batch, num_train_tasks, train.task_draw)
 
@@ -132,16 +165,23 @@ def _condition(rep, state, data, context, task_id, drawn, key):
     return jax.lax.stop_gradient(cond)
 
 
-def joint(rep, rl, train, spec, before=(), shown=()):
+def joint(
+    rep: Representation,
+    rl: Backbone,
+    train: Any,
+    spec: Spec,
+    before: tuple[Stage, ...] = (),
+    shown: tuple = (),
+) -> Algorithm:
     """Returns the Algorithm whose last stage, `train`, is the joint step.
 
-    Args: before, Stages of its own; shown, the metrics that say most.
+    Args: train, a TrainConfig; before, Stages of its own; shown, the metrics that say most.
     """
     step = joint_step(rep, rl, train, spec.num_train_tasks)
     return assemble(rep, rl, (*before, Stage("train", train.num_steps, step, shown=shown)))
 
 
-def assemble(rep, rl, stages):
+def assemble(rep: Representation, rl: Backbone, stages: tuple[Stage, ...]) -> Algorithm:
     """Returns the Algorithm of a representation, a backbone and Stages in time."""
 
     def init(hp, key, data):

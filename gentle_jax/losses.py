@@ -3,15 +3,19 @@
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gentle_jax.types import Scalar
 
 NORM_FLOOR = 1e-8  # guards cosines of zero vectors
 
 
-def focal(z, task_id):
-    """FOCAL's inverse-distance metric loss of z [T, Z], without its weight.
+def focal(z: Float[Array, "T Z"], task_id: Int[Array, " T"]) -> Float[Array, ""]:
+    """FOCAL's inverse-distance metric loss, without its weight.
 
     pos = sum_{same task} sqrt(d + 1e-3) / (n_pos + 1e-3), neg = sum_{other} 1/(d + 0.1) /
-    (n_neg + 1e-3), d = mean over Z of squared differences, pairs i < j (gentle_suite.md sec. 5.1).
+    (n_neg + 1e-3), d = mean over Z of squared differences, pairs i < j (docs/methods/focal.md,
+    "Distance loss").
     """
     chex.assert_rank([z, task_id], [2, 1])
     distance = ((z[:, None] - z[None]) ** 2).mean(-1)
@@ -24,11 +28,14 @@ def focal(z, task_id):
     return pos + neg
 
 
-def club_bound(z, mean, variance):
-    """CLUB upper bound of I(z; (s, a)) for codes, means and variances [T, C, Z], in O(C).
+Codes = Float[Array, "T C Z"]
+
+
+def club_bound(z: Codes, mean: Codes, variance: Codes) -> Float[Array, ""]:
+    """CLUB upper bound of I(z; (s, a)) of codes, given p(z | s, a); in O(C).
 
     mean_{i,j} (z_j - mu_i)^2 / var_i - mean_t (z_t - mu_t)^2 / var_t, pairs within a task, mean
-    over Z and tasks (ctmrl_suite.md sec. 6). The pair term uses
+    over Z and tasks (docs/methods/csro.md, "Bound"). The pair term uses
     mean_j (z_j - mu_i)^2 = mean_j z_j^2 - 2 mu_i mean_j z_j + mu_i^2.
     """
     chex.assert_equal_shape([z, mean, variance])
@@ -39,26 +46,31 @@ def club_bound(z, mean, variance):
     return (all_pairs - matched).mean()
 
 
-def club_bound_pairs(z, mean, variance):
+def club_bound_pairs(z: Codes, mean: Codes, variance: Codes) -> Float[Array, ""]:
     """`club_bound` from all C^2 pairs, as released: a reference, and O(C^2) in memory."""
     pairs = (z[:, None] - mean[:, :, None]) ** 2 / variance[:, :, None]  # [T, i, j, Z]
     matched = (z - mean) ** 2 / variance
     return pairs.mean() - matched.mean()
 
 
-def club_likelihood(z, mean, variance):
+def club_likelihood(z: Codes, mean: Codes, variance: Codes) -> Float[Array, ""]:
     """Negative log-likelihood, up to a constant, of CLUB's network; mean over every axis."""
     return ((z - mean) ** 2 / (2 * variance) + 0.5 * jnp.log(variance)).mean()
 
 
-def cosine(a, b):
-    """Cosine of all pairs of rows: a [N, Z], b [M, Z] -> [N, M]; zero rows give 0."""
+def cosine(a: Float[Array, "N Z"], b: Float[Array, "M Z"]) -> Float[Array, "N M"]:
+    """Cosine of all pairs of rows; zero rows give 0."""
     unit = lambda x: x / jnp.sqrt((x**2).sum(-1, keepdims=True) + NORM_FLOOR)
     return unit(a) @ unit(b).T
 
 
-def code_contrast(z, codes, matched, temperature):
-    """CTMRL Eq. 3: InfoNCE of z [T, Z] against codes [N, Z]; `matched` [T] are the labels.
+def code_contrast(
+    z: Float[Array, "T Z"],
+    codes: Float[Array, "N Z"],
+    matched: Int[Array, " T"],
+    temperature: Scalar,
+) -> Float[Array, ""]:
+    """CTMRL Eq. 3: InfoNCE of z against the codes; `matched` are the labels.
 
     The mean over the batch instead of the paper's sum: free of the meta-batch size.
     """
@@ -66,12 +78,23 @@ def code_contrast(z, codes, matched, temperature):
     return -jnp.take_along_axis(log_p, matched[:, None], axis=-1).mean()
 
 
-def group_contrast(anchor, positive, group, num_groups, filler, temperature):
+Views = Float[Array, "task Z"]  # z of one context of each training task
+Groups = Int[Array, " task"]
+
+
+def group_contrast(
+    anchor: Views,
+    positive: Views,
+    group: Groups,
+    num_groups: int,
+    filler: Bool[Array, "task task"],
+    temperature: Scalar,
+) -> Float[Array, ""]:
     """CTMRL Eq. 10: InfoNCE between two views of each task among the tasks of the same code.
 
-    Args: anchor, positive [K, Z]; group [K], the code of each task; filler [K, K] bool, extra
-    negatives for tasks that are alone in their group (the paper's M). Mean over the tasks of a
-    code, then over non-empty codes. Sign and denominators as in Eq. 10.
+    Args: group, the code of each task; filler, extra negatives for tasks that are alone in their
+    group (the paper's M). Mean over the tasks of a code, then over non-empty codes. Sign and
+    denominators as in Eq. 10.
     """
     same = group[:, None] == group[None]
     alone = same.sum(1, keepdims=True) == 1
@@ -83,10 +106,16 @@ def group_contrast(anchor, positive, group, num_groups, filler, temperature):
     return mean.sum() / jnp.maximum((size > 0).sum(), 1)
 
 
-def bilinear_group_contrast(anchor, positive, group, num_groups, matrix):
+def bilinear_group_contrast(
+    anchor: Float[Array, "N Z"],
+    positive: Float[Array, "N Z"],
+    group: Int[Array, " N"],
+    num_groups: int,
+    matrix: Float[Array, "Z Z"],
+) -> Float[Array, ""]:
     """The release's Eq. 10: logits z' W z^T, summed over codes, singletons give 0.
 
-    `matrix` [Z, Z] is frozen (ctmrl_suite.md sec. 3.2 point 7). Rows of a group share one softmax.
+    `matrix` is frozen (docs/methods/ctmrl.md, "Losses"). Rows of a group share one softmax.
     """
     same = group[:, None] == group[None]
     logits = jnp.where(same, anchor @ matrix @ positive.T, -jnp.inf)
@@ -95,17 +124,20 @@ def bilinear_group_contrast(anchor, positive, group, num_groups, matrix):
     return (jax.ops.segment_sum(row_loss, group, num_groups) / jnp.maximum(size, 1.0)).sum()
 
 
-def dual_kl(c_policy, c_data):
+def dual_kl(c_policy: Float[Array, " N"], c_data: Float[Array, " N"]) -> Float[Array, " N"]:
     """BRAC's dual estimate of KL(policy | data) per row: 1 + log(sp(c_pi) + 1e-8) - sp(c_data)."""
     return 1.0 + jnp.log(jax.nn.softplus(c_policy) + 1e-8) - jax.nn.softplus(c_data)
 
 
-def value_penalty(c_mixed):
-    """mean max(|c| - 1, 0)^2: what every release calls a gradient penalty (sec. 2.2)."""
+def value_penalty(c_mixed: Float[Array, " N"]) -> Float[Array, ""]:
+    """mean max(|c| - 1, 0)^2: what every release calls a gradient penalty.
+
+    Source: docs/methods/backbones.md, "BRAC-SAC".
+    """
     return jnp.mean(jnp.maximum(jnp.sqrt(1e-8 + c_mixed**2) - 1.0, 0.0) ** 2)
 
 
-def mse(a, b):
+def mse(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:
     """Mean squared error over every axis."""
     chex.assert_equal_shape([a, b])
     return jnp.mean((a - b) ** 2)

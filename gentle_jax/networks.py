@@ -1,13 +1,16 @@
-"""Networks as `(init, apply)` pairs. Learners never see the library behind them (flax linen)."""
+"""Networks as `(init, apply)` pairs: pure functions of plain trees of parameters."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from gentle_jax.types import RandomKey
 
 
 class Network(NamedTuple):
@@ -18,33 +21,42 @@ class Network(NamedTuple):
     groups of consecutive rows: it is multiplied once per group, not once per row.
     """
 
-    init: Callable
-    apply: Callable
+    init: Callable[[RandomKey], PyTree]
+    apply: Callable[..., Float[Array, "... out"]]
 
 
-def _uniform(bound):
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
+def _scaled(bound):
+    return lambda draws: bound * draws
 
 
-def _fan_out(key, shape, dtype=jnp.float32):
-    """U(+-1/sqrt(width out)): both releases read the wrong dimension (ctmrl_suite.md sec. 2.1)."""
-    return _uniform(shape[-1] ** -0.5)(key, shape, dtype)
+def _constant(value):
+    return lambda draws: jnp.full_like(draws, value)
 
 
-def _swish_normal(key, shape, dtype=jnp.float32):
-    """N(0, (1/(2 sqrt(fan in)))^2), gentle_suite.md sec. 3.2 (its truncation never binds)."""
-    return jax.random.normal(key, shape, dtype) * (0.5 * shape[0] ** -0.5)
+def _fan_out(draws):
+    """U(+-1/sqrt(width out)): both releases read the wrong dimension."""
+    return draws * draws.shape[1] ** -0.5
 
 
-def _orthogonal(key, shape, dtype=jnp.float32):
+def _he(draws):
+    """U(+-sqrt(6 / width in)), which keeps the size of signals between ReLU layers."""
+    return draws * (6.0 / draws.shape[0]) ** 0.5
+
+
+def _swish_normal(draws):
+    """N(0, (1/(2 sqrt(fan in)))^2): the release's truncation never binds."""
+    return draws * (0.5 * draws.shape[0] ** -0.5)
+
+
+def _orthogonal(draws):
     """A uniformly random matrix with orthonormal rows or columns, by Gram-Schmidt.
 
-    flax's calls LAPACK, and on a CPU two batched LAPACK calls of one program can take all threads
-    of XLA's pool while they wait for that same pool: the program then hangs for good.
+    No library function: those call LAPACK, and on a CPU two batched LAPACK calls of one program can
+    take all threads of XLA's pool while they wait for that same pool: the program then hangs for
+    good.
     """
-    size, count = max(shape), min(shape)
+    tall = draws if draws.shape[0] >= draws.shape[1] else draws.T
+    count = tall.shape[1]
 
     def orthonormalise(i, columns):
         done = jnp.arange(count) < i
@@ -53,74 +65,89 @@ def _orthogonal(key, shape, dtype=jnp.float32):
             vector -= columns @ jnp.where(done, columns.T @ vector, 0.0)
         return columns.at[:, i].set(vector / jnp.sqrt((vector**2).sum()))
 
-    drawn = jax.random.normal(key, (size, count), dtype)
-    columns = jax.lax.fori_loop(0, count, orthonormalise, drawn)
-    return columns if shape[0] == size else columns.T
+    columns = jax.lax.fori_loop(0, count, orthonormalise, tall)
+    return columns if tall is draws else columns.T
 
 
-class _MLP(nn.Module):
-    """Names, shapes and initial values of the parameters; `_forward` computes."""
+class _Style(NamedTuple):
+    """Activation and initialisation: independent draws, and what turns them into parameters."""
 
-    widths: tuple
-    heads: tuple  # output sizes; several heads are concatenated
     activation: Callable
-    hidden_init: Any
-    hidden_bias: float
-    last_init: Any
-    last_bias: Any
-
-    @nn.compact
-    def __call__(self, x):
-        for width in self.widths:
-            bias = nn.initializers.constant(self.hidden_bias)
-            x = self.activation(nn.Dense(width, kernel_init=self.hidden_init, bias_init=bias)(x))
-        dense = [
-            nn.Dense(n, kernel_init=self.last_init, bias_init=self.last_bias) for n in self.heads
-        ]
-        return jnp.concatenate([layer(x) for layer in dense], axis=-1)
+    draw: Callable  # (key, shape) -> independent draws
+    hidden: tuple  # two functions, draws -> kernel [in, out] and draws -> bias [out]
+    last: tuple
 
 
-_HIDDEN = {"rlkit": (_fan_out, 0.1), "he": (nn.initializers.he_uniform(), 0.0)}
+_symmetric = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+_HIDDEN = {"rlkit": (_fan_out, _constant(0.1)), "he": (_he, jnp.zeros_like)}
 _STYLES = {
-    # activation, hidden kernel, hidden bias, last kernel, last bias
-    "rlkit": (nn.relu, _fan_out, 0.1, _uniform(3e-3), _uniform(3e-3)),
-    "policy": (nn.relu, _fan_out, 0.1, _uniform(1e-3), _uniform(1e-3)),
-    "orthogonal": (nn.relu, _orthogonal, 0.0, _orthogonal, nn.initializers.zeros),
-    "swish": (nn.swish, _swish_normal, 0.0, _swish_normal, nn.initializers.zeros),
-}  # fmt: skip
+    "rlkit": _Style(jax.nn.relu, _symmetric, _HIDDEN["rlkit"], (_scaled(3e-3),) * 2),
+    "policy": _Style(jax.nn.relu, _symmetric, _HIDDEN["rlkit"], (_scaled(1e-3),) * 2),
+    "orthogonal": _Style(jax.nn.relu, jax.random.normal, *((_orthogonal, jnp.zeros_like),) * 2),
+    "swish": _Style(jax.nn.swish, jax.random.normal, *((_swish_normal, jnp.zeros_like),) * 2),
+}
+# Numbers are drawn in multiples of it: networks of about one size then share what XLA compiles, and
+# XLA's loops over an odd count can be several times slower on a CPU.
+_BLOCK = 1024
 
 
 def mlp(
-    in_dim, width, depth, out_dims, style="rlkit", squash=False, hidden_init="rlkit",
-    precision="float32",
-):  # fmt: skip
+    in_dim: int,
+    width: int,
+    depth: int,
+    out_dims: int | tuple[int, ...],
+    style: str = "rlkit",
+    squash: bool = False,
+    hidden_init: str = "rlkit",
+    precision: str = "float32",
+) -> Network:
     """Returns a Network that concatenates its inputs along the last axis.
 
     Args: in_dim, sum of the inputs' sizes; width and depth of the hidden layers; out_dims, an int
-    or a tuple (one head each); style, the initialisation: `rlkit` and `policy` (ctmrl_suite.md
-    sec. 2.1), `orthogonal` (sec. 14), `swish` (gentle_suite.md sec. 3.2); squash, tanh on the
-    output; hidden_init, "he" replaces the hidden layers' initialisation of the first two styles,
-    which shrinks signals of small inputs by some 0.4 a layer; precision, of
+    or a tuple (one head each); style, the initialisation: `rlkit`, `policy`, `orthogonal` or
+    `swish` (docs/methods/backbones.md, "Initialisation"); squash, tanh on the output; hidden_init,
+    "he" replaces the hidden layers' initialisation of the first two styles, which shrinks signals
+    of small inputs by some 0.4 a layer; precision, of
     `config.PRECISIONS`, that of the matrix products: parameters and outputs are float32 in any.
+
+    Parameters are {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}, hidden layers first, then
+    heads.
     """
     heads = out_dims if isinstance(out_dims, tuple) else (out_dims,)
-    activation, hidden, bias, last, last_bias = _STYLES[style]
+    look = _STYLES[style]
     if style in ("rlkit", "policy"):
-        hidden, bias = _HIDDEN[hidden_init]
-    module = _MLP((width,) * depth, heads, activation, hidden, bias, last, last_bias)
+        look = look._replace(hidden=_HIDDEN[hidden_init])
 
     def init(key):
-        return module.init(key, jnp.zeros((1, in_dim)))["params"]
+        return _init(key, look, (in_dim, *(width,) * depth), heads)
 
     def apply(params, *inputs):
         layers = [params[f"Dense_{i}"] for i in range(depth)]
         last = [params[f"Dense_{depth + i}"] for i in range(len(heads))]
         layers.append(jax.tree.map(lambda *parts: jnp.concatenate(parts, -1), *last))
         layers[-1] |= {"kernel": _turned(layers[-1]["kernel"])}
-        out = _forward(layers, inputs, activation, precision)
+        out = _forward(layers, inputs, look.activation, precision)
         return jnp.tanh(out) if squash else out
 
     return Network(init, apply)
+
+
+def _init(key, style, widths, heads):
+    """Returns parameters from one draw for all of them. Args: widths, of the input and all layers.
+
+    XLA compiles for some 0.1 s for every draw, and the networks of a run have over eighty arrays.
+    """
+    shapes = [(size + 1, width) for size, width in itertools.pairwise(widths)]
+    depth = len(shapes)
+    shapes += [(widths[-1] + 1, size) for size in heads]
+    ends = list(itertools.accumulate(map(math.prod, shapes)))
+    draws = style.draw(key, (-(-ends[-1] // _BLOCK) * _BLOCK,))
+    params = {}
+    for i, (part, shape) in enumerate(zip(jnp.split(draws, ends)[:-1], shapes, strict=True)):
+        kernel, bias = style.hidden if i < depth else style.last
+        block = part.reshape(shape)  # [in + 1, out]: the last row is the bias
+        params[f"Dense_{i}"] = {"kernel": kernel(block[:-1]), "bias": bias(block[-1])}
+    return params
 
 
 def _product(x, kernel, precision, wide=False):
@@ -175,7 +202,7 @@ def _first(layer, inputs, num_rows, precision):
     return out
 
 
-def ensemble(network, size):
+def ensemble(network: Network, size: int) -> Network:
     """Returns `network` with a leading member axis [size] on parameters and outputs.
 
     An accelerator takes the members side by side. On a CPU two 64-wide critics cost 5 % of a step

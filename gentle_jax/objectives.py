@@ -1,14 +1,16 @@
 """Terms that several methods share: one function a published loss."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from gentle_jax import losses, networks
 from gentle_jax.compose import Term
 from gentle_jax.learner import Trained
+from gentle_jax.types import Spec
 
 
-def focal():
+def focal() -> Term:
     """Returns FOCAL's inverse-distance metric, times `focal_weight`."""
 
     def loss(params, own, hp, seen, key):
@@ -17,16 +19,17 @@ def focal():
     return Term(loss)
 
 
-def critic():
+def critic() -> Term:
     """Returns the term by which the critics' loss shapes z: its gradient is dz."""
 
     def loss(params, own, hp, seen, key):
+        chex.assert_equal_shape([seen.z, seen.dz])  # one z a task
         return (seen.z * jax.lax.stop_gradient(seen.dz)).sum()
 
     return Term(loss)
 
 
-def club(spec, latent_dim, width, depth):
+def club(spec: Spec, latent_dim: int, width: int, depth: int) -> Term:
     """Returns CLUB's bound on I(z; (s, a)), times `club_weight` (CSRO).
 
     Its network p(z | s, a) takes one step first, on codes without gradient, times

@@ -1,13 +1,14 @@
 """Rigid-body physics: the only module that calls MJX.
 
 Models are the MJCF files that the brax package ships, adjusted in code; C MuJoCo's model is kept
-beside the MJX one, as the oracle of tests and for rendering. Two modes (ecosystem.md sec. 2.3):
-`reference`, the sheets' integrator with the solver limits of the files (4 Newton iterations, 50
-line-search steps), and `fast`, semi-implicit Euler without implicit damping, 1 iteration and 4
-line-search steps.
+beside the MJX one, as the oracle of tests and for rendering. Two modes: `reference`, the papers'
+integrator with the solver limits of the files (4 Newton iterations, 50 line-search steps), and
+`fast`, semi-implicit Euler without implicit damping, 1 iteration and 4 line-search steps. Source:
+docs/methods/environments.md, "Physics".
 
-Between steps only what the next step reads is kept (`State`), and MJX's `Data` is made anew inside:
-carrying all of it through loops is six times slower to compile and three times slower to run.
+Between steps only what the next step reads is kept (`State`); a step makes MJX's `Data` anew from
+it. Carrying all of `Data` through loops is six times slower to compile and three times slower to
+run.
 """
 
 import contextlib
@@ -19,16 +20,17 @@ import pathlib
 import threading
 import types
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from flax import struct
+from jaxtyping import Array, Bool, Float
 
 from gentle_jax import cholesky
+from gentle_jax.types import HostArray, Task, pytree
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional warp is absent
     from mujoco import mjx
@@ -38,27 +40,29 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional w
 
 MODES = ("reference", "fast")
 FAST_ITERATIONS, FAST_LS_ITERATIONS = 1, 4
-# what `mj_setConst` derives from masses and what MJX reads of it; engines that only write the
-# randomised fields (the releases do) leave these at the values of the unchanged model
+# Constants that `mj_setConst` derives from masses and that MJX reads. The releases write only the
+# randomised fields, which leaves these at the values of the unchanged model.
 DERIVED = ("body_subtreemass", "body_invweight0", "dof_invweight0")
 FACTORING = (mjx_forward, mjx_smooth, mjx_solver)  # MJX's modules that factor matrices
 
+Fields = dict[str, Array | HostArray]  # of an mjx.Model: those that one task replaces
+
 
 def _for_cpu(name):
-    """Returns SciPy's function as JAX has it, or on a CPU the one of `gentle_jax.cholesky`."""
+    """Returns a function that calls `gentle_jax.cholesky` on a CPU, and elsewhere JAX's SciPy."""
     theirs, ours = getattr(jax.scipy.linalg, name), getattr(cholesky, name)
     return lambda *args: (ours if jax.default_backend() == "cpu" else theirs)(*args)
 
 
 def _jax_without_lapack():
-    """Returns what MJX's modules see as `jax` while they factor matrices by `_for_cpu`."""
+    """Returns a stand-in for the module `jax` with the Cholesky functions of `_for_cpu`."""
     linalg = types.SimpleNamespace(
         cho_factor=_for_cpu("cho_factor"), cho_solve=_for_cpu("cho_solve")
     )
-    seen = types.ModuleType("jax")
-    seen.__getattr__ = lambda name: getattr(jax, name)
-    seen.scipy = types.SimpleNamespace(linalg=linalg)
-    return seen
+    stand_in = types.ModuleType("jax")
+    stand_in.__getattr__ = lambda name: getattr(jax, name)
+    stand_in.scipy = types.SimpleNamespace(linalg=linalg)
+    return stand_in
 
 
 class _Patch:
@@ -71,9 +75,9 @@ class _Patch:
         with self.lock:
             if self.depth == 0:
                 self.theirs = tuple(module.jax for module in FACTORING)
-                seen = _jax_without_lapack()
+                stand_in = _jax_without_lapack()
                 for module in FACTORING:
-                    module.jax = seen
+                    module.jax = stand_in
             self.depth += 1
 
     def leave(self):
@@ -88,11 +92,11 @@ _patch = _Patch()
 
 
 @contextlib.contextmanager
-def without_lapack():
-    """While it is entered MJX factors matrices by `gentle_jax.cholesky` on a CPU.
+def without_lapack() -> Iterator[None]:
+    """Within this context MJX factors matrices by `gentle_jax.cholesky` on a CPU.
 
-    Around every call of MJX, also within programs: they are patched as they are traced. May be
-    nested and entered by several threads; MJX is as it was once the last of them has left.
+    Needed around every call of MJX, where it is traced. Contexts may be nested and entered by
+    several threads; MJX is as it was once the last of them has left.
     """
     _patch.enter()
     try:
@@ -101,44 +105,57 @@ def without_lapack():
         _patch.leave()
 
 
-@struct.dataclass
+@pytree
 class State:
     """What one simulation carries from step to step."""
 
-    qpos: jax.Array  # [nq]
-    qvel: jax.Array  # [nv]
-    warmstart: jax.Array  # [nv], the solver's first guess
-    torso: jax.Array  # [3], the torso's position as MuJoCo reports it after a step: where the
-    #                   last evaluation was, a substep ago (Euler) or at the last stage (RK4)
-    contact_cost: jax.Array  # scalar, sum of clipped squared contact forces; 0 unless asked for
+    qpos: Float[Array, " nq"]
+    qvel: Float[Array, " nv"]
+    warmstart: Float[Array, " nv"]  # the solver's first guess
+    # Position as MuJoCo reports it after a step: that of its last evaluation, which was a substep
+    # ago (Euler) or at the last stage (RK4).
+    torso: Float[Array, "3"]
+    contact_cost: Float[Array, ""]  # sum of clipped squared contact forces; 0 unless asked for
+
+
+ResetSystem = Callable[[Float[Array, " nq"], Float[Array, " nv"]], State]
+StepSystem = Callable[[Fields, State, Float[Array, " nu"]], tuple[State, Bool[Array, ""]]]
 
 
 class System(NamedTuple):
     """A compiled model and how it is stepped; nothing of it is traced."""
 
     c_model: mujoco.MjModel
-    model: Any  # mjx.Model
-    blank: Any  # mjx.Data of the model, all zero
+    model: mjx.Model
+    blank: mjx.Data  # of the model, all zero
     frame_skip: int
     torso: int  # body id
     with_contact_cost: bool
-    reset: Callable  # (qpos, qvel) -> State
-    step: Callable  # (fields, State, control) -> (State, finite)
+    reset: ResetSystem | None  # (qpos, qvel); None only while a System is being made
+    step: StepSystem | None  # (fields, state, control) -> (state, finite)
 
     @property
-    def dt(self):
+    def dt(self) -> float:
         """Seconds of one environment step."""
         return float(self.c_model.opt.timestep) * self.frame_skip
 
 
 @functools.lru_cache(maxsize=32)
-def load(asset, mode, timestep, frame_skip, integrator, edit=None, with_contact_cost=False):
+def load(
+    asset: str,
+    mode: str,
+    timestep: float,
+    frame_skip: int,
+    integrator: str,
+    edit: Callable[[mujoco.MjSpec], None] | None = None,
+    with_contact_cost: bool = False,
+) -> System:
     """Returns the System of one of brax's MJCF files.
 
     Args: asset, the file's name without suffix; mode, one of MODES; timestep, seconds; frame_skip,
-    substeps of an environment step; integrator, "RK4" or "EULER", of `reference`; edit, a function
-    of the mujoco.MjSpec that changes it before it is compiled. The same arguments give the same
-    System, which is traced once in a process, however many programs step it.
+    substeps of an environment step; integrator, "RK4" or "EULER", of `reference`; edit, changes the
+    model before it is compiled. The same arguments give the same System, which is traced once in a
+    process, however many programs step it.
     """
     folder = pathlib.Path(importlib.util.find_spec("brax").origin).parent / "envs" / "assets"
     spec = mujoco.MjSpec.from_file(str(folder / f"{asset}.xml"))
@@ -152,7 +169,7 @@ def load(asset, mode, timestep, frame_skip, integrator, edit=None, with_contact_
     return of_model(c_model, frame_skip, with_contact_cost)
 
 
-def of_model(c_model, frame_skip, with_contact_cost=False):
+def of_model(c_model: mujoco.MjModel, frame_skip: int, with_contact_cost: bool = False) -> System:
     """Returns the System of a C model as it is, with the options that it has."""
     with without_lapack():
         model, blank = mjx.put_model(c_model, impl="jax"), mjx.make_data(c_model, impl="jax")
@@ -166,12 +183,12 @@ def of_model(c_model, frame_skip, with_contact_cost=False):
         reset=None,
         step=None,
     )
-    # within other programs `jit` only remembers what was traced: seconds for each of them
-    own = lambda function: jax.jit(functools.partial(function, system))
-    return system._replace(reset=own(_reset), step=own(_step))
+    # within another program `jit` reuses what was traced before, which saves seconds each time
+    traced_once = lambda function: jax.jit(functools.partial(function, system))
+    return system._replace(reset=traced_once(_reset), step=traced_once(_step))
 
 
-def set_mode(c_model, mode, integrator):
+def set_mode(c_model: mujoco.MjModel, mode: str, integrator: str) -> None:
     """Sets integrator and solver limits of a C model for one of MODES, in place."""
     option = c_model.opt
     if mode == "fast":
@@ -207,8 +224,8 @@ def _reset(system, qpos, qvel):
 def _step(system, fields, state, control):
     """Advances one environment step; returns (State, finite).
 
-    Args: fields, {name of an mjx.Model field: array} that a task replaces, {} for none; control
-    [nu]. A step that ends in a number that is not finite is not taken, and `finite` is False.
+    A step that would end in NaN or infinity is not taken, and `finite` is False. Args: fields, {}
+    for none.
     """
     model = system.model.tree_replace(fields) if fields else system.model
 
@@ -233,7 +250,7 @@ def _contact_cost(model, data):
     return jnp.square(jnp.clip(forces, -1.0, 1.0)).sum()
 
 
-def c_model_of(system, fields):
+def c_model_of(system: System, fields: Fields) -> mujoco.MjModel:
     """Returns a copy of the C model with the fields of one task: the oracle of tests."""
     model = copy.copy(system.c_model)
     for name, value in fields.items():
@@ -241,14 +258,14 @@ def c_model_of(system, fields):
     return model
 
 
-def fields_of(system, task):
-    """Returns those leaves of a task that replace fields of the model, {name: array}."""
+def fields_of(system: System, task: Task) -> Fields:
+    """Returns those leaves of a task that replace fields of the model. Args: task, {name: leaf}."""
     is_field = lambda name: isinstance(getattr(system.c_model, name, None), np.ndarray)
     return {name: leaf for name, leaf in task.items() if is_field(name)}
 
 
-def derived(system, fields):
-    """Returns `fields` plus what MuJoCo would derive from them (`mj_setConst`), one task's.
+def derived(system: System, fields: Fields) -> Fields:
+    """Returns one task's `fields` plus what MuJoCo derives from them (`mj_setConst`).
 
     Except `stat.meaninertia`, which only scales the solver's tolerance.
     """

@@ -5,6 +5,7 @@
 """
 
 from gentle_jax import errors, registry
+from gentle_jax.config import RunConfig
 
 PRESETS = ("auto", "paper", "fast", "quick", "smoke")
 
@@ -30,7 +31,7 @@ QUICK = {
     "brac_sac.reward_scale": 30.0,
     "algo.width": 64,
     "algo.lr": 8e-3,
-    # 14 levels, the first four within the random phase: contexts at test time begin at random
+    # 14 levels, the first four of random actions: contexts in tests begin with random episodes, too
     "behaviour.num_steps": 2_800,
     "behaviour.seed_steps": 800,
     "behaviour.first_level": 200,
@@ -41,7 +42,7 @@ QUICK = {
     "behaviour.width": 64,
     "behaviour.lr": 1.5e-3,
 }
-# Seconds, for tests: every code path, no result.
+# For tests: takes seconds, runs every code path, learns nothing.
 SMOKE = {
     "train.num_steps": 20,
     "train.meta_batch": 4,
@@ -61,7 +62,8 @@ SMOKE = {
     "eval.num_repeats": 1,
     "eval.random_episodes": 10,
 }
-# Published training on data of a lighter SAC, for an accelerator: some fiftieth of its arithmetic.
+# For an accelerator: published training, on data of a lighter SAC, which takes about a fiftieth of
+# the published one's arithmetic.
 FAST = {
     "behaviour.batch_size": 256,
     "behaviour.width": 256,
@@ -69,7 +71,7 @@ FAST = {
     "behaviour.num_envs": 50,
     "behaviour.updates_per_step": 0.2,
 }
-# What a suite needs beside the layer above.
+# What a suite changes in the tables above.
 OF_SUITE = {
     "quick:gentle": {
         "train.meta_batch": 10,
@@ -88,8 +90,8 @@ OF_SUITE = {
 }
 
 
-def layers(preset, run):
-    """Returns the override layers of a preset for a RunConfig whose names are filled in.
+def layers(preset: str, run: RunConfig) -> list[dict]:
+    """Returns the override layers of a preset for a run whose names are filled in.
 
     The preset's own sizes, the suite's, the environment's `PRESETS`, the algorithm's; each may have
     entries `preset` and `preset:X`, X a fidelity, suite or environment. Raises UserError for an
@@ -106,8 +108,11 @@ def layers(preset, run):
     return [tables[preset], *(table.get(key, {}) for table in (OF_SUITE, *theirs) for key in keys)]
 
 
-def choose(preset, on_accelerator):
-    """Returns the preset that `auto` stands for: quick on a CPU, paper on an accelerator."""
+def choose(preset: str, on_accelerator: bool) -> str:
+    """Returns the preset that `auto` stands for; any other stands for itself.
+
+    Raises UserError for an unknown preset.
+    """
     if preset not in PRESETS:
         raise errors.unknown("preset", preset, PRESETS)
     if preset != "auto":

@@ -5,20 +5,24 @@ Each value is a module, imported on first use. What a module must define:
                `SETTINGS`, {(suite, environment): dotted overrides}, the published ones;
                `PRESETS`, {"preset" or "preset:X": dotted overrides}, X a fidelity, suite or
                environment; `FIDELITY`, {fidelity: dotted overrides}, and `DEFAULT_FIDELITY`
-               ("paper"); `PROTOCOL`, its native protocol (the suite's);
+               ("paper"); `PROTOCOL`, its native protocol, only where its paper has a test of its
+               own (else the suite's: methods on one suite are compared by one protocol);
                `VARIANTS`, {the paper's name of an ablation: {field: value}};
                `z_dim(config, train)`, the backbone's Z (train.latent_dim);
-               `OFFERS`, what a protocol may need of it, such as "predict_reward";
+               `OFFERS`, what a protocol may need of it, such as "predict_reward" (`needs`);
                `PERIODIC`, the field of `Config` that says how many steps of the last stage lie
                between work that is no gradient step, from step 0 on: benchmarks time it apart
   backbone     `Config`, `make(config, latent_dim, spec)`
   environment  `SETTINGS` (suite -> default overrides), `PHYSICS` (its modes, the published one
                first, the fastest last), `make(suite, mode, env_config)`; optional: `PRESETS`,
-               {size preset, or size preset:suite : overrides of its own}
-  protocol     `make(eval_config, env)`
+               {"preset" or "preset:X": dotted overrides}, as above; `OFFERS`, what a protocol may
+               need of it, such as "relabel"
+  protocol     `make(eval_config, env)`; optional: `NEEDS`, names that an environment or an
+               algorithm must offer
 """
 
 import importlib
+from types import ModuleType
 
 from gentle_jax import errors
 
@@ -57,9 +61,14 @@ TABLES = {
 }
 
 
-def load(kind, name):
+def load(kind: str, name: str) -> ModuleType:
     """Imports the module of entry `name` in table `kind`; raises UserError for an unknown name."""
+    return importlib.import_module(name_of(kind, name))
+
+
+def name_of(kind: str, name: str) -> str:
+    """Returns the name of an entry's module; raises UserError for an unknown entry."""
     table = TABLES[kind]
     if name not in table:
         raise errors.unknown(kind, name, table)
-    return importlib.import_module(table[name])
+    return table[name]

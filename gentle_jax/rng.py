@@ -3,16 +3,19 @@
 import zlib
 
 import jax
+from jaxtyping import Array, Key
+
+from gentle_jax.types import Index, RandomKey
 
 
-def stream(key, name, index=0):
-    """Returns the key of stage `name` at step `index`.
-
-    Args: key, a typed key; name, a string; index, an int or a traced int32 scalar.
-    """
+def stream(key: RandomKey, name: str, index: Index = 0) -> RandomKey:
+    """Returns the key of stage `name` at step `index`."""
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), index)
 
 
-def run_keys(num_seeds, seed_offset=0):
-    """Returns keys [S]; seed k has the same key whatever `num_seeds` is (product.md sec. 8)."""
+def run_keys(num_seeds: int, seed_offset: int = 0) -> Key[Array, " S"]:
+    """Returns the key of every seed; seed k has the same one whatever `num_seeds` is.
+
+    Source: docs/methods/environments.md, "Random streams".
+    """
     return jax.vmap(jax.random.key)(jax.numpy.arange(seed_offset, seed_offset + num_seeds))

@@ -4,11 +4,19 @@ A NaN (a seed that diverged) is never dropped: it makes every number that it ent
 """
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
+
+from gentle_jax.types import HostArray
 
 TRIM = 0.25  # the interquartile mean drops the lowest and the highest quarter
 LEVEL = 0.95
 CHUNK = 2_000_000  # numbers drawn at once: bounds the memory of many tasks
+
+# lists of numbers are taken too
+PerSeed = Float[HostArray, " S"] | list
+PerTask = Float[HostArray, " T"] | list
+Scores = Float[HostArray, "S T"] | list
 
 
 def _interval(samples):
@@ -31,8 +39,10 @@ def _resamples(scores, num_resamples, seed, statistic):
     return np.concatenate(parts)
 
 
-def bootstrap_ci(per_seed, num_resamples=10_000, seed=0):
-    """Returns (lo, hi), the 95% percentile bootstrap interval of the mean of per_seed [S].
+def bootstrap_ci(
+    per_seed: PerSeed, num_resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Returns (lo, hi), the 95% percentile bootstrap interval of the mean over seeds.
 
     CTMRL's convention. One seed, or equal seeds, give (value, value).
     """
@@ -51,8 +61,8 @@ def _trimmed(samples):
     return stats.trim_mean(samples, TRIM, axis=-1)
 
 
-def iqm(scores):
-    """Returns the interquartile mean of scores [S, T], pooled over seeds and tasks."""
+def iqm(scores: Scores) -> float:
+    """Returns the interquartile mean, pooled over seeds and tasks."""
     scores = np.asarray(scores, np.float64)
     # trimming would hide a diverged run
     if not np.isfinite(scores).all():
@@ -60,10 +70,10 @@ def iqm(scores):
     return float(_trimmed(scores.ravel()))
 
 
-def iqm_ci(scores, num_resamples=2_000, seed=0):
+def iqm_ci(scores: Scores, num_resamples: int = 2_000, seed: int = 0) -> tuple[float, float]:
     """Returns (lo, hi), the 95% bootstrap interval of `iqm`, stratified as in rliable.
 
-    Runs of scores [S, T] are resampled within each task, independently of the other tasks.
+    Runs are resampled within each task, independently of the other tasks.
     """
     scores = np.asarray(scores, np.float64)
     if not np.isfinite(scores).all():
@@ -73,8 +83,8 @@ def iqm_ci(scores, num_resamples=2_000, seed=0):
     return _interval(_resamples(scores, num_resamples, seed, _trimmed))
 
 
-def normalized(returns, random, reference):
-    """Returns the mean over [S, T] of (return - random) / (reference - random), per task [T].
+def normalized(returns: Scores, random: PerTask, reference: PerTask) -> float:
+    """Returns the mean over seeds and tasks of (return - random) / (reference - random).
 
     0 is the random policy, 1 the reference. NaN where the two coincide or one is unknown.
     """
@@ -83,11 +93,13 @@ def normalized(returns, random, reference):
     return float(((np.asarray(returns, np.float64) - random) / gap).mean())
 
 
-def summarize(returns, random, reference):
-    """Returns the table's numbers of returns [S, T] as plain floats, ready for JSON.
+def summarize(
+    returns: Scores, random: PerTask, reference: PerTask
+) -> dict[str, float | list[float]]:
+    """Returns the table's numbers as plain floats, ready for JSON.
 
     `std` is over seed means with ddof=1 (GENTLE's "mean +- std over seeds"; 0.0 for one seed);
-    `ci95` over seed means too; `iqm` is over seed x task. random and reference are [T].
+    `ci95` over seed means too; `iqm` is over seed x task.
     """
     returns = np.asarray(returns, np.float64)
     per_seed = returns.mean(1)

@@ -10,41 +10,50 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from gentle_jax import config as config_lib
 from gentle_jax import errors
+from gentle_jax.config import BehaviourConfig, ExperimentConfig
+from gentle_jax.types import Env, HostArray
 
 SCHEMA = 2
 FIELDS = ("obs", "action", "reward", "context_reward", "next_obs", "terminal", "mask")
 
+Folder = str | pathlib.Path
+Shapes = dict[str, tuple[int, ...]]  # field -> shape
+Fields = dict[str, Float[HostArray, "task level episode step ..."]]  # of FIELDS
+LevelFields = dict[str, Float[HostArray, "task episode step ..."]]
 
-def folder_of(root, config):
+
+def folder_of(root: Folder, config: ExperimentConfig) -> pathlib.Path:
     """Returns the folder that a config's dataset belongs to: root/suite/env/fingerprint."""
     name = config_lib.fingerprint(config_lib.data_identity(config))
     return pathlib.Path(root) / config.run.suite / config.run.env / name
 
 
-def shapes(num_tasks, behaviour, env):
-    """Returns {field: shape} of a dataset."""
+def shapes(num_tasks: int, behaviour: BehaviourConfig, env: Env) -> Shapes:
+    """Returns {field: shape} of a dataset that is collected."""
     lead = (num_tasks, behaviour.num_levels, behaviour.episodes_per_level, env.horizon)
     return shapes_of(lead, env)
 
 
-def shapes_of(lead, env):
-    """Returns {field: shape} for lead, (tasks, levels, episodes, steps)."""
+def shapes_of(lead: tuple[int, int, int, int], env: Env) -> Shapes:
+    """Returns {field: shape}. Args: lead, (tasks, levels, episodes, steps)."""
     vectors = {"obs": env.obs_dim, "next_obs": env.obs_dim, "action": env.action_dim}
     return {name: lead + ((vectors[name],) if name in vectors else ()) for name in FIELDS}
 
 
-def num_bytes(wanted):
-    """Returns the bytes of float32 arrays of {field: shape}."""
+def num_bytes(wanted: Shapes) -> int:
+    """Returns the bytes of float32 arrays of these shapes."""
     return 4 * sum(int(np.prod(shape)) for shape in wanted.values())
 
 
-def fits(folder, wanted):
-    """Whether every array of a dataset is there, whole and of the wanted shape."""
+def fits(folder: pathlib.Path, wanted: Shapes) -> bool:
+    """Whether every array of a dataset is there, not cut short and of the wanted shape."""
     open_one = lambda name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
     try:
         return all(open_one(name).shape == shape for name, shape in wanted.items())
@@ -52,7 +61,7 @@ def fits(folder, wanted):
         return False
 
 
-def open_arrays(folder, wanted):
+def open_arrays(folder: pathlib.Path, wanted: Shapes) -> dict[str, np.memmap]:
     """Opens writable arrays in `folder`, keeping those that have the wanted shape already."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {}
@@ -77,27 +86,27 @@ def _reserve(path):
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def stored_bytes(folder):
-    """Returns the space that a folder's arrays take already."""
-    found = [pathlib.Path(folder) / f"{name}.npy" for name in FIELDS]
-    return sum(path.stat().st_blocks * 512 for path in found if path.exists())
+def stored_bytes(folder: Folder) -> int:
+    """Returns the space on disk that a folder's arrays take already."""
+    files = [pathlib.Path(folder) / f"{name}.npy" for name in FIELDS]
+    return sum(path.stat().st_blocks * 512 for path in files if path.exists())
 
 
-def write_level(arrays, level, fields):
+def write_level(arrays: Fields, level: int, fields: LevelFields) -> None:
     """Writes one behaviour level of every task and flushes it to disk."""
     for name, array in arrays.items():
         array[:, level] = fields[name]
         array.flush()
 
 
-def file_hash(path):
+def file_hash(path: pathlib.Path) -> str:
     """Returns the sha256 of a file in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path, tree):
-    """Writes JSON so that a reader sees the old file or the whole new one."""
+def write_json(path: pathlib.Path, tree: Any) -> None:
+    """Writes JSON so that a reader sees the old file or all of the new one."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     with open(temporary, "w") as file:
         json.dump(tree, file, indent=1)
@@ -106,7 +115,7 @@ def write_json(path, tree):
     os.replace(temporary, path)
 
 
-def read_json(path):
+def read_json(path: pathlib.Path) -> Any:
     """Returns the content of a JSON file that this package wrote, or {} if it is damaged."""
     try:
         return json.loads(path.read_text())
@@ -114,19 +123,19 @@ def read_json(path):
         return {}
 
 
-def commit(folder, meta):
+def commit(folder: pathlib.Path, meta: dict) -> None:
     """Finishes a dataset: adds schema and checksums to `meta` and writes it, last of all."""
     files = {f"{name}.npy": file_hash(folder / f"{name}.npy") for name in FIELDS}
-    whole = {"schema": SCHEMA, **meta, "sha256": files}
-    write_json(folder / "meta.json", whole | {"checksum": config_lib.fingerprint(whole)})
+    content = {"schema": SCHEMA, **meta, "sha256": files}
+    write_json(folder / "meta.json", content | {"checksum": config_lib.fingerprint(content)})
 
 
-def is_complete(folder):
+def is_complete(folder: Folder) -> bool:
     """Whether a folder holds a finished dataset."""
     return (pathlib.Path(folder) / "meta.json").exists()
 
 
-def read_meta(folder):
+def read_meta(folder: Folder) -> dict:
     """Returns meta.json; raises UserError if it is absent or unreadable."""
     path = pathlib.Path(folder) / "meta.json"
     try:
@@ -153,38 +162,39 @@ def read_meta(folder):
     return meta
 
 
-def source_of(meta):
+def source_of(meta: dict) -> dict | None:
     """Returns where a dataset was imported from ({"format": ..., ...}), or None if collected."""
     return meta.get("identity", {}).get("source")
 
 
-def imported(folder):
-    """Returns the meta.json of an imported dataset's own folder; None for anything else."""
+def imported(folder: Folder) -> dict | None:
+    """Returns the meta.json of a folder that holds an imported dataset; None for any other."""
     if not is_complete(folder):
         return None
     meta = read_meta(folder)
     return meta if source_of(meta) else None
 
 
-def check_identity(meta, config, folder):
+def check_identity(meta: dict, config: ExperimentConfig, folder: Folder) -> None:
     """Raises UserError unless the dataset was made by the configuration that is asked for.
 
-    Imported data fit every run on their environment and suite: nobody here knows how they were
-    made, unless they were exported from here; then physics must agree as well.
+    How imported data were made is unknown, so they fit every run on their environment and suite.
+    Where they were exported from here, physics must agree as well.
     """
-    wanted, found = config_lib.data_identity(config), meta.get("identity", {})
+    asked, stored = config_lib.data_identity(config), meta.get("identity", {})
     if source_of(meta):
-        known = found.get("physics") != "imported"
-        wanted = {key: wanted[key] for key in ("env", "suite", *(("physics",) if known else ()))}
-        if known and found.get("environment"):
-            made = config_lib.data_identity(config)["environment"]
-            wanted["environment"] = {k: made[k] for k in ("derive_constants", "contact_cost")}
-    for key in wanted:
-        if isinstance(wanted[key], dict):
-            mine, other = wanted[key], found.get(key) or {}
-            pairs = [(f"{key}.{k}", other.get(k), mine[k]) for k in mine if mine[k] != other.get(k)]
+        known = stored.get("physics") != "imported"
+        settings = asked["environment"]
+        asked = {key: asked[key] for key in ("env", "suite", *(("physics",) if known else ()))}
+        if known and stored.get("environment"):
+            names = ("derive_constants", "contact_cost")
+            asked["environment"] = {name: settings[name] for name in names}
+    for key, value in asked.items():
+        if isinstance(value, dict):
+            other = stored.get(key) or {}
+            pairs = [(f"{key}.{k}", other.get(k), v) for k, v in value.items() if v != other.get(k)]
         else:
-            pairs = [(key, found.get(key), wanted[key])] if wanted[key] != found.get(key) else []
+            pairs = [(key, stored.get(key), value)] if value != stored.get(key) else []
         if pairs:
             name, had, want = pairs[0]
             raise errors.UserError(
@@ -193,11 +203,11 @@ def check_identity(meta, config, folder):
             )
 
 
-def load(folder, config=None):
+def load(folder: Folder, config: ExperimentConfig | None = None) -> tuple[Fields, dict]:
     """Returns (fields, meta): memory-mapped arrays by name, checked against their checksums.
 
-    Args: config, an ExperimentConfig that the data must have been made with. Raises UserError for
-    a missing, truncated or altered file, and for data made by another configuration.
+    Args: config, what the data must have been made with. Raises UserError for a missing, truncated
+    or altered file, and for data made by another configuration.
     """
     folder = pathlib.Path(folder)
     meta = read_meta(folder)
@@ -220,7 +230,7 @@ def load(folder, config=None):
     return fields, meta
 
 
-def damage_of(path, meta):
+def damage_of(path: pathlib.Path, meta: dict) -> str | None:
     """Returns what is wrong with a file of a dataset as a few words, or None."""
     if not path.exists():
         return "is missing"
@@ -229,17 +239,16 @@ def damage_of(path, meta):
     return None
 
 
-def not_finite(fields):
-    """Returns where the first value that is not finite is, as text; None if all are.
+def not_finite(fields: Fields) -> str | None:
+    """Returns where the first NaN or infinite value is, as text; None if there is none.
 
-    Args: fields, {name: array [task, level, episode, step, ...]} with `mask`. Rows that the mask
-    leaves out are never read, so what they hold is no matter.
+    Rows that `mask` leaves out may hold anything: they are never read.
     """
     for name, array in fields.items():
         for task, values in enumerate(array):  # one task at a time: memory, not speed
             with np.errstate(invalid="ignore"):  # inf - inf
                 total = np.sum(values, dtype=np.float64)
-            if np.isfinite(total):  # then every term is, and no array of booleans was made
+            if np.isfinite(total):  # then every term is: no array of booleans is needed
                 continue
             bad = ~np.isfinite(values).reshape(*array.shape[1:4], -1).all(-1)
             bad &= fields["mask"][task] != 0
@@ -249,13 +258,13 @@ def not_finite(fields):
     return None
 
 
-def check_shapes(fields, env):
-    """Raises UserError unless arrays {name: array} have an Env's sizes."""
+def check_shapes(fields: Fields, env: Env) -> None:
+    """Raises UserError unless arrays have an Env's sizes."""
     num_tasks, _, _, horizon = fields["mask"].shape
-    found = {"tasks": num_tasks, "steps an episode": horizon}
-    found |= {f"numbers an {name}": fields[name].shape[-1] for name in ("obs", "action")}
+    counts = {"tasks": num_tasks, "steps an episode": horizon}
+    counts |= {f"numbers an {name}": fields[name].shape[-1] for name in ("obs", "action")}
     sizes = (len(env.parameters), env.horizon, env.obs_dim, env.action_dim)
-    for (what, had), wanted in zip(found.items(), sizes, strict=True):
+    for (what, had), wanted in zip(counts.items(), sizes, strict=True):
         if had != wanted:
             raise errors.UserError(
                 f"the dataset has {had} {what}, {env.name} of suite {env.suite} has {wanted} in "

@@ -1,4 +1,7 @@
-"""Suites: whose task definitions, data and test protocol a run follows (product.md sec. 2)."""
+"""Suites: the publication whose tasks, data and test protocol a run follows.
+
+Source: docs/methods/environments.md, "Suites".
+"""
 
 from typing import NamedTuple
 
@@ -20,7 +23,7 @@ SUITES = {
 }
 
 
-def get(name):
+def get(name: str) -> Suite:
     """Returns the Suite called `name`; raises UserError for an unknown one."""
     if name not in SUITES:
         raise errors.unknown("suite", name, SUITES)

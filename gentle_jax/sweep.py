@@ -16,17 +16,22 @@ import concurrent.futures
 import os
 import threading
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key, PyTree
 
 from gentle_jax.data import DEVICES as RUNS  # the mesh axis
 from gentle_jax.data import Dataset
 from gentle_jax.rng import stream
+from gentle_jax.types import AgentState, Algorithm, HyperParams, Metrics, RandomKey, Stage, Task
+
+Shape = jax.ShapeDtypeStruct
 
 _tracing = threading.Lock()
 
@@ -41,7 +46,7 @@ class Chunk(NamedTuple):
     evaluate: bool  # whether `done` is an evaluation point
 
 
-def plan(stages, num_evals, num_chunks=50):
+def plan(stages: tuple[Stage, ...], num_evals: int, num_chunks: int = 50) -> list[Chunk]:
     """Returns the Chunks of a run: cut at stage ends, evaluation points and even intervals.
 
     `num_evals` points are evenly spaced over the stages that have a policy, the end included.
@@ -68,7 +73,7 @@ def plan(stages, num_evals, num_chunks=50):
     return chunks
 
 
-def make_piece(stage):
+def make_piece(stage: Stage) -> Callable:
     """Returns piece(state, totals, run_key, data, start, length) -> (state, totals) of one run.
 
     `start` and `length` are traced and have no run axis: any split of a chunk into pieces runs one
@@ -88,13 +93,15 @@ def make_piece(stage):
     return piece
 
 
-def metric_shapes(stage, state, data: Dataset, run_key):
+def metric_shapes(
+    stage: Stage, state: AgentState, data: Dataset, run_key: RandomKey | Shape
+) -> Metrics:
     """Returns the shapes of a stage's metrics for one run. Args: arrays or shapes of one run."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     return jax.eval_shape(stage.step, state, data.unsplit(), run_key, step)[1]
 
 
-def make_chunk(stage):
+def make_chunk(stage: Stage) -> Callable:
     """Returns chunk(state, run_key, data, start, length) -> (state, mean metrics) of one run."""
     piece = make_piece(stage)
 
@@ -107,28 +114,35 @@ def make_chunk(stage):
     return chunk
 
 
-def make_mesh(num_runs, devices=None):
-    """Returns a mesh over as few devices as take the runs in the same time, or None for one.
+def choose_devices(num_runs: int, devices: list) -> list:
+    """Returns as few devices as take the runs in the same time.
 
-    Args: devices, by default those of this process; `jax.devices()` for all of several processes,
-    each of which must have a part then: none is left out.
+    None is left out of those of several processes, each of which must have a part.
     """
-    devices = jax.local_devices() if devices is None else devices
-    if len({device.process_index for device in devices}) == 1:
-        width = -(-num_runs // len(devices))  # runs of the device that has most
-        devices = devices[: -(-num_runs // width)]
-    if len(devices) == 1:
+    if len({device.process_index for device in devices}) > 1:
+        return devices
+    width = -(-num_runs // len(devices))  # runs of the device that has most
+    return devices[: -(-num_runs // width)]
+
+
+def make_mesh(num_runs: int, devices: list | None = None) -> Mesh | None:
+    """Returns a mesh over the chosen devices, or None for one.
+
+    Args: devices, by default those of this process; `jax.devices()` for all of several processes.
+    """
+    chosen = choose_devices(num_runs, jax.local_devices() if devices is None else devices)
+    if len(chosen) == 1:
         return None
     # runs never talk to each other, so where devices stand is no matter (`jax.make_mesh` minds)
-    return Mesh(np.array(devices), (RUNS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(chosen), (RUNS,), axis_types=(AxisType.Auto,))
 
 
-def run_sharding(mesh):
+def run_sharding(mesh: Mesh | None) -> NamedSharding | None:
     """Returns the sharding of leaves [S, ...], or None without a mesh."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec(RUNS))
 
 
-def place(tree, mesh):
+def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """Puts leaves [S, ...] on the devices of a mesh.
 
     S is padded to a multiple of the mesh by repeating the last run; `fetch` drops what was added.
@@ -139,12 +153,12 @@ def place(tree, mesh):
     return _put(padded, PartitionSpec(RUNS), mesh)
 
 
-def place_shared(tree, mesh):
+def place_shared(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """Puts a tree that all runs share on the devices of a mesh, a whole copy on each."""
     return jax.tree.map(jnp.asarray, tree) if mesh is None else _put(tree, PartitionSpec(), mesh)
 
 
-def place_data(data: Dataset, mesh) -> Dataset:
+def place_data(data: Dataset, mesh: Mesh | None) -> Dataset:
     """Puts a Dataset on the devices of a mesh: a copy on each, or split as `partition` says."""
     return jax.tree.map(jnp.asarray, data) if mesh is None else _put(data, data.partition(), mesh)
 
@@ -180,7 +194,7 @@ def _put_global(leaf, sharding):
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
-def fetch(tree, num_runs):
+def fetch(tree: PyTree, num_runs: int | None) -> PyTree:
     """Returns leaves [S, ...] as numpy arrays on the host, of the first `num_runs` runs.
 
     Of several hosts each gets all runs.
@@ -191,7 +205,9 @@ def fetch(tree, num_runs):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:num_runs], jax.device_get(tree))
 
 
-def over_runs(function, num_mapped, mesh=None, in_turn=None):
+def over_runs(
+    function: Callable, num_mapped: int, mesh: Mesh | None = None, in_turn: bool | None = None
+) -> Callable:
     """Maps a one-run function over runs [S] in its first `num_mapped` arguments; others shared.
 
     Args: mesh, from `make_mesh`; in_turn, whether a device takes its runs one after the other
@@ -227,7 +243,9 @@ class Program(NamedTuple):
     temp_bytes: int  # scratch memory beside arguments and results
 
 
-def compile_program(function, args, donate=(), out_sharding=None):
+def compile_program(
+    function: Callable, args: tuple, donate: tuple = (), out_sharding: Any = None
+) -> Program:
     """Lowers and compiles `function` for `args` (arrays or shapes) ahead of time."""
     begin = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_sharding)
@@ -239,7 +257,7 @@ def compile_program(function, args, donate=(), out_sharding=None):
     return Program(compiled, time.perf_counter() - begin, temp)
 
 
-def together(jobs):
+def together(jobs: list[Callable]) -> list:
     """Calls functions () -> result in a few threads; returns their results in order.
 
     For compiling: most of it runs outside Python, on one core.
@@ -251,8 +269,14 @@ def together(jobs):
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def init_runs(algorithm, hp, run_keys, data, mesh=None):
-    """Returns the state of all runs: leaves [S, ...]. Args: hp leaves [S]; run_keys [S]; data."""
+def init_runs(
+    algorithm: Algorithm,
+    hp: HyperParams,
+    run_keys: Key[Array, " S"],
+    data: Dataset,
+    mesh: Mesh | None = None,
+) -> AgentState:
+    """Returns the state of all runs: leaves [S, ...]. Args: hp, leaves [S]."""
     # a copy of hp: the state is donated, the caller's hp is not
     init = lambda hp, key, data: algorithm.init(
         jax.tree.map(jnp.copy, hp), stream(key, "init"), data
@@ -260,7 +284,16 @@ def init_runs(algorithm, hp, run_keys, data, mesh=None):
     return over_runs(init, 2, mesh)(hp, run_keys, data)
 
 
-def fused(algorithm, evaluate, data, tasks, hp, num_evals, mesh=None, num_runs=None):
+def fused(
+    algorithm: Algorithm,
+    evaluate: Callable,
+    data: Dataset,
+    tasks: Task,
+    hp: HyperParams,
+    num_evals: int,
+    mesh: Mesh | None = None,
+    num_runs: int | None = None,
+) -> Callable:
     """Returns run(run_keys [S]) -> {"state", "returns", "metrics"}: a whole sweep as one program.
 
     Args: evaluate, from `evaluation.make_evaluate`; data, the Dataset of all tasks, training tasks

@@ -8,36 +8,42 @@ checkpoint, from which it goes on as if nothing had happened.
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
 
 from gentle_jax import sweep as sweep_lib
-from gentle_jax.types import Algorithm
+from gentle_jax.data import Dataset
+from gentle_jax.types import AgentState, Algorithm, Env, HyperParams, Metrics, Task
+
+Carry = dict  # {"state", "totals", "returns", "embeddings"}, see `carry_shapes`
 
 
 class Sweep(NamedTuple):
     """Everything that a sweep of runs needs, on the devices; `assembly.make_sweep` makes it."""
 
     algorithm: Algorithm
-    evaluate: Any  # (state, run_key, tasks, data, at) -> {protocol: [task, E]}
+    evaluate: Callable  # (state, run_key, tasks, data, at) -> {protocol: [task, E]}
     episodes: dict  # {protocol: E}
-    embed: Any  # (state, run_key, data, at) -> {name: [task, ...]}
-    trace: Any  # (state, run_key, tasks, data, at) -> (paths, masks)
-    data: Any  # Dataset of all tasks, training tasks first
-    tasks: Any  # task leaves in that order
-    hp: Any  # leaves [S]
-    run_keys: Any  # [S]
+    embed: Callable  # (state, run_key, data, at) -> {name: [task, ...]}
+    trace: Callable  # (state, run_key, tasks, data, at) -> (paths, masks)
+    data: Dataset  # of all tasks, training tasks first
+    tasks: Task  # task leaves in that order
+    hp: HyperParams  # leaves [S]
+    run_keys: Key[Array, " S"]
     num_evals: int
-    env: Any = None  # the Env, whose observations are scaled as the data's are
+    env: Env | None = None  # whose observations are scaled as the data's are
     scale: Any = None  # (mean, std) [obs_dim] of that scaling
-    mesh: Any = None  # the devices that the runs are split over; None: one device
+    mesh: Mesh | None = None  # the devices that the runs are split over; None: one device
     num_runs: int | None = None  # real runs where S is padded to the devices; None: all
 
     @property
-    def runs(self):
+    def runs(self) -> int:
         """How many runs there are."""
         return self.run_keys.shape[0] if self.num_runs is None else self.num_runs
 
@@ -51,7 +57,7 @@ class Programs(NamedTuple):
     embed: sweep_lib.Program
     trace: sweep_lib.Program
 
-    def all(self):
+    def all(self) -> list[sweep_lib.Program]:
         """Returns the programs in a flat list."""
         found = [self.init, *self.stages, *self.evaluate.values(), self.embed, self.trace]
         return [program for program in found if program is not None]
@@ -67,21 +73,23 @@ class Position(NamedTuple):
 class Hooks(NamedTuple):
     """What the host does meanwhile; every hook may be None."""
 
-    on_compile: Any = None  # (name, Program)
-    on_piece: Any = None  # (Chunk, Position, steps, seconds)
-    on_chunk: Any = None  # (Chunk, metrics {name: [S]})
-    on_evaluate: Any = None  # (Chunk, returns {protocol: [S, task, E]}, seconds)
-    on_pause: Any = None  # (Position, carry, last): a moment to save, or to stop by raising
+    on_compile: Callable | None = None  # (name, Program)
+    on_piece: Callable | None = None  # (Chunk, Position, steps, seconds)
+    on_chunk: Callable | None = None  # (Chunk, metrics {name: [S]})
+    on_evaluate: Callable | None = None  # (Chunk, returns {protocol: [S, task, E]}, seconds)
+    on_pause: Callable | None = (
+        None  # (Position, carry, last): a moment to save, or to stop by raising
+    )
 
 
 class Pace:
     """Chooses how many steps to take at once, so that the host is asked every `seconds`."""
 
-    def __init__(self, seconds=5.0, agree=lambda value: value):
+    def __init__(self, seconds: float = 5.0, agree: Callable = lambda value: value) -> None:
         self.seconds, self.agree = seconds, agree  # agree: one number for all hosts
         self.per_step = {}  # stage -> seconds
 
-    def size(self, stage, left):
+    def size(self, stage: int, left: int) -> int:
         """Returns how many of the `left` steps of a chunk to take."""
         if stage not in self.per_step:
             wanted = max(left // 8, 1)
@@ -89,12 +97,12 @@ class Pace:
             wanted = max(int(self.seconds / max(self.per_step[stage], 1e-9)), 1)
         return int(self.agree(left if left < 1.5 * wanted else wanted))
 
-    def took(self, stage, steps, seconds):
+    def took(self, stage: int, steps: int, seconds: float) -> None:
         """Notes how long some steps of a stage have taken."""
         self.per_step[stage] = seconds / steps
 
 
-def compile_all(sweep, hooks=Hooks()):  # noqa: B008 an immutable default
+def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008 immutable
     """Compiles every program of a run ahead of time, several at once, and returns them."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     sharding = sweep_lib.run_sharding(sweep.mesh)
@@ -135,18 +143,18 @@ def _init(sweep):
     return lambda hp, keys, data: sweep_lib.init_runs(sweep.algorithm, hp, keys, data, sweep.mesh)
 
 
-def on_devices(shapes, sharding):
+def on_devices(shapes: PyTree, sharding: Any) -> PyTree:
     """Returns shapes of arrays that lie on devices."""
     struct = jax.ShapeDtypeStruct
     return jax.tree.map(lambda s: struct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
-def state_shapes(sweep):
+def state_shapes(sweep: Sweep) -> PyTree:
     """Returns the shapes of the state of all runs, padded ones too, without computing anything."""
     return jax.eval_shape(_init(sweep), sweep.hp, sweep.run_keys, sweep.data)
 
 
-def total_shapes(sweep):
+def total_shapes(sweep: Sweep) -> tuple[Metrics, ...]:
     """Returns the shapes of the sums of metrics of every stage: leaves [S], padded runs too."""
     runs = sweep.run_keys.shape[0]
     one = lambda tree: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), tree)
@@ -160,7 +168,7 @@ def total_shapes(sweep):
     )
 
 
-def carry_shapes(sweep):
+def carry_shapes(sweep: Sweep) -> Carry:
     """Returns the shapes of what `chunked` hands on, and a checkpoint holds: real runs only.
 
     Leaves: state [S, ...]; totals [S] of every stage; returns and embeddings [point, S, ...].
@@ -185,7 +193,7 @@ def carry_shapes(sweep):
     }
 
 
-def empty_carry(sweep, state):
+def empty_carry(sweep: Sweep, state: AgentState) -> Carry:
     """Returns the carry before the first step: state, zero sums, and NaN where results will be."""
     shapes = carry_shapes(sweep)
     blank = lambda s: np.full(s.shape, np.nan, np.float32)
@@ -198,13 +206,13 @@ def empty_carry(sweep, state):
     }
 
 
-def to_host(sweep, carry):
+def to_host(sweep: Sweep, carry: Carry) -> Carry:
     """Returns a carry as numpy arrays of the real runs: what a checkpoint holds."""
     on_device = {name: carry[name] for name in ("state", "totals")}
     return {**carry, **sweep_lib.fetch(on_device, sweep.runs)}
 
 
-def to_device(sweep, carry):
+def to_device(sweep: Sweep, carry: Carry) -> Carry:
     """Returns the carry of a checkpoint with state and sums on the sweep's devices.
 
     Nothing is shared with `carry`: a CPU would use its memory, which is donated.
@@ -214,12 +222,19 @@ def to_device(sweep, carry):
     return {**carry, **placed}
 
 
-def eval_steps(sweep):
+def eval_steps(sweep: Sweep) -> list[int]:
     """Returns the steps of all stages after which the run is evaluated."""
     return [c.done for c in sweep_lib.plan(sweep.algorithm.stages, sweep.num_evals) if c.evaluate]
 
 
-def chunked(sweep, programs, carry, position, hooks=Hooks(), pace=None):  # noqa: B008 immutable
+def chunked(
+    sweep: Sweep,
+    programs: Programs,
+    carry: Carry,
+    position: Position,
+    hooks: Hooks = Hooks(),  # noqa: B008 immutable
+    pace: Pace | None = None,
+) -> Carry:
     """Runs what is left after a Position and returns the final carry.
 
     Args: carry, from `empty_carry` or `to_device`, at that position.
@@ -295,6 +310,6 @@ def _score(sweep, programs, carry, chunk, unit, hooks):
         hooks.on_evaluate(chunk, scores, time.perf_counter() - since)
 
 
-def state_bytes(state):
+def state_bytes(state: PyTree) -> int:
     """Returns the bytes of a tree of arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

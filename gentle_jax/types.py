@@ -9,22 +9,43 @@ them.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-State = Any  # a pytree; so are Belief, Task, Metrics and HyperParams below
+State = PyTree  # of a representation or a backbone, of one run
+Belief = PyTree  # what is known of a task so far
+Task = PyTree  # one task of a family
+EnvState = PyTree
+Dataset = PyTree  # `data.Dataset`
+Metrics = dict  # name -> scalar
 HyperParams = dict  # section -> {name: scalar float}; leaves, so sweeping them never recompiles
+Section = dict  # one section of them: {name: scalar float}
+RandomKey = Key[Array, ""]
+Scalar = float | Float[Array, ""]
+Index = int | Int[Array, ""] | Int[np.ndarray, ""]  # a step; it has no run axis
+HostArray = np.ndarray
+
+
+def pytree(cls: type) -> type:
+    """Returns `flax.struct.dataclass(cls)`, whose fields no type checker looks at.
+
+    JAX puts shapes, partition specs and None where arrays are annotated.
+    """
+    made = struct.dataclass(cls)
+    made.__no_type_check__ = True
+    return made
 
 
 class Transition(NamedTuple):
     """One environment step, or many: every leaf has the same leading axes."""
 
-    obs: jax.Array  # [..., obs_dim]
-    action: jax.Array  # [..., action_dim], in [-1, 1]
-    reward: jax.Array  # [...], dense: what a backbone learns from
-    context_reward: jax.Array  # [...], what contexts and reported returns see (sparse where so)
-    next_obs: jax.Array  # [..., obs_dim]
-    terminal: jax.Array  # [...], 1.0 where a backbone must not bootstrap
+    obs: Float[Array, "*rows obs"]
+    action: Float[Array, "*rows action"]  # in [-1, 1]
+    reward: Float[Array, " *rows"]  # dense: what a backbone learns from
+    context_reward: Float[Array, " *rows"]  # what contexts and returns see (sparse where so)
+    next_obs: Float[Array, "*rows obs"]
+    terminal: Float[Array, " *rows"]  # 1.0 where a backbone must not bootstrap
 
 
 class MetaBatch(NamedTuple):
@@ -32,8 +53,8 @@ class MetaBatch(NamedTuple):
 
     rl: Transition  # leaves [T, B, ...]
     context: Transition  # leaves [T, C, ...]
-    task_id: jax.Array  # [T] int32, index among the training tasks
-    z_key: jax.Array | None = None  # the key that z was drawn with: `encode` draws the same again
+    task_id: Int[Array, " T"]  # index among the training tasks
+    z_key: RandomKey | None = None  # the key that z was drawn with: `encode` draws the same again
 
 
 class Cond(NamedTuple):
@@ -43,15 +64,15 @@ class Cond(NamedTuple):
     representation whose z stays within an episode gives the same array twice.
     """
 
-    now: jax.Array  # [K, G, Z]
-    next: jax.Array  # [K, G, Z]
+    now: Float[Array, "K G Z"]
+    next: Float[Array, "K G Z"]
 
 
 class Statistics(NamedTuple):
     """Mean and standard deviation over all rows of the training tasks, as a learner sees them."""
 
-    obs_mean: Any  # numpy [obs_dim]
-    obs_std: Any  # numpy [obs_dim]
+    obs_mean: Float[HostArray, " obs"]
+    obs_std: Float[HostArray, " obs"]
     reward_mean: float
     reward_std: float
 
@@ -67,7 +88,7 @@ class Spec(NamedTuple):
     init: str = "rlkit"  # initialisation of hidden layers, see `networks.mlp`
     precision: str = "float32"  # of matrix products in networks, see `networks.mlp`
     max_rows_per_task: int = 0  # rows of the largest training task's dataset
-    statistics: Statistics | None = None  # None before there are data
+    statistics: Statistics | None = None  # `assembly.check`: mean 0, std 1 before there are data
 
 
 class Traits(NamedTuple):
@@ -79,42 +100,79 @@ class Traits(NamedTuple):
     no_context: bool = False  # z does not depend on the context
 
 
+# The functions of a representation.
+InitRep = Callable[[Section, RandomKey, Dataset], State]
+DrawContext = Callable[[State, Dataset, Int[Array, " T"], RandomKey], Transition]
+UpdateRep = Callable[
+    [State, Section, MetaBatch, Float[Array, "G Z"], Dataset, RandomKey, Index],
+    tuple[State, Metrics],
+]
+Extend = Callable[[State, Belief, Transition, Float[Array, " C"]], Belief]
+SampleZ = Callable[[State, Belief, RandomKey], Float[Array, " Z"]]
+Describe = Callable[[State, Float[Array, " Z"]], dict]
+Encode = Callable[[State, Transition, Int[Array, " T"], RandomKey], Float[Array, "T Z"]]
+Condition = Callable[[State, Dataset, Int[Array, " T"], Int[Array, "K T B"], RandomKey], Cond]
+Observe = Callable[[State, Belief, Transition], Belief]
+PredictReward = Callable[[State, Float[Array, " Z"], Transition], Float[Array, " N"]]
+
+
 class Representation(NamedTuple):
     """Everything about context. Owns its networks, optimisers, codebooks and ensembles."""
 
-    init: Callable  # (hp, key, data) -> State; `data` as in `update`
-    context: Callable  # (State, data, task_id [T], key) -> Transition [T, C, ...]
-    update: Callable  # (State, hp, MetaBatch, dz [G, Z], data, key, index) -> (State, Metrics)
-    #                    `data` lists the training tasks first; task ids index them
-    prior: Callable  # (State) -> Belief before any transition was seen
-    extend: Callable  # (State, Belief, Transition [C, ...], mask [C]) -> Belief
-    sample: Callable  # (State, Belief, key) -> z [Z]
-    describe: Callable  # (State, z [Z]) -> {name: scalar}: what figures show, e.g. the code of z
-    encode: Callable | None = None  # (State, Transition [T, C, ...], task_id [T], key) -> z [T, Z];
-    #                    None: `prior`, `extend`, `sample` of each task. Computed as `update`
-    #                    computes it, one pass of the compiled step serves both. An id of
-    #                    `num_train_tasks` or more is a task that was not trained on
-    condition: Callable | None = None  # (State, data, task_id [T], index [K, T, B], key) -> Cond of
-    #                    the rows `index` of the data, a z per row; None: `encode`, a z per task
-    observe: Callable | None = None  # (State, Belief, Transition of one step) -> Belief: z moves
-    #                    within an episode; None: it stays until `extend`
-    predict_reward: Callable | None = None  # (State, z [Z], Transition [N, ...]) -> reward [N]
+    init: InitRep  # (hp, key, data); data lists the training tasks first, task ids index them
+    context: DrawContext  # -> leaves [T, C, ...]
+    update: UpdateRep  # (state, hp, batch, dz, data, key, index)
+    prior: Callable[[State], Belief]  # before any transition was seen
+    extend: Extend  # (state, belief, leaves [C, ...], mask [C])
+    sample: SampleZ
+    describe: Describe  # (state, z) -> {name: scalar}: what figures show, e.g. the code of z
+    # z of whole contexts [T, C, ...]; None: `prior`, `extend`, `sample` of each task. Computed as
+    # `update` computes it, one pass of the compiled step serves both. An id of `num_train_tasks` or
+    # more is a task that was not trained on.
+    encode: Encode | None = None
+    # z of the rows `index` of the data, in their order (G = T * B), and of the rows after them;
+    # None: `encode`, a z per task.
+    condition: Condition | None = None
+    # The belief after one step: z moves within an episode; None: it stays until `extend`.
+    observe: Observe | None = None
+    predict_reward: PredictReward | None = None  # of rows [N, ...] in the task that z stands for
     ordered_context: bool = False  # test contexts are whole episodes in time order, not rows
     traits: Traits = Traits()
+
+
+# The functions of a backbone.
+UpdateRL = Callable[
+    [State, Section, Transition, Cond, RandomKey, Index],
+    tuple[State, Float[Array, "G Z"], Metrics],
+]
+Act = Callable[[State, Float[Array, "*rows obs"], Float[Array, "... Z"], RandomKey], Array]
+Mode = Callable[[State, Float[Array, "*rows obs"], Float[Array, "... Z"]], Array]
 
 
 class Backbone(NamedTuple):
     """An RL learner that sees no tasks: z is only a conditioning vector."""
 
     num_batches: int  # K, independent RL batches that one update consumes
-    init: Callable  # (hp, key) -> State
-    update: Callable  # (State, hp, Transition [K, N, ...], Cond, key, index)
-    #                    -> (State, dz [G, Z], Metrics); z[i] conditions the i-th of G equal
-    #                    groups of consecutive rows, as `networks.Network` takes it; dz is the
-    #                    gradient of the critics' loss on the first batch in its `now`
-    act: Callable  # (State, obs, z, key) -> action, sampled
-    mode: Callable  # (State, obs, z) -> action, deterministic
-    target_mode: Callable  # (State, obs, z) -> action of the target policy (else `mode`)
+    init: Callable[[Section, RandomKey], State]  # (hp, key)
+    # (state, hp, rows [K, N, ...], cond, key, index) -> (state, dz, metrics); z[i] conditions the
+    # i-th of G equal groups of consecutive rows, as `networks.Network` takes it; dz is the gradient
+    # of the critics' loss on the first batch in its `now`.
+    update: UpdateRL
+    act: Act  # -> action, sampled
+    mode: Mode  # -> action, deterministic
+    target_mode: Mode  # -> action of the target policy (else `mode`)
+
+
+@pytree
+class AgentState:
+    """One run's whole state. Targets are bare parameters; what is trained owns its moments."""
+
+    rep: State
+    rl: State
+    hp: HyperParams
+
+
+Advance = Callable[[AgentState, Dataset, RandomKey, Index], tuple[AgentState, Metrics]]
 
 
 class Stage(NamedTuple):
@@ -126,7 +184,7 @@ class Stage(NamedTuple):
 
     name: str
     num_steps: int
-    step: Callable  # (AgentState, data, key, index) -> (AgentState, Metrics)
+    step: Advance  # (state, data, key, index) -> (state, metrics)
     evaluate: bool = True  # False: pretraining, after which there is no policy to evaluate
     shown: tuple = ()  # the metrics that say most while it runs; () = the first two
 
@@ -134,19 +192,25 @@ class Stage(NamedTuple):
 class Algorithm(NamedTuple):
     """What `sweep` trains: an initial state, stages in time, and the bundles a protocol calls."""
 
-    init: Callable  # (hp, key, data) -> AgentState with every stage's state
-    stages: tuple
+    init: Callable[[HyperParams, RandomKey, Dataset], AgentState]  # every stage's state
+    stages: tuple[Stage, ...]
     rep: Representation
     rl: Backbone
 
 
-@struct.dataclass
-class AgentState:
-    """One run's whole state. Targets are bare parameters; only trained networks own moments."""
+class Step(NamedTuple):
+    """What one environment step returns."""
 
-    rep: State
-    rl: State
-    hp: HyperParams
+    obs: Float[Array, " obs"]
+    reward: Float[Array, ""]
+    context_reward: Float[Array, ""]
+    terminal: Float[Array, ""]  # 1.0 on a true end (a fall), never on the time limit
+
+
+Action = Float[Array, " action"]
+ResetEnv = Callable[[Task, RandomKey], tuple[EnvState, Float[Array, " obs"]]]
+StepEnv = Callable[[Task, EnvState, Action], tuple[EnvState, Step]]
+Relabel = Callable[[Task, Transition], Float[Array, " *rows"]]
 
 
 class Env(NamedTuple):
@@ -158,50 +222,46 @@ class Env(NamedTuple):
     action_dim: int
     horizon: int  # steps after which every episode ends
     ends_early: bool  # False: `terminal` is always 0
-    tasks: Any  # numpy leaves [num_tasks, ...]
-    train_ids: Any  # numpy [num_train]
-    test_ids: Any  # numpy [num_test]
-    reset: Callable  # (task, key) -> (EnvState, obs)
-    step: Callable  # (task, EnvState, action in [-1, 1]) -> (EnvState, Step)
-    parameters: Any  # numpy [num_tasks, P], for colouring figures
+    tasks: Task  # leaves [num_tasks, ...]
+    train_ids: Int[HostArray, " num_train"]
+    test_ids: Int[HostArray, " num_test"]
+    reset: ResetEnv
+    step: StepEnv  # actions in [-1, 1]
+    parameters: Float[HostArray, "num_tasks P"]  # for colouring figures
     parameter_names: tuple  # P names
-    landmarks: Any = None  # numpy [num_tasks, 2], goals in the plane of obs[:2], where there are
+    landmarks: Float[HostArray, "num_tasks 2"] | None = None  # goals in the plane of obs[:2]
     optimal_return: Callable | None = None  # (num_samples) -> [num_tasks], where it is known
     system: Any = None  # the physics.System behind it, where there is one
-    context_reward: Callable | None = None  # (dense reward) -> Step.context_reward; None: equal
-    relabel: Callable | None = (
-        None  # (task, Transition [...]) -> dense reward [...] of these rows in
-    )
-    #                    `task`; None where a row does not hold what the reward depends on
-
-
-class Step(NamedTuple):
-    """What one environment step returns."""
-
-    obs: jax.Array  # [obs_dim]
-    reward: jax.Array  # scalar
-    context_reward: jax.Array  # scalar
-    terminal: jax.Array  # scalar, 1.0 on a true end (a fall), never on the time limit
+    context_reward: Callable | None = None  # dense reward -> Step.context_reward; None: equal
+    # The dense reward of stored rows in `task`; None where a row does not hold what it depends on.
+    relabel: Relabel | None = None
 
 
 class Outcome(NamedTuple):
-    """Scored episodes. Programs that only read `returns` pay nothing for the rest."""
+    """Scored episodes. Programs that only read `returns` pay nothing for the rest.
 
-    returns: jax.Array  # [E], undiscounted
+    Where episodes end early, how many there are depends on their lengths: the last slot is the last
+    episode, NaN between is no episode, and `rows` and `mask` are of the last one only, E = 1.
+    """
+
+    returns: Float[Array, " *E"]  # undiscounted
     rows: Transition  # leaves [E, H, ...]
-    mask: jax.Array  # [E, H], 0 after an early end
+    mask: Float[Array, "*E H"]  # 0 after an early end
 
 
 class Offline(NamedTuple):
     """Stored data that a protocol may read: views, nothing is copied."""
 
-    own: Any  # the Dataset of the tested task alone
-    train: Any  # the Dataset of the training tasks
+    own: Dataset  # of the tested task alone
+    train: Dataset  # of the training tasks
+
+
+RunProtocol = Callable[[Algorithm, AgentState, Env, Task, Offline, RandomKey], Outcome]
 
 
 class Protocol(NamedTuple):
     """How a trained agent meets a task, and which number is reported."""
 
-    run: Callable  # (Algorithm, AgentState, Env, task, Offline, key) -> Outcome
+    run: RunProtocol
     metrics: dict  # name -> function of returns [..., E] -> [...]; the first one is native
     num_episodes: int  # E

@@ -32,7 +32,7 @@ TINY = {
     "train.num_evals": 2,
     "backbone.width": 8,
     "backbone.depth": 1,
-    "eval.two_phase_steps": 3 * HORIZON,
+    "eval.online_steps": 3 * HORIZON,
     "eval.context_episodes": 1,
     "eval.scored_steps": 2 * HORIZON,
     "eval.num_repeats": 1,

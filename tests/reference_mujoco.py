@@ -1,7 +1,8 @@
 """The MuJoCo families once more, from C MuJoCo's states and NumPy alone: the oracle of tests.
 
-Rewards and observations follow ctmrl_suite.md sec. 13 and gentle_suite.md sec. 1.1, written here
-without looking at the environments' code. `before` and `after` are dicts with qpos, qvel, torso.
+Rewards and observations follow docs/methods/environments.md ("Cheetah-Vel" to "Hopper and Walker"),
+written here without looking at the environments' code. `before` and `after` are dicts with qpos,
+qvel, torso.
 """
 
 import mujoco

@@ -1,6 +1,6 @@
 """The papers' equations in NumPy with plain loops, written apart from gentle_jax.losses.
 
-Equation and section numbers are those of the fact sheets. Everything is float64.
+Equation numbers are those of the papers; the rest is in docs/methods. Everything is float64.
 """
 
 import math
@@ -95,7 +95,7 @@ def softplus(x):
 
 
 def dual_kl(c_policy, c_data):
-    """Sec. 2.2, per row."""
+    """The dual estimate, docs/methods/backbones.md, "BRAC-SAC"; per row."""
     return np.array(
         [
             1.0 + math.log(softplus(p) + 1e-8) - softplus(d)
@@ -105,7 +105,7 @@ def dual_kl(c_policy, c_data):
 
 
 def value_penalty(values):
-    """Sec. 2.2: the penalty on the critic's value."""
+    """The penalty on the critic's value, docs/methods/backbones.md, "BRAC-SAC"."""
     return sum(max(math.sqrt(1e-8 + v * v) - 1.0, 0.0) ** 2 for v in values) / len(values)
 
 
@@ -125,7 +125,7 @@ def move(codes, z, matched, eta):
 
 
 def move_ema(mean, size, z, matched, decay):
-    """Sec. 3.2 point 5. Returns (codes, mean, size)."""
+    """The move of the release. Returns (codes, mean, size)."""
     num_codes = len(size)
     new_mean, new_size = np.zeros_like(mean), np.zeros(num_codes)
     for n in range(num_codes):

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import accelerator_pieces, machine
 from benchmarks import accelerator_suite as suite
+from experiments.cli import exit_codes
 from gentle_jax import config as config_lib
 
 # a suite whose pieces are these lines: real processes, nothing to compile
@@ -101,7 +102,7 @@ def test_a_piece_that_fails_is_recorded_and_the_others_go_on(tmp_path):
 
 def test_a_piece_is_left_out_where_time_is_short_and_ended_where_it_takes_longer(tmp_path):
     code, text = finish(DONE, tmp_path, "--minutes=0.1")
-    assert code == suite.LEFT_OUT and "left out, 6 s left, may need 30 s" in text
+    assert code == exit_codes.LEFT_OUT and "left out, 6 s left, may need 30 s" in text
     assert {r["status"] for r in records(tmp_path).values()} == {"skipped"}
     args = suite.make_flags()
     args(["suite", "--small", f"--out={tmp_path}"])

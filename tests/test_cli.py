@@ -8,6 +8,7 @@ import pytest
 
 from experiments import collect, run
 from experiments.cli import flags
+from experiments.cli.command import main
 from gentle_jax import assembly, errors, presets, registry, storage
 from gentle_jax import config as config_lib
 
@@ -19,12 +20,12 @@ pytestmark = pytest.mark.usefixtures("no_cache")
 
 def parse(*arguments):
     """Returns the Request of a command line."""
-    return flags.parse(["run", *arguments], "run", "", lambda: False)
+    return flags.parse(run.COMMAND, ["run", *arguments])
 
 
 def refused(capsys, *arguments):
     """Runs the command; returns its one line on stderr."""
-    code = flags.main(run.run, ["run", *arguments])
+    code = main(run.COMMAND, ["run", *arguments])
     shown = capsys.readouterr().err
     assert code == 2, shown
     assert shown.startswith("error: ") and shown.count("\n") == 1 and shown.endswith("\n")
@@ -127,7 +128,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments):
     [
         ("--config.algo.num_codes=31", "algo.num_codes is 31: expected 2 to 30"),
         ("--config.algo.num_codes=1", "algo.num_codes is 1"),
-        ("--config.algo.code_loss=infonse", "did you mean 'infonce'"),
+        ("--config.algo.form=papre", "did you mean 'paper'"),
     ],
 )
 def test_settings_that_no_data_could_train_are_refused_before_it_is_made(
@@ -211,7 +212,7 @@ def test_precedence_is_defaults_preset_flag_override():
 
 def test_auto_is_quick_on_a_cpu_and_paper_on_an_accelerator():
     for accelerator, name in ((False, "quick"), (True, "paper")):
-        request = flags.parse(["run"], "run", "", lambda a=accelerator: a)
+        request = flags.parse(run.COMMAND, ["run"], lambda a=accelerator: a)
         assert request.config.run.preset == name
 
 
@@ -233,9 +234,7 @@ def test_repeated_protocols_are_kept_once_and_in_order():
 
 @pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
 def test_help_fits_two_screens_and_lists_every_flag(capsys, flag, tmp_path):
-    with pytest.raises(SystemExit) as exit_:
-        flags.main(run.run, ["run", "--algo=nonsense", flag])
-    assert exit_.value.code == 0
+    assert main(run.COMMAND, ["run", "--algo=nonsense", flag]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 80 and max(map(len, lines)) <= 100
     for group, entries in flags.GROUPS.items():

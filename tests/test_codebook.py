@@ -1,4 +1,4 @@
-"""The codebook: match, moves, K-means, and when they run (ctmrl_suite.md sec. 3)."""
+"""The codebook: match, moves, K-means, and when they run (docs/methods/ctmrl.md)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference_numpy as ref
 
-from gentle_jax import codebook
+from gentle_jax.algorithms.ctmrl import codebook
 
 
 def normal(*shape, seed=0):
@@ -31,6 +31,15 @@ def test_match_is_the_largest_cosine_whatever_the_norms():
 
 def test_match_of_zero_vectors_is_defined():
     assert int(codebook.match(jnp.zeros((3, 2)), jnp.zeros((1, 2)))[0]) == 0
+
+
+def test_match_heeds_the_direction_of_codes_and_z_that_are_nearly_zero():
+    # the release's codes shrink: with a floor of 1e-8 below squared norms, a code of norm 1e-5 has
+    # at most a tenth of its cosine, and the long code at 60 degrees would win
+    codes = jnp.array([[1e-5, 0.0], [0.5, 3**0.5 / 2]])
+    np.testing.assert_array_equal(codebook.match(codes, jnp.array([[1.0, 0.0]])), [0])
+    np.testing.assert_array_equal(codebook.match(codes[::-1], jnp.array([[1e-5, 0.0]])), [1])
+    np.testing.assert_allclose(codebook.unit(codes), [[1.0, 0.0], codes[1]], rtol=1e-5)
 
 
 def test_move_by_hand_and_unmatched_codes_stay():
@@ -66,13 +75,38 @@ def test_moving_average_matches_loops_with_its_smoothing():
 
 
 def test_moving_average_right_after_kmeans_shrinks_codes():
-    # sec. 3.2 point 5: unit means with counts n are not consistent; 300 vectors on 4 codes give
-    # codes of norm about 1 / 75 at the first call
+    # unit means with counts n are not consistent; 300 vectors on 4 codes give codes of norm about
+    # 1 / 75 at the first call
     codes = np.eye(4, dtype=np.float32)
     book = codebook.Codebook(jnp.array(codes), jnp.array(codes), jnp.full(4, 75.0))
     moved = codebook.move_ema(book, jnp.array(codes), jnp.arange(4), 0.9)
     # (.9 * 1 + .1 * 1) / (.9 * 75 + .1 * 1) = 1 / 67.6
     np.testing.assert_allclose(np.linalg.norm(moved.codes, axis=1), 1 / 67.6, rtol=1e-4)
+
+
+# six rows, of which the first two are seeds
+POINTS = [(0.1, 0.5), (-1.0, 0.7), (-0.4, -1.6), (-0.6, 0.6), (0.3, -1.1), (0.6, -0.1)]
+
+
+def test_lloyd_counts_the_assignment_before_the_last_averaging():
+    # by dot product with (.1, .5) and (-1, .7): rows 0, 4 and 5 go to the first, the others to the
+    # second; their means are (1, -.7) / 3 and (-2, -.3) / 3, at length 1 below. Assigned once more,
+    # these would have 2 and 4 rows
+    points = jnp.array(POINTS)
+    centres, counts = codebook.lloyd(points, jnp.ones(6), points[:2], True, iterations=1)
+    np.testing.assert_array_equal(counts, [3.0, 3.0])
+    expected = [np.array([1.0, -0.7]) / 1.49**0.5, np.array([-2.0, -0.3]) / 4.09**0.5]
+    np.testing.assert_allclose(centres, expected, rtol=1e-5)
+    _, again = codebook.lloyd(points, jnp.ones(6), centres, True, iterations=1)
+    np.testing.assert_array_equal(again, [2.0, 4.0])
+
+
+def test_lloyd_of_the_paper_takes_the_nearest_centre():
+    # rows 0, 4 and 5 are nearer to (.1, .5), and so is row 2: 4.66 against 5.65 of squared distance
+    points = jnp.array(POINTS)
+    centres, counts = codebook.lloyd(points, jnp.ones(6), points[:2], False, iterations=1)
+    np.testing.assert_array_equal(counts, [4.0, 2.0])
+    np.testing.assert_allclose(centres, [[0.15, -0.575], [-0.8, 0.65]], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +184,7 @@ def periodic(num_iterations):
 
 
 def test_schedule_of_105_iterations():
-    # sec. 3.2 point 1: collect 22..31 (21 is not, 0.2 is excluded), start 32, 38, 44, ..., 104
+    # collect 22..31 (21 is not, 0.2 is excluded), start 32, 38, 44, ..., 104
     first, collected, refreshes = periodic(105)
     assert first == 32
     assert collected == list(range(22, 32))

@@ -65,7 +65,7 @@ def small():
     random = np.linspace(-3.0, -2.0, TASKS)
     patch.setattr(collect.sweep, "compile_program", compile_once)
     patch.setattr(collect.evaluation, "random_returns", lambda *_: random)
-    patch.setattr(config_lib, "make_env", lambda config: env)
+    patch.setattr(config_lib, "make_env", lambda *_: env)
     yield config, lambda root: collect.ensure(config, root, save_every=0)
     patch.undo()
 
@@ -168,11 +168,12 @@ def test_levels_of_the_random_phase_hold_uniform_actions(small, monkeypatch):
     whose = env.tasks, behaviour_lib.task_keys(many.behaviour, TASKS)
     state = jax.jit(collector.init)(*whose)
     # a policy that is far from uniform: tanh(2) with little noise
-    policy = jax.tree.map(jnp.zeros_like, state.agent.policy)
+    policy = jax.tree.map(jnp.zeros_like, state.agent.policy.params)
     width = policy["Dense_2"]["bias"].shape[-1] // 2
     bias = jnp.tile(jnp.repeat(jnp.array([2.0, -3.0]), width), (TASKS, 1))
     policy["Dense_2"] = {**policy["Dense_2"], "bias": bias}
-    state = state.replace(agent=state.agent.replace(policy=policy))
+    trained = state.agent.policy.replace(params=policy)
+    state = state.replace(agent=state.agent.replace(policy=trained))
     episodes = jax.jit(collector.episodes)
     for step in (8,):  # within the seed phase
         actions = np.asarray(episodes(*whose, state, step)[0]["action"]).ravel()

@@ -1,30 +1,80 @@
-"""What every entry of the registry must keep, and what every method must be able to learn."""
+"""What every entry of the registry must keep, and what every method must be able to learn.
+
+Compiling is the cost, so not every pair is tested in full: every algorithm is, with one backbone,
+in each fidelity that differs from the others; every backbone is with two algorithms; every other
+pair is built and takes a step. Toys stand beside the registry: they declare the traits that no
+method has yet, and a trait is tested where it is declared, its opposite where it is not.
+"""
 
 import collections
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys_contracts
+from conftest import Tiny, make_tiny
 
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import evaluation, learner, registry, sweep
 from gentle_jax.types import Spec
 
-COMBINATIONS = [
-    (algorithm, backbone, fidelity)
-    for algorithm in registry.ALGORITHMS
-    for backbone in registry.BACKBONES
-    for fidelity in config_lib.FIDELITIES
-]
+ALGORITHMS = (*registry.ALGORITHMS, *toys_contracts.TOYS)
+MAIN = "td3_bc"  # the backbone of every algorithm's full test: the fastest to compile
+TWO = ("focal", "toy_pooled")  # with every backbone: one ignores dz, one reads it
+ONCE = (*registry.ALGORITHMS, "toy_filter")  # with every backbone, for one step at least
 # each algorithm on its own suite; BRAC on, though point robots switch it off
 SUITE = collections.defaultdict(lambda: "ctmrl", gentle="gentle")  # a new algorithm needs no line
 BRAC = {"brac_sac.use_brac": True}
 
 
+def fidelities(algorithm):
+    """Names of the fidelities that differ: "" is the default one."""
+    if algorithm in toys_contracts.TOYS:
+        return [""]
+    module = registry.load("algorithm", algorithm)
+    table = getattr(module, "FIDELITY", {})
+    default = getattr(module, "DEFAULT_FIDELITY", "paper")
+    return ["", *(name for name in table if table[name] != table.get(default))]
+
+
+OTHERS = [backbone for backbone in registry.BACKBONES if backbone != MAIN]
+FULL = [(name, MAIN, fidelity) for name in ALGORITHMS for fidelity in fidelities(name)]
+FULL += [(name, backbone, "") for backbone in OTHERS for name in TWO]
+REST = [(name, backbone) for backbone in OTHERS for name in ONCE if name not in TWO]
+
+
+class Pair(NamedTuple):
+    """An algorithm with a backbone, the states of two runs, and the training data."""
+
+    made: Tiny
+    states: Any
+    data: data_lib.Dataset
+
+
+@functools.cache
+def pair(algorithm, backbone=MAIN, fidelity=""):
+    """Returns the Pair; the tests of one algorithm share it."""
+    made = make_tiny(algorithm, SUITE[algorithm], "point_robot", backbone, fidelity, **BRAC)
+    return Pair(made, made.states(), jax.tree.map(jnp.asarray, made.train))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    """The toys are in the registry."""
+    with pytest.MonkeyPatch.context() as patch:
+        toys_contracts.register(patch)
+        yield
+
+
+# in NumPy, which compiles nothing; then on the device, where a jitted function sees no difference
+
+
 def row(tree, index):
-    return jax.tree.map(lambda x: x[index], tree)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), tree)
 
 
 def same(a, b):
@@ -34,13 +84,25 @@ def same(a, b):
 
 
 def with_row(tree, index, value):
-    return jax.tree.map(lambda x, v: x.at[index].set(v), tree, value)
+    def put(x, v):
+        x = np.array(x)
+        x[index] = v
+        return jnp.asarray(x)
+
+    return jax.tree.map(put, tree, value)
+
+
+def louder(tree, scale):
+    """A tree with its floats times `scale`."""
+    one = lambda x: np.asarray(x) * np.asarray(scale if x.dtype == jnp.float32 else 1, x.dtype)
+    return jax.tree.map(lambda x: jnp.asarray(one(x)), tree)
 
 
 def check_shapes(before, after):
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        assert (old.shape, old.dtype, old.weak_type) == (new.shape, new.dtype, new.weak_type)
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+        assert not old.weak_type and not new.weak_type  # nor is a state that was saved and read
 
 
 def check_finite(name, tree):
@@ -50,18 +112,14 @@ def check_finite(name, tree):
             assert np.isfinite(leaf).all(), (name, jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("algorithm,backbone,fidelity", COMBINATIONS)
-def test_every_stage_keeps_the_contract(tiny, algorithm, backbone, fidelity):
-    # compiling is the cost: stages before the last and K-means know no backbone, one is enough
-    alone = backbone == "td3_bc"
-    extra = BRAC if alone or algorithm != "ctmrl" else BRAC | {"algo.use_kmeans": False}
-    made = tiny(algorithm, SUITE[algorithm], "point_robot", backbone, fidelity, **extra)
-    data = jax.tree.map(jnp.asarray, made.train)
+@pytest.mark.parametrize("algorithm,backbone,fidelity", FULL)
+def test_every_stage_keeps_the_contract(algorithm, backbone, fidelity):
+    made, states, data = pair(algorithm, backbone, fidelity)
     keys = jax.random.split(jax.random.key(7), 2)
-    states = made.states()
-    for stage in made.algorithm.stages if alone else made.algorithm.stages[-1:]:
-        mapped = jax.vmap(stage.step, (0, None, 0, None))
-        step = jax.jit(mapped)
+    last = made.algorithm.stages[-1]
+    # stages before the last know no backbone: one is enough
+    for stage in made.algorithm.stages if backbone == MAIN else [last]:
+        step = jax.jit(jax.vmap(stage.step, (0, None, 0, None)))
         for index in (0, 1):
             after, metrics = step(states, data, keys, jnp.int32(index))
             # one tree of one shape through all stages: checkpoints and scans need it
@@ -72,20 +130,21 @@ def test_every_stage_keeps_the_contract(tiny, algorithm, backbone, fidelity):
             if index == 0:
                 states = after
         # runs are isolated: another state and key of run 1 leave every bit of run 0 alone
-        noisy = jax.tree.map(lambda x: x * 1.5 if x.dtype == jnp.float32 else x, row(states, 1))
-        disturbed = with_row(states, 1, noisy)
+        disturbed = with_row(states, 1, louder(row(states, 1), 1.5))
         other_keys = jax.vmap(jax.random.key)(jnp.arange(2)).at[0].set(keys[0])
         again, _ = step(disturbed, data, other_keys, jnp.int32(1))
         assert same(row(again, 0), row(after, 0))
         assert not same(row(again, 1), row(after, 1))
-        # the encoder learns nothing from the RL losses: another RL learner, rewards scaled
-        # otherwise, the same keys (no relabelling at index 1): the same representation, bit by bit
-        louder = jax.tree.map(lambda x: x * 1.1 if x.dtype == jnp.float32 else x, states.rl)
+        # another RL learner, rewards scaled otherwise, the same keys (no relabelling at index 1)
         three = jnp.full(2, 3.0, jnp.float32)
         hp = states.hp | {"backbone": states.hp["backbone"] | {"reward_scale": three}}
-        scaled, _ = step(states.replace(rl=louder, hp=hp), data, keys, jnp.int32(1))
-        assert same(scaled.rep, after.rep)
+        scaled = states.replace(rl=louder(states.rl, 1.1), hp=hp)
+        scaled, _ = step(scaled, data, keys, jnp.int32(1))
         assert not same(scaled.rl, after.rl)
+        if not made.algorithm.rep.traits.critic_gradient:  # bit by bit
+            assert same(scaled.rep, after.rep)
+        elif stage is last:
+            assert not same(scaled.rep, after.rep)
         # sweeping every swept float compiles nothing new
         swept = {key: v * 0.5 for key, v in config_lib.swept_fields(made.config).items()}
         hp = config_lib.hyper_params(made.config, ({}, swept))
@@ -93,46 +152,108 @@ def test_every_stage_keeps_the_contract(tiny, algorithm, backbone, fidelity):
         assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
-def test_z_lies_within_one_and_depends_on_its_own_context_only(tiny, algorithm):
-    made = tiny(algorithm, SUITE[algorithm])
-    rep, data = made.algorithm.rep, jax.tree.map(jnp.asarray, made.train)
-    # as loud as a trained encoder
-    state = jax.tree.map(lambda x: 5 * x if x.dtype == jnp.float32 else x, made.state().rep)
-    ids = jnp.arange(made.spec.num_train_tasks)
-    context = data_lib.rl_batch(data, ids, 8, jax.random.key(0))
-    encode = jax.jit(lambda c: learner.encode_tasks(rep, state, c, ids, jax.random.key(0)))
-    z = encode(context)
-    assert z.shape == (made.spec.num_train_tasks, made.config.train.latent_dim)
-    assert (np.abs(z) < 1.0).all() and np.std(z, 0).max() > 1e-4
-    other = jax.tree.map(lambda x: x.at[1].set(0.7), context)
-    changed = encode(other)
+@pytest.mark.parametrize("algorithm,backbone", REST)
+def test_every_other_pair_takes_a_step(algorithm, backbone):
+    # BRAC has a full test; K-means knows no backbone
+    settings = {"ctmrl.use_kmeans": False, "brac_sac.use_brac": False}
+    made = make_tiny(algorithm, SUITE[algorithm], "point_robot", backbone, **settings)
+
+    @jax.jit
+    def begin(hp, key, data):
+        state = made.algorithm.init(hp, key, data)
+        return state, *made.algorithm.stages[-1].step(state, data, key, jnp.int32(0))
+
+    state, after, metrics = begin(row(made.hp, 0), jax.random.key(0), made.train)
+    check_shapes(state, after)
+    check_finite(backbone, (after, metrics))
+    assert not same(after.rl, state.rl)
+
+
+# --- what z is
+
+
+class Seen(NamedTuple):
+    """z of all training tasks by a representation that is as loud as a trained one."""
+
+    traits: Any
+    z: Any  # [task, Z]
+    changed: Any  # the same after task 1's context has changed
+    prior: Any  # [Z]
+    action: Any  # of the backbone at the prior z
+
+
+@functools.cache
+def seen(algorithm):
+    made, states, data = pair(algorithm)
+    rep, state = made.algorithm.rep, row(states, 0)
+    loud, ids, key = louder(state.rep, 5), jnp.arange(made.spec.num_train_tasks), jax.random.key(0)
+    context = data_lib.rl_batch(data, ids, 8, key)
+
+    @jax.jit
+    def look(context):
+        prior = rep.sample(loud, rep.prior(loud), key)
+        action = made.algorithm.rl.mode(state.rl, jnp.zeros(made.env.obs_dim), prior)
+        return learner.encode_tasks(rep, loud, context, ids, key), prior, action
+
+    z, prior, action = look(context)
+    changed, *_ = look(with_row(context, 1, jax.tree.map(lambda x: 0.7, context)))
+    return Seen(rep.traits, *map(np.asarray, (z, changed, prior, action)))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_z_depends_on_its_own_context_only_or_on_none(algorithm):
+    traits, z, changed, *_ = seen(algorithm)
     np.testing.assert_array_equal(np.delete(changed, 1, 0), np.delete(z, 1, 0))
-    assert not np.array_equal(changed[1], z[1])
-    prior = rep.sample(state, rep.prior(state), jax.random.key(0))
-    np.testing.assert_array_equal(prior, np.zeros(made.config.train.latent_dim))
+    if traits.no_context:
+        np.testing.assert_array_equal(changed[1], z[1])
+    else:
+        assert not np.array_equal(changed[1], z[1]) and np.std(z, 0).max() > 1e-4
 
 
-@pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
-def test_every_protocol_runs_on_every_algorithm_and_tasks_are_isolated(tiny, algorithm):
-    made = tiny(algorithm, SUITE[algorithm])
-    assert set(made.protocols) == set(registry.PROTOCOLS)
-    evaluate = jax.jit(evaluation.make_evaluate(made.algorithm, made.env, made.protocols, 1))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_z_lies_within_one_unless_it_is_unbounded(algorithm):
+    traits, z, *_ = seen(algorithm)
+    assert (np.abs(z) < 1.0).all() != traits.unbounded_z, z
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_prior_z_is_zero_unless_it_is_learned_and_the_backbone_takes_it(algorithm):
+    seen_now = seen(algorithm)
+    assert (seen_now.prior == 0.0).all() != seen_now.traits.learned_prior, seen_now.prior
+    assert seen_now.prior.shape == seen_now.z.shape[1:] and np.isfinite(seen_now.action).all()
+
+
+def test_every_trait_is_declared_and_not_declared_by_some():
+    declared = [seen(name).traits._asdict() for name in ALGORITHMS]
+    for trait in declared[0]:
+        assert {traits[trait] for traits in declared} == {True, False}, trait
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_protocols_run_on_every_algorithm_and_tasks_are_isolated(algorithm):
+    made, states, _ = pair(algorithm)
+    protocols = made.protocols
+    if algorithm in toys_contracts.TOYS:  # one is enough
+        protocols = {"given_context": protocols["given_context"]}
+    assert tuple(made.protocols) == made.config.run.protocols and "given_context" in protocols
+    evaluate = jax.jit(evaluation.make_evaluate(made.algorithm, made.env, protocols, 1))
     # loud networks, so that another context is another return
-    state = jax.tree.map(lambda x: 5 * x if x.dtype == jnp.float32 else x, made.state())
+    state = louder(row(states, 0), 5)
     tasks = row(made.env.tasks, made.env.test_ids)
     offline = jax.tree.map(jnp.asarray, made.test)
     run = lambda offline: evaluate(state, jax.random.key(1), tasks, offline, jnp.int32(3))
     returns = run(offline)
-    for name, protocol in made.protocols.items():
+    for name, protocol in protocols.items():
         assert returns[name].shape == (2, protocol.num_episodes)
         assert np.isfinite(returns[name]).all()
-    other = offline.replace(rows=jax.tree.map(lambda x: x.at[1].set(0.9), offline.rows))
+    rows = offline.rows
+    other = offline.replace(rows=with_row(rows, 1, jax.tree.map(lambda x: 0.9, rows)))
     changed = run(other)
     assert evaluate._cache_size() == 1
-    np.testing.assert_array_equal(changed["given_context"][0], returns["given_context"][0])
-    assert not np.array_equal(changed["given_context"][1], returns["given_context"][1])
-    for name in set(made.protocols) - {"given_context"}:  # the others read no offline data
+    old, new = returns["given_context"], changed["given_context"]
+    np.testing.assert_array_equal(new[0], old[0])
+    assert np.array_equal(new[1], old[1]) == made.algorithm.rep.traits.no_context
+    for name in set(protocols) - {"given_context"}:  # the others read no offline data
         np.testing.assert_array_equal(changed[name], returns[name])
 
 
@@ -185,8 +306,11 @@ def bandit_data():
     return jax.tree.map(jnp.asarray, made)
 
 
-@pytest.mark.parametrize("backbone", ["brac_sac", "td3_bc"])
-@pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
+PROBES = [(name, MAIN) for name in registry.ALGORITHMS]
+PROBES += [(name, "brac_sac") for name in ("focal", "gentle")]
+
+
+@pytest.mark.parametrize("algorithm,backbone", PROBES)
 def test_only_the_context_tells_which_arm_pays(algorithm, backbone):
     suite = SUITE[algorithm]
     run = config_lib.RunConfig(algorithm=algorithm, suite=suite, backbone=backbone)
@@ -211,12 +335,12 @@ def test_only_the_context_tells_which_arm_pays(algorithm, backbone):
     assert (wrong < -0.5).all(), (wrong, z)
 
 
-def test_the_delayed_actor_stays_a_branch_under_vmap(tiny):
+def test_the_delayed_actor_stays_a_branch_under_vmap():
     """Mapped over runs, `cond` on the step is no `select`: odd steps compute no actor."""
-    made = tiny("gentle", suite="gentle")
+    made, states, data = pair("gentle")
     chunk = sweep.over_runs(sweep.make_chunk(made.algorithm.stages[1]), 2, None, in_turn=False)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     span = jnp.int32(0), jnp.int32(2)
-    text = jax.jit(chunk).lower(made.states(), keys, made.train, *span).compile().as_text()
+    text = jax.jit(chunk).lower(states, keys, data, *span).compile().as_text()
     branches = text.count(" conditional(")
     assert branches >= 2  # the actor, and relabelling

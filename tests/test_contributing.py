@@ -1,18 +1,24 @@
 """The examples of CONTRIBUTING.md are files that work as they stand."""
 
+import ast
+import io
 import pathlib
 import re
 import sys
+import tokenize
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_numpy as ref
 
-from gentle_jax import evaluation, registry
+from gentle_jax import assembly, data, evaluation, learner, registry
+from gentle_jax.types import MetaBatch, Offline
 
-TEXT = (pathlib.Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 BLOCKS = re.findall(r"^```python\n# (gentle_jax/(\w+)/(\w+)\.py)\n(.*?)^```$", TEXT, re.S | re.M)
 TABLES = {
     "algorithms": registry.ALGORITHMS,
@@ -20,7 +26,7 @@ TABLES = {
     "envs": registry.ENVIRONMENTS,
     "protocols": registry.PROTOCOLS,
 }
-SMALL = {"focal.width": 8, "focal.depth": 1}
+SMALL = {"csro.width": 8, "csro.depth": 1}
 
 
 @pytest.fixture
@@ -32,6 +38,32 @@ def examples(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setitem(TABLES[folder], entry, name)
         exec(compile(code, path, "exec"), vars(module))
+
+
+def code_lines(source):
+    """How many lines hold code: no blank ones, comments or docstrings."""
+    kept, skipped = set(), {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE}
+    skipped |= {tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in skipped:
+            kept.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            kept -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(kept)
+
+
+def with_relabel(env):
+    """The Env with the reward of a stored row, which point robots allow."""
+    reward = lambda task, rows: -jnp.linalg.norm(rows.next_obs - task["goal"], axis=-1)
+    return env._replace(relabel=reward)
+
+
+def louder(tree):
+    """A tree with its floats times 20: networks are nearly silent at first."""
+    return jax.tree.map(lambda x: 20 * x if x.dtype == jnp.float32 else x, tree)
 
 
 def changed(old, new):
@@ -56,25 +88,110 @@ def check_two_steps(made):
     return states
 
 
+def test_code_lines_are_neither_blank_nor_words():
+    source = (
+        '"""Two\n\nlines."""\n\nx = [\n    1,  # one\n]\n\ndef f():\n    """No."""\n    return x\n'
+    )
+    assert code_lines(source) == 5
+
+
 def test_every_table_has_an_example_with_its_line_of_the_registry():
     assert sorted(folder for _, folder, _, _ in BLOCKS) == sorted(TABLES)
     for _, folder, entry, _ in BLOCKS:
         assert f'"{entry}": "gentle_jax.{folder}.{entry}"' in TEXT
 
 
-def test_focal_trains(tiny, examples):
-    made = tiny("focal", backbone="td3_bc", **SMALL)
-    check_two_steps(made)
+def test_a_method_made_of_shared_terms_is_short():
+    (csro,) = [code for path, *_, code in BLOCKS if path.endswith("csro.py")]
+    assert code_lines(csro) <= 30
+    assert code_lines((ROOT / "gentle_jax" / "algorithms" / "focal.py").read_text()) <= 25
+
+
+def test_what_the_text_names_is_there():
+    """Every module of the library, file of the tests and page of the docs that the text names."""
+    for name in re.findall(r"`((?:gentle_jax|tests|docs)/[\w./]*\w)`", TEXT):
+        path = ROOT / name
+        assert path.exists() or re.search(r"/x(\.py)?$", name), name
+    for module, function in re.findall(r"`(compose|learner|objectives)\.(\w+)", TEXT):
+        if function != "py":
+            owner = __import__(f"gentle_jax.{module}", fromlist=[function])
+            assert hasattr(owner, function), (module, function)
+
+
+def test_csro_has_the_published_weights(examples):
+    config = lambda env: assembly.make_config("csro", preset="paper", env=env).algo
+    weights = {"point_robot": 25.0, "cheetah_vel": 10.0, "hopper_params": 25.0, "ant_goal": 50.0}
+    assert {env: config(env).club_weight for env in weights} == weights
+    assert config("walker_params").use_next_obs and not config("ant_goal").use_next_obs
+
+
+def test_csro_descends_focal_and_the_bound_of_a_network_that_stepped_first(tiny, examples):
+    made = tiny("csro", backbone="td3_bc", **SMALL)
+    hp = {name: np.float32(values[0]) for name, values in made.hp["algo"].items()}
+    assert hp["club_weight"] == 25.0
+    hp["lr"] = np.float32(0.05)  # so that one step can be seen
+    state, ids = louder(made.state().rep), jnp.arange(3)
+    context = data.rl_batch(jax.tree.map(jnp.asarray, made.train), ids, 6, jax.random.key(1))
+    batch, dz = MetaBatch(context, context, ids), jnp.zeros((3, 3))
+    after, metrics = jax.jit(made.algorithm.rep.update)(
+        state, hp, batch, dz, made.train, jax.random.key(2), jnp.int32(0)
+    )
+    obs, action, reward = (np.asarray(x) for x in (context.obs, context.action, context.reward))
+    row = np.concatenate([obs, action, reward[..., None]], -1)
+    codes = np.tanh(ref.mlp(state.params["encoder"], row, 1))
+
+    def heads(own):
+        mean, raw = np.split(np.tanh(ref.mlp(own.params, row[..., :-1], 1)), 2, -1)
+        return mean, np.log1p(np.exp(raw))
+
+    before, stepped = heads(state.own["club"]), heads(after.own["club"])
+    by_hand = {
+        "focal_loss": 10.0 * ref.focal(codes.mean(1), [0, 1, 2]),
+        "club_model_loss": 10.0 * ref.club_likelihood(codes, *before),
+        "club_loss": 25.0 * ref.club_bound(codes, *stepped),
+    }
+    assert abs(25.0 * ref.club_bound(codes, *before) / by_hand["club_loss"] - 1) > 0.01
+    assert metrics.keys() == by_hand.keys()
+    for name, value in by_hand.items():
+        assert abs(value) > 0.1
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-3)
+
+
+def test_the_nearest_task_of_a_training_task_is_itself(tiny, examples):
+    """A stub policy acts as z says, so that the rows tell which z was chosen."""
+    made = tiny("csro", env="point_robot_ring", backbone="bc", **SMALL)
+    state, key = made.state(), jax.random.key(3)
+    state = state.replace(rep=louder(state.rep))
+    stub = made.algorithm.rl._replace(mode=lambda state, obs, z: z[:2])
+    algorithm = made.algorithm._replace(rl=stub)
+    train = jax.tree.map(jnp.asarray, made.train)
+    protocol, ids = made.protocols["nearest_task"], jnp.arange(len(made.env.train_ids))
+    env = with_relabel(made.env)
+    tasks = jax.tree.map(lambda x: x[env.train_ids], env.tasks)
+
+    @jax.jit
+    def chosen(tasks):
+        run = lambda task: protocol.run(algorithm, state, env, task, Offline(None, train), key)
+        k_context, k_z, _ = jax.random.split(key, 3)
+        context = algorithm.rep.context(state.rep, train, ids, k_context)
+        z = learner.encode_tasks(algorithm.rep, state.rep, context, ids, k_z)
+        return jax.vmap(run)(tasks).rows.action[:, 0, 0], z[:, :2]
+
+    action, z = chosen(tasks)
+    np.testing.assert_allclose(action, z, atol=1e-5)
+    distances = np.abs(z[:, None] - z[None]).max(-1) + np.eye(len(z))
+    assert distances.min() > 1e-3  # every task has a z of its own
 
 
 def test_the_four_examples_run_together(tiny, examples):
-    made = tiny("focal", env="point_robot_ring", backbone="bc", **SMALL)
+    made = tiny("csro", env="point_robot_ring", backbone="bc", **SMALL)
     states = check_two_steps(made)
     state = jax.tree.map(lambda x: x[0], states)
-    protocols = {"prior_only": made.protocols["prior_only"]}
-    evaluate = jax.jit(evaluation.make_evaluate(made.algorithm, made.env, protocols, 1))
-    tasks = jax.tree.map(lambda x: x[made.env.test_ids], made.env.tasks)
+    protocols = {"nearest_task": made.protocols["nearest_task"]}
+    env = with_relabel(made.env)
+    evaluate = jax.jit(evaluation.make_evaluate(made.algorithm, env, protocols, 1))
+    tasks = jax.tree.map(lambda x: x[env.test_ids], env.tasks)
     offline = jax.tree.map(jnp.asarray, made.test)
-    returns = evaluate(state, jax.random.key(1), tasks, offline, jnp.int32(2))["prior_only"]
-    assert returns.shape == (2, protocols["prior_only"].num_episodes)
+    returns = evaluate(state, jax.random.key(1), tasks, offline, jnp.int32(2))["nearest_task"]
+    assert returns.shape == (2, protocols["nearest_task"].num_episodes)
     assert np.isfinite(returns).all() and (returns < 0).all()

@@ -62,7 +62,7 @@ def test_episodes_are_packed_in_order_without_gaps():
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
 def test_only_the_last_row_of_each_episode_is_terminal(lengths):
-    # gentle_suite.md sec. 1: both releases set the end flag at the time limit too
+    # docs/methods/data.md, "End flags": both releases set the end flag at the time limit too
     made = build(lengths)
     for task in range(TASKS):
         expected = np.zeros_like(made.rows.terminal[task])

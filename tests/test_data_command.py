@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import foreign
@@ -10,6 +11,7 @@ import pytest
 
 from experiments import collect, data, run
 from experiments.cli import flags
+from experiments.cli.command import main
 from experiments.show import figures
 from gentle_jax import assembly, storage
 from gentle_jax import config as config_lib
@@ -47,7 +49,7 @@ def source(tmp_path_factory):
 def root(tmp_path_factory, source):
     """A root of datasets with the imported folder in it."""
     folder = tmp_path_factory.mktemp("data")
-    assert flags.main(data.run, ["data", "import", *focal(source), f"--data={folder}"]) == 0
+    assert main(data.COMMAND, ["data", "import", *focal(source), f"--data={folder}"]) == 0
     return folder
 
 
@@ -62,14 +64,14 @@ def focal(folder):
     return "--format=focal", f"--from={folder}"
 
 
-def shown(capsys, *arguments, command=data.run):
+def shown(capsys, *arguments, command=data.COMMAND):
     """Runs the command; returns (exit code, stdout, stderr)."""
     capsys.readouterr()
-    code = flags.main(command, ["command", *map(str, arguments)])
+    code = main(command, ["command", *map(str, arguments)])
     return code, *capsys.readouterr()
 
 
-def refused(capsys, *arguments, command=data.run):
+def refused(capsys, *arguments, command=data.COMMAND):
     """Runs the command; returns its one line on stderr."""
     code, _, line = shown(capsys, *arguments, command=command)
     assert code == 2, line
@@ -90,7 +92,7 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
     # whatever the behaviour settings and the number of random episodes are; fewer tasks too
     line = [*TINY, f"--data={folder}", f"--out={tmp_path / 'runs'}", "--config.behaviour.seed=3"]
     line += ["--config.env.num_train=6", "--config.env.num_test=3", "--config.algo.num_codes=2"]
-    code, out, err = shown(capsys, *line, command=run.run)
+    code, out, err = shown(capsys, *line, command=run.COMMAND)
     assert code == 0, err
     assert "data: imported from focal, its physics is unknown to us; evaluation uses" in out
     assert "taking 9 of its 40 tasks" in out
@@ -102,7 +104,7 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
     assert (
         described["format"] == "focal" and described["sha256"] == storage.imported(folder)["sha256"]
     )
-    code, out, _ = shown(capsys, *line, command=run.run)
+    code, out, _ = shown(capsys, *line, command=run.COMMAND)
     assert "finished before" in out
 
 
@@ -141,7 +143,7 @@ def test_a_part_of_an_imported_family_keeps_its_rows_and_has_returns_of_its_own(
 
 def request_of(folder):
     arguments = ["run", *TINY, f"--data={folder}"]
-    return flags.parse(arguments, "run", "", lambda: False)
+    return flags.parse(run.COMMAND, arguments)
 
 
 def test_runs_on_other_data_have_other_folders(capsys, tmp_path, root, dataset, source):
@@ -286,7 +288,7 @@ def test_verify_finds_what_is_not_finite(capsys, tmp_path, dataset):
         capsys, "verify", f"--data={copy}"
     )
     # and no training begins on it
-    line = refused(capsys, *TINY, f"--data={copy}", "--out=runs", command=run.run)
+    line = refused(capsys, *TINY, f"--data={copy}", "--out=runs", command=run.COMMAND)
     assert "NaN or infinite values in obs.npy" in line
 
 
@@ -297,13 +299,13 @@ def test_data_of_other_sizes_are_refused_before_training(capsys, tmp_path, datas
         np.save(copy / f"{name}.npy", np.concatenate([values, values[..., :1]], -1))
     meta = storage.read_meta(copy)
     storage.commit(copy, {key: meta[key] for key in meta if key not in ("sha256", "checksum")})
-    line = refused(capsys, *TINY, f"--data={copy}", "--out=runs", command=run.run)
+    line = refused(capsys, *TINY, f"--data={copy}", "--out=runs", command=run.COMMAND)
     assert "3 numbers an obs, point_robot of suite ctmrl has 2" in line
 
 
 def test_an_import_takes_the_whole_family_whatever_the_preset():
-    arguments = ["data", "--env=ant_dir", "--suite=gentle", "--config.env.horizon=50"]
-    config = flags.parse(arguments, "data", "", lambda: False).config
+    arguments = ["run", "--env=ant_dir", "--suite=gentle", "--config.env.horizon=50"]
+    config = flags.parse(run.COMMAND, arguments).config
     assert config.env.num_train > 0 and config.env.num_test > 0  # what the preset for CPUs leaves
     sizes = collect.whole_family(config).env
     assert (sizes.num_train, sizes.num_test, sizes.horizon) == (0, 0, 0)
@@ -316,7 +318,7 @@ def test_an_altered_or_other_dataset_is_refused_before_training(
     copy = shutil.copytree(dataset, tmp_path / "copy")
     if not arguments:
         flip(copy / "obs.npy")
-    line = refused(capsys, *TINY, *arguments, f"--data={copy}", command=run.run)
+    line = refused(capsys, *TINY, *arguments, f"--data={copy}", command=run.COMMAND)
     assert "checksum" in line if not arguments else "asks for" in line
 
 
@@ -356,7 +358,7 @@ BAD = {
     "import --format=corro --from=.": ("has 0 folders seed_<k>_goal_...", "needs 40"),
     "export --format=focal --data=. --to=x": ("unknown --format of export 'focal'",),
     "export --format=minari --to=x": ("data export needs --data",),
-    "list --to=x": ("data list does not use --to",),
+    "list --to=x": ("unknown flag 'to'", "expected one of data"),
     "show": ("data show needs --data",),
     "verify --env=point_robot": ("data verify does not use --env",),
     "verify --nonsense": ("unknown flag 'nonsense'",),
@@ -372,13 +374,15 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, arguments):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["import", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_names_every_command_and_flag(capsys, arguments):
     code, out, _ = shown(capsys, *arguments)
-    assert code == 0 and len(out.splitlines()) < 50
-    for name, command in data.COMMANDS.items():
-        assert f"\n{name}:" in out
-        assert all(f"--{flag}" in out for flag in command.flags)
+    assert code == 0 and len(out.splitlines()) < 55
+    for part in data.PARTS:
+        text = out.split(f"\n{part.name.removeprefix('data ')}:\n")[1].split("\n\n")[0]
+        flags_of_it = [*part.shared, *(name for name, *_ in part.own)]
+        assert sorted(re.findall(r"^  --(\w+)", text, re.M)) == sorted(flags_of_it)
+        assert text.count("(needed)") == len(part.needed)
     assert max(map(len, out.splitlines())) <= 100
 
 

@@ -15,11 +15,12 @@ SPEC, ROWS, LATENT = Spec(3, 2, 4, 100, 5), 12, 4
 
 @pytest.fixture(scope="module", params=[False, True], ids=["reward", "next_obs"])
 def encoder(request):
-    """(parameters, prior, jitted extend, sample, whether s' is seen)."""
-    network, prior, extend, sample = encoders.mean_encoder(SPEC, 8, 2, LATENT, request.param)
-    params = jax.tree.map(lambda x: 20 * x, network.init(jax.random.key(0)))  # codes of order 1
-    jitted = jax.jit(extend)
-    return params, prior, lambda *args: jitted(params, *args), sample, request.param
+    """(parameters, prior(), jitted extend, sample, whether s' is seen, encode)."""
+    made = encoders.mean_encoder(SPEC, LATENT, 8, 2, request.param)
+    params = jax.tree.map(lambda x: 20 * x, made.init(jax.random.key(0)))  # codes of order 1
+    extend, encode = jax.jit(made.extend), jax.jit(made.encode)
+    bound = [lambda *args, f=f: f(params, *args) for f in (made.prior, extend, made.sample, encode)]
+    return params["encoder"], *bound[:3], request.param, bound[3]
 
 
 def context(rows=ROWS, seed=0):
@@ -31,13 +32,13 @@ def context(rows=ROWS, seed=0):
 
 
 def z_of(encoder, rows, mask=None):
-    _, prior, extend, sample, _ = encoder
+    _, prior, extend, sample, *_ = encoder
     mask = jnp.ones(rows.reward.shape[0]) if mask is None else jnp.asarray(mask, jnp.float32)
     return sample(extend(prior(), rows, mask), jax.random.key(0))
 
 
 def test_z_is_the_mean_of_tanh_codes(encoder):
-    params, *_, use_next_obs = encoder
+    params, *_, use_next_obs, _ = encoder
     rows = context()
     columns = [rows.obs, rows.action, rows.context_reward[:, None]]
     columns += [rows.next_obs] if use_next_obs else []
@@ -47,7 +48,7 @@ def test_z_is_the_mean_of_tanh_codes(encoder):
 
 
 def test_prior_is_zero_before_any_transition(encoder):
-    _, prior, _, sample, _ = encoder
+    _, prior, _, sample, *_ = encoder
     np.testing.assert_array_equal(sample(prior(), jax.random.key(0)), np.zeros(LATENT))
 
 
@@ -73,7 +74,7 @@ def test_no_rows_at_all_leave_the_prior(encoder):
 
 
 def test_pieces_equal_the_whole(encoder):
-    _, prior, extend, sample, _ = encoder
+    _, prior, extend, sample, *_ = encoder
     rows, belief = context(), prior()
     for low, high in ((0, 1), (1, 5), (5, ROWS)):
         piece = jax.tree.map(lambda x, low=low, high=high: x[low:high], rows)
@@ -82,7 +83,7 @@ def test_pieces_equal_the_whole(encoder):
 
 
 def test_context_sees_the_sparse_reward_and_never_the_end_flag(encoder):
-    *_, use_next_obs = encoder
+    *_, use_next_obs, _ = encoder
     rows = context()
     z = z_of(encoder, rows)
     for field in ("reward", "terminal") + (() if use_next_obs else ("next_obs",)):
@@ -91,6 +92,21 @@ def test_context_sees_the_sparse_reward_and_never_the_end_flag(encoder):
     for field in ("obs", "action", "context_reward") + (("next_obs",) if use_next_obs else ()):
         other = rows._replace(**{field: getattr(rows, field) + 1.0})
         assert np.abs(z_of(encoder, other) - z).max() > 1e-4
+
+
+def test_encode_gives_the_codes_of_rows_and_the_z_of_each_task(encoder):
+    # as at test time: a task's z is what the belief of the same rows samples
+    *_, encode = encoder
+    tasks = [context(seed=seed) for seed in range(3)]
+    both = jax.tree.map(lambda *x: jnp.stack(x), *tasks)
+    codes, z = encode(both, jnp.arange(3), jax.random.key(0))
+    assert codes.shape == (3, ROWS, LATENT)
+    np.testing.assert_allclose(codes.mean(1), z, atol=1e-6)
+    for task, rows in enumerate(tasks):
+        np.testing.assert_allclose(z[task], z_of(encoder, rows), atol=1e-6)
+    # deterministic: neither ids nor key matter
+    again = encode(both, jnp.array([7, 7, 7]), jax.random.key(1))
+    np.testing.assert_array_equal(again[1], z)
 
 
 def test_row_size_counts_the_columns():

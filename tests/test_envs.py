@@ -1,4 +1,4 @@
-"""Task families: splits, goldens, rewards, ceilings (ctmrl_suite.md sec. 5 and 13), and smoke."""
+"""Task families: splits, goldens, rewards, ceilings, smoke (docs/methods/environments.md)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from gentle_jax import evaluation, registry
+from gentle_jax import evaluation, needs, registry
 from gentle_jax.envs import base
 
 PAIRS = [
@@ -166,7 +166,7 @@ def test_wind_moves_the_point_but_a_goal_does_not():
         assert np.array_equal(*outs) != moves
 
 
-# --- ceilings of ctmrl_suite.md sec. 5
+# --- ceilings of docs/methods/environments.md, "Ceilings"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,14 @@ def test_environment_does_not_smoke(name, suite):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(rows))
         assert mask.all() if not env.ends_early else mask[0] == 1
         np.testing.assert_array_equal(rows.obs[1:], rows.next_obs[:-1])
+        if env.relabel is not None:
+            check_relabel(env, rows, task(env, index), rows.reward)
+            other = task(env, 1)
+            again, _ = run(other, jax.random.key(index))
+            if name != "point_robot_wind":  # tasks differ in reward only: the same rows
+                check_relabel(env, rows, other, again.reward)
+            else:  # one goal for all
+                check_relabel(env, rows, other, rows.reward)
     assert run._cache_size() == 1  # the task is an argument, not a constant
     num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
     both = set(env.train_ids) & set(env.test_ids)
@@ -221,6 +229,30 @@ def test_environment_does_not_smoke(name, suite):
     assert set(env.train_ids) | set(env.test_ids) == set(range(num_tasks))
     assert env.parameters.shape == (num_tasks, len(env.parameter_names))
     assert (env.name, env.suite) == (name, suite)
+
+
+@pytest.mark.parametrize("name,suite", PAIRS)
+def test_environments_offer_what_they_have(name, suite):
+    there = make(name, suite).relabel is not None
+    assert there == ("relabel" in needs.offers_of("environment", name))
+
+
+@pytest.mark.mjx
+def test_contact_costs_are_in_no_row():
+    module = registry.load("environment", "ant_goal")
+    assert module.make("ctmrl", "fast", base.EnvConfig(contact_cost=True)).relabel is None
+
+
+def check_relabel(env, rows, task, reward):
+    """Stored rows, scaled or not, have the reward that `Env.step` gave."""
+    near = {"rtol": 1e-5, "atol": 1e-4}  # positions in float32, divided by a step of 0.05 s
+    np.testing.assert_allclose(env.relabel(task, rows), reward, **near)
+    flat = np.asarray(rows.obs).reshape(-1, env.obs_dim)
+    mean, std = flat.mean(0), flat.std(0) + 0.1
+    scale = lambda obs: (obs - mean) / std
+    scaled = rows._replace(obs=scale(rows.obs), next_obs=scale(rows.next_obs))
+    wrapped = base.normalize(env, mean, std)
+    np.testing.assert_allclose(wrapped.relabel(task, scaled), reward, **near)
 
 
 def test_observation_normaliser_wraps_reset_and_step_but_not_rewards():

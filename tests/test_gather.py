@@ -8,7 +8,8 @@ import pytest
 
 from experiments import gather, render, report, run
 from experiments.cli import flags
-from experiments.runs import outputs
+from experiments.cli.command import main
+from experiments.runs import code_identity, outputs
 from experiments.show import tables
 from gentle_jax import assembly, statistics, storage
 from gentle_jax.protocols import base
@@ -54,11 +55,12 @@ def make_arrays(request, env):
 
 def make_run(out, *arguments, drawn=False, failed=False):
     """Writes a finished run folder without training; returns it."""
-    request = flags.parse(["run", *FLAGS, f"--out={out}", *arguments], "run", "", lambda: False)
+    request = flags.parse(run.COMMAND, ["run", *FLAGS, f"--out={out}", *arguments])
     folder = run.folder_of(request)
     folder.mkdir(parents=True)
     storage.write_json(folder / "config.json", run.identity(request))
-    storage.write_json(folder / "environment.json", ENVIRONMENT)
+    environment = ENVIRONMENT | code_identity.of(request.config.run)
+    storage.write_json(folder / "environment.json", environment)
     env, config = assembly.env_of(request.config), request.config.run
     seeds = range(config.seed_offset, config.seed_offset + config.num_seeds)
     lines = [
@@ -93,7 +95,7 @@ def undrawn(monkeypatch):
 def command(capsys, *arguments):
     """Runs the command; returns (exit code, stdout, stderr)."""
     capsys.readouterr()
-    code = flags.main(gather.run, ["gather", *map(str, arguments)])
+    code = main(gather.COMMAND, ["gather", *map(str, arguments)])
     return code, *capsys.readouterr()
 
 
@@ -169,13 +171,13 @@ def test_the_merged_folder_is_a_run_for_other_commands(tmp_path, capsys, undrawn
     shard(out, 0, 2), shard(out, 2, 2)
     assert command(capsys, f"--from={out}")[0] == 0
     (folder,) = merged(out)
-    assert flags.main(report.run, ["report", f"--run={folder}"]) == 0
+    assert main(report.COMMAND, ["report", f"--run={folder}"]) == 0
     results = json.loads((folder / "summary.json").read_text())["results"]
     assert tables.render(results) in capsys.readouterr().out
     again = ["run", *FLAGS, "--num_seeds=4", f"--out={out}"]
-    assert flags.main(run.run, again) == 0
+    assert main(run.COMMAND, again) == 0
     assert "finished before" in capsys.readouterr().out
-    assert flags.main(render.run, ["render", f"--run={folder}"]) == 2
+    assert main(render.COMMAND, ["render", f"--run={folder}"]) == 2
     first = json.loads((folder / "summary.json").read_text())["shards"][0]["folder"]
     assert (
         f"was gathered, its checkpoints are in its shards: pass one of them, such as "
@@ -185,6 +187,16 @@ def test_the_merged_folder_is_a_run_for_other_commands(tmp_path, capsys, undrawn
     before = (folder / "summary.json").read_text()
     assert command(capsys, f"--from={out}")[0] == 0
     assert merged(out) == [folder] and (folder / "summary.json").read_text() == before
+
+
+def test_tables_tell_steps_of_pretraining_apart(tmp_path, capsys, undrawn):
+    for first in (0, 1):
+        folder = shard(tmp_path, first, 1, "--num_steps=5")
+    text = f"after 5 steps (and {STEPS[-1] - 5} of pretraining)"
+    code, shown, _ = command(capsys, f"--from={tmp_path}")
+    assert code == 0 and text in shown
+    assert main(report.COMMAND, ["report", f"--run={folder}"]) == 0
+    assert text in capsys.readouterr().out
 
 
 def test_figures_are_drawn_of_all_seeds(tmp_path, capsys):
@@ -283,12 +295,44 @@ def test_shards_of_other_settings_data_or_no_shards_are_refused(tmp_path, capsys
 def test_another_version_is_a_warning_and_is_kept(tmp_path, capsys, undrawn):
     shard(tmp_path, 0, 1)
     other = shard(tmp_path, 1, 1)
-    storage.write_json(other / "environment.json", ENVIRONMENT | {"versions": {"jax": "2"}})
+    changed = storage.read_json(other / "environment.json") | {"versions": {"jax": "2"}}
+    storage.write_json(other / "environment.json", changed)
     code, text, _ = command(capsys, f"--from={tmp_path}")
     assert code == 0 and "WARNING: 1 of 2 shards differ from the first in versions" in text
     found = json.loads((merged(tmp_path)[0] / "environment.json").read_text())
     assert found["versions"] == {"jax": "1"}
     assert found["shards_with"] == [{"folder": str(other), "versions": {"jax": "2"}}]
+
+
+def test_shards_of_different_code_are_refused_unless_accepted(tmp_path, capsys, undrawn):
+    one, two = shard(tmp_path, 0, 1), shard(tmp_path, 1, 1)
+    environment = storage.read_json(two / "environment.json")
+    mine = environment["source_hash"]
+    for other, text in (
+        ({"source_hash": "b" * 16}, f"different code ({mine}, {'b' * 16})"),
+        ({"resumed_with": [{"source_hash": "b" * 16}]}, f"{two} was made by more than one code"),
+    ):
+        storage.write_json(two / "environment.json", environment | other)
+        line = refused(capsys, f"--from={tmp_path}")
+        assert text in line and "--accept_code" in line and not merged(tmp_path)
+    for folder in (one, two):  # unknown ones may differ
+        storage.write_json(folder / "environment.json", ENVIRONMENT)
+    line = refused(capsys, f"--from={tmp_path}")
+    assert f"{one} was made by more than one code, or an unknown one (no source hash)" in line
+    storage.write_json(one / "environment.json", environment)
+    storage.write_json(two / "environment.json", environment | {"source_hash": "b" * 16})
+    assert command(capsys, f"--from={tmp_path}", "--accept_code")[0] == 0
+    (folder,) = merged(tmp_path)
+    assert code_identity.recorded(folder) == {mine, "b" * 16}
+
+
+def test_runs_that_were_put_aside_are_no_shards(tmp_path, capsys, undrawn):
+    shard(tmp_path, 0, 1)
+    old = shard(tmp_path, 1, 1)
+    code_identity.put_aside(old)
+    shard(tmp_path, 1, 1)
+    for root in (tmp_path, old.parent, old.parent.parent):
+        assert command(capsys, f"--from={root}")[0] == 0
 
 
 def test_a_run_of_its_own_is_not_overwritten(tmp_path, capsys, undrawn):

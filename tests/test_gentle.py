@@ -1,4 +1,4 @@
-"""GENTLE: who labels whose rows, what a context is made of, and its dynamics ensembles."""
+"""GENTLE: who labels whose rows, what a context is made of, what its objectives train."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from gentle_jax import data as data_lib
-from gentle_jax import dynamics, errors, registry
-from gentle_jax.algorithms import gentle
+from gentle_jax import errors, registry
+from gentle_jax.algorithms.gentle import Config, relabelling
 from gentle_jax.config import TrainConfig
-from gentle_jax.types import MetaBatch, Spec, Transition
+from gentle_jax.types import MetaBatch, Transition
 
 N, CROSS, ROWS = 10, 3, 40
 SLOTS = 1 + CROSS
@@ -19,7 +19,7 @@ SLOTS = 1 + CROSS
 
 @pytest.fixture(scope="module")
 def targets_of():
-    return jax.jit(gentle.targets_of_sources, static_argnums=(0, 1, 2))
+    return jax.jit(relabelling.targets_of_sources, static_argnums=(0, 1, 2))
 
 
 # --- which models label which rows
@@ -60,7 +60,7 @@ def test_any_ratio_of_figure_3_is_possible(targets_of, cross):
 def test_blocks_are_the_inverse_of_targets(targets_of, balanced):
     for seed in range(5):
         targets = targets_of(N, CROSS, balanced, jax.random.key(seed))
-        pair, count = (np.asarray(x) for x in gentle.blocks_of_targets(targets, N))
+        pair, count = (np.asarray(x) for x in relabelling.blocks_of_targets(targets, N))
         flat = np.ravel(targets)
         np.testing.assert_array_equal(count, np.bincount(flat, minlength=N))
         for target in range(N):
@@ -79,8 +79,8 @@ def tagged_buffer(targets):
     source = np.arange(N, dtype=np.float32)[:, None, None]
     row = np.arange(ROWS, dtype=np.float32)
     block = np.arange(N * SLOTS, dtype=np.float32).reshape(N, SLOTS, 1)
-    pair, count = gentle.blocks_of_targets(targets, N)
-    return gentle.Relabelled(
+    pair, count = relabelling.blocks_of_targets(targets, N)
+    return relabelling.Relabelled(
         obs=jnp.array(np.broadcast_to(source, (N, ROWS, 1))),
         action=jnp.array(np.broadcast_to(row[:, None], (N, 1, ROWS, 1))),
         reward=jnp.array(np.broadcast_to(block, (N, SLOTS, ROWS))),
@@ -107,12 +107,12 @@ def mixed_context():
     data, compiled = real_data(), {}
 
     def mixed(targets, task_id, size=256, seed=0, **settings):
-        config = gentle.Config(**settings)
+        config = Config(**settings)
         train = dataclasses.replace(TrainConfig(), context_size=size)
         if (config, size) not in compiled:
             compiled[config, size] = jax.jit(
-                lambda buffer, ids, key: gentle._mixed_context(
-                    config, train, SLOTS, buffer, data, ids, key
+                lambda buffer, ids, key: relabelling.mixed_context(
+                    config, train, buffer, data, ids, key
                 )
             )
         made = compiled[config, size](
@@ -211,6 +211,16 @@ def rows_of(*columns):
     return {tuple(r) for r in np.round(table, 5).tolist()}
 
 
+def owned(state):
+    """The models and the buffer of an AgentState."""
+    return state.rep.own["relabelling"]
+
+
+def with_owned(state, **fields):
+    own = state.rep.own | {"relabelling": owned(state) | fields}
+    return state.replace(rep=state.rep.replace(own=own))
+
+
 def check_labels(buffer):
     """Labels are the constants of `constant_models`: the number of the target task."""
     assert buffer.reward.shape == (4, 2, 16)  # source, own and one cross, rows
@@ -242,14 +252,14 @@ def check_actions(kind, buffer, rows):
 
 def check_period(advance, state):
     """`relabel_every` is 4 here: steps 1 to 3 keep the buffer, step 4 makes a new one."""
-    marked = state.replace(
-        rep=state.rep.replace(buffer=state.rep.buffer.replace(obs=state.rep.buffer.obs + 99.0))
-    )
+    buffer = owned(state)["buffer"]
+    buffer = buffer.replace(obs=buffer.obs + 99.0)
+    marked = with_owned(state, buffer=buffer)
     for index in (1, 3):
-        new = advance(marked, index).rep.buffer
-        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(marked.rep.buffer), strict=True):
+        new = owned(advance(marked, index))["buffer"]
+        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(buffer), strict=True):
             np.testing.assert_array_equal(a, b)
-    assert np.abs(advance(marked, 4).rep.buffer.obs).max() < 90
+    assert np.abs(owned(advance(marked, 4))["buffer"].obs).max() < 90
 
 
 @pytest.mark.parametrize("kind", ["release", "dataset actions", "paper"])
@@ -260,9 +270,9 @@ def test_relabelling_labels_the_policys_actions_with_the_models_of_the_target(ti
     step = jax.jit(made.algorithm.stages[1].step)
     advance = lambda state, index: step(state, data, jax.random.key(2), jnp.int32(index))[0]
     state = made.state()
-    state = state.replace(rep=state.rep.replace(models=constant_models(state.rep.models)))
+    state = with_owned(state, models=constant_models(owned(state)["models"]))
     state = advance(state, 0)
-    buffer = state.rep.buffer
+    buffer = owned(state)["buffer"]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(buffer))
     check_labels(buffer)
     check_actions(kind, buffer, made.train.rows)
@@ -290,7 +300,7 @@ def test_too_many_cross_tasks_are_refused(tiny):
         tiny("gentle", "gentle", **{"algo.objective": "reconstruction"})
 
 
-def test_fidelities_differ_where_the_sheet_says():
+def test_fidelities_differ_where_the_table_says():
     module = registry.load("algorithm", "gentle")
     assert module.DEFAULT_FIDELITY == "release" and module.FIDELITY["release"] == {}
     config = module.Config()
@@ -303,132 +313,49 @@ def test_fidelities_differ_where_the_sheet_says():
         "algo.union_context": True,
         "algo.use_next_obs": True,
     }
-    # gentle_suite.md sec. 3.5
+    # docs/methods/gentle.md, "Constants"
     assert (config.relabel_every, config.relabel_rows, config.num_cross_tasks) == (400, 2560, 3)
     assert (config.ensemble_size, config.relabel_ratio, config.recon_weight) == (7, 0.95, 10.0)
 
 
-def test_reconstruction_and_contrastive_objectives_train_what_they_should(tiny):
-    for objective, decoder_moves in (("reconstruct", True), ("contrastive", False)):
-        made = tiny("gentle", "gentle", **{"algo.objective": objective})
-        state, data = made.state(), jax.tree.map(jnp.asarray, made.train)
-        rows = data_lib.rl_batch(data, jnp.arange(3), 8, jax.random.key(0))
-        batch = MetaBatch(rows, rows, jnp.arange(3))
-        new, _ = jax.jit(made.algorithm.rep.update)(
-            state.rep, state.hp["algo"], batch, None, data, jax.random.key(0), jnp.int32(0)
-        )
-        change = lambda name, new=new, state=state: any(
-            not np.array_equal(a, b)
-            for a, b in zip(
-                jax.tree.leaves(new.params[name]),
-                jax.tree.leaves(state.rep.params[name]),
-                strict=True,
-            )
-        )
-        assert change("encoder")
-        assert change("decoder") == decoder_moves
+def changed(old, new):
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    return any(not np.array_equal(a, b) for a, b in pairs)
 
 
-# --- dynamics ensembles
+@pytest.mark.parametrize("objective", ["reconstruct", "contrastive"])
+def test_an_objective_trains_the_encoder_and_its_decoder_if_it_has_one(tiny, objective):
+    made = tiny("gentle", "gentle", **{"algo.objective": objective})
+    state, data = made.state(), jax.tree.map(jnp.asarray, made.train)
+    rows = data_lib.rl_batch(data, jnp.arange(3), 8, jax.random.key(0))
+    batch = MetaBatch(rows, rows, jnp.arange(3))
+    new, _ = jax.jit(made.algorithm.rep.update)(
+        state.rep, state.hp["algo"], batch, None, data, jax.random.key(0), jnp.int32(0)
+    )
+    parts = {"encoder", "context"} if objective == "reconstruct" else {"encoder"}
+    assert new.trained.keys() == parts
+    for name in parts:
+        assert changed(state.rep.trained[name], new.trained[name])
+    assert not changed(owned(state), new.own["relabelling"])  # models and buffer learn elsewhere
 
 
-DYNAMICS_ROWS, MODEL_BATCH = 200, 32
-
-
-@pytest.fixture(scope="module")
-def models():
-    """(Ensemble of 2 tasks x 1 member, data, run(state, lr, from, steps), initial state)."""
-    random = np.random.default_rng(0)
-    obs = random.normal(size=(2, DYNAMICS_ROWS, 1)).astype(np.float32)
-    action = random.uniform(-1, 1, (2, DYNAMICS_ROWS, 1)).astype(np.float32)
-    reward = (obs - 2 * action)[..., 0] * np.array([[1.0], [-1.0]], np.float32)  # learnable
-    leaves = Transition(obs, action, 99 + reward, reward, obs, 0 * reward)
-    start = np.tile(np.array([0, DYNAMICS_ROWS], np.int32), (2, 1))
-    data = jax.tree.map(jnp.asarray, data_lib.Dataset(leaves, start, 1, 1))
-    made = dynamics.make(Spec(1, 1, 2, DYNAMICS_ROWS, 1), 16, 1, MODEL_BATCH, 30, 5, False)
-
-    @jax.jit
-    def run(state, lr, begin, steps):
-        def body(i, state):
-            return made.step(state, data, lr, jax.random.fold_in(jax.random.key(0), i), i)[0]
-
-        return jax.lax.fori_loop(begin, begin + steps, body, state)
-
-    return made, data, run, jax.jit(made.init)(jax.random.key(0))
-
-
-def test_sizes_of_holdout_and_epochs():
-    assert dynamics.sizes(200, 32) == (40, 160, 5)  # 20 %
-    assert dynamics.sizes(10_000, 256) == (1000, 9000, 36)  # at most 1000; the last batch is short
-
-
-def test_holdout_rows_are_never_trained_on(models):
-    made, _, _, state = models
-    assert made.num_steps == 30 * 5
-    for task in range(2):
-        held, trained = set(np.asarray(state.holdout[task])), set(np.ravel(state.order[task]))
-        assert len(held) == 40 and not held & trained
-        assert len(trained) < 160  # bootstrapped: some rows twice, some never
-
-
-def holdout_error(models, params, state, task):
-    """Squared error on the held-out rows through `predict`: mean over one member is the member."""
-    made, data, _, _ = models
-    rows = jax.tree.map(lambda x: x[task][state.holdout[task]], data.rows)
-    reward, next_obs = made.predict(row_of(params, task), rows.obs, rows.action)
-    assert next_obs is None
-    return float(((reward - rows.context_reward) ** 2).mean())
-
-
-def row_of(tree, index):
-    return jax.tree.map(lambda x: x[index], tree)
-
-
-def test_holdout_error_falls_on_a_learnable_reward(models):
-    made, _, run, state = models
-    one_epoch = run(state, 1e-2, 0, 5)
-    trained = run(state, 1e-2, 0, made.num_steps)
-    assert (np.asarray(trained.best_error) < 0.1 * np.asarray(one_epoch.best_error)).all()
-    for task in range(2):  # what is stored is the error of the snapshot
-        stored = float(trained.best_error[task, 0])
-        np.testing.assert_allclose(
-            holdout_error(models, trained.best, trained, task), stored, rtol=1e-3
-        )
-
-
-def test_a_task_stops_after_five_stale_epochs_and_stays_fixed(models):
-    _, _, run, state = models
-    # a rate of 0: epoch 1 improves on infinity, epochs 2..6 do not improve
-    stale = run(state, 0.0, 0, 5 * 5)
-    np.testing.assert_array_equal(stale.stale, [4, 4])
-    stopped = run(stale, 0.0, 25, 5)
-    np.testing.assert_array_equal(stopped.stale, [5, 5])
-    # one task runs on, the other has stopped: only the first one still moves
-    mixed = stopped.replace(stale=jnp.array([0, 5], jnp.int32))
-    later = run(mixed, 1e-2, 30, 10)
-    for name in ("params", "best", "best_error"):
-        new, old = getattr(later, name), getattr(mixed, name)
-        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
-            np.testing.assert_array_equal(a[1], b[1])
-            assert not np.array_equal(a[0], b[0])
-    assert int(later.stale[1]) >= 5
-
-
-def test_the_best_snapshot_survives_a_divergence(models):
-    _, _, run, state = models
-    trained = run(state, 1e-2, 0, 50)
-    worse = run(trained, 3.0, 50, 10)  # two epochs at an absurd rate
-    np.testing.assert_array_equal(worse.best_error, trained.best_error)
-    for a, b in zip(jax.tree.leaves(worse.best), jax.tree.leaves(trained.best), strict=True):
-        np.testing.assert_array_equal(a, b)
-    for task in range(2):
-        assert holdout_error(models, worse.params, worse, task) > float(worse.best_error[task, 0])
-
-
-def test_next_states_are_predicted_as_changes():
-    made = dynamics.make(Spec(2, 1, 1, 50, 1), 8, 3, 16, 1, 5, True)
-    params = jax.tree.map(jnp.zeros_like, row_of(made.init(jax.random.key(0)).params, 0))
-    obs = jnp.array([[1.0, -2.0]])
-    reward, next_obs = made.predict(params, obs, jnp.zeros((1, 1)))
-    np.testing.assert_array_equal(reward, [0.0])
-    np.testing.assert_array_equal(next_obs, obs)  # zero networks: nothing changes
+@pytest.mark.parametrize("next_obs", [False, True])
+def test_reconstruction_is_ten_times_the_mean_squared_error_by_hand(tiny, next_obs):
+    # a decoder of zeros says r = 0 and, for s', no change
+    made = tiny("gentle", "gentle", **{"algo.use_next_obs": next_obs})
+    state, data = made.state(), jax.tree.map(jnp.asarray, made.train)
+    decoder = state.rep.trained["context"]
+    silent = decoder.replace(params=jax.tree.map(jnp.zeros_like, decoder.params))
+    rep = state.rep.replace(trained=state.rep.trained | {"context": silent})
+    rows = data_lib.rl_batch(data, jnp.arange(3), 8, jax.random.key(0))
+    rows = rows._replace(
+        context_reward=2.0 + rows.reward
+    )  # contexts' own reward, not the dense one
+    batch = MetaBatch(rows, rows, jnp.arange(3))
+    _, metrics = jax.jit(made.algorithm.rep.update)(
+        rep, state.hp["algo"], batch, None, data, jax.random.key(0), jnp.int32(0)
+    )
+    errors = [np.asarray(rows.context_reward)[..., None]]
+    errors += [np.asarray(rows.next_obs - rows.obs)] if next_obs else []
+    expected = 10.0 * (np.concatenate(errors, -1) ** 2).mean()
+    np.testing.assert_allclose(metrics["context_loss"], expected, rtol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import collect, reproduce, run
 from experiments.cli import flags
+from experiments.cli.command import main
 from experiments.runs import grids, outputs
 from experiments.show import figures, heatmap
 from gentle_jax import config as config_lib
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 def parse(*arguments):
-    return flags.parse(["run", *SMOKE, *arguments], "run", "", lambda: False)
+    return flags.parse(run.COMMAND, ["run", *SMOKE, *arguments])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ BAD = {
 @pytest.mark.parametrize("arguments", BAD)
 def test_bad_grids_are_one_line_and_write_nothing(tmp_path, capsys, monkeypatch, arguments):
     monkeypatch.setattr(collect, "ensure", lambda *_: pytest.fail("began"))
-    assert flags.main(run.run, ["run", *SMOKE, *arguments.split()]) == 2
+    assert main(run.COMMAND, ["run", *SMOKE, *arguments.split()]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1 and "Traceback" not in shown
     for part in BAD[arguments]:
@@ -117,10 +118,9 @@ def test_bad_grids_are_one_line_and_write_nothing(tmp_path, capsys, monkeypatch,
 
 
 @pytest.mark.parametrize("entry", ["latent_dim=2,4", "lr=0.1,0.2"])
-def test_reproduce_refuses_a_sweep(entry):
-    line = ["reproduce", *SMOKE, f"--sweep={entry}"]
-    with pytest.raises(errors.UserError, match="reproduce does not use --sweep"):
-        reproduce.cells("gentle", line)
+def test_reproduce_refuses_a_sweep(entry, capsys):
+    assert main(reproduce.COMMAND, ["reproduce", *SMOKE, f"--sweep={entry}"]) == 2
+    assert "reproduce does not use --sweep: a table has one cell" in capsys.readouterr().err
 
 
 def entry(per_seed, **more):
@@ -294,7 +294,7 @@ def test_two_programs_of_two_points_end_to_end(tmp_path, capsys, monkeypatch):
     line += ["--protocol=given_context", "--sweep=lr=0.001,0.002", f"--data={tmp_path / 'data'}"]
     line += [f"--config.{key}={value}" for key, value in settings.items()]
     out = [f"--out={tmp_path / 'grid'}", "--sweep=latent_dim=2,3"]
-    assert flags.main(run.run, ["run", *line, *out]) == 0
+    assert main(run.COMMAND, ["run", *line, *out]) == 0
     shown = capsys.readouterr().out
     assert shown.count("data: making") == 1 and shown.count("data: reusing") == 1
     whole = json.loads((grid_folder(tmp_path) / "grid.json").read_text())
@@ -303,8 +303,8 @@ def test_two_programs_of_two_points_end_to_end(tmp_path, capsys, monkeypatch):
 
     # the command with --config finds the second program's run, and the grid finds both
     alone = [f"--out={tmp_path / 'grid'}", "--config.train.latent_dim=3"]
-    assert flags.main(run.run, ["run", *line, *alone]) == 0
-    assert flags.main(run.run, ["run", *line, *out]) == 0
+    assert main(run.COMMAND, ["run", *line, *alone]) == 0
+    assert main(run.COMMAND, ["run", *line, *out]) == 0
     assert capsys.readouterr().out.count("run: finished before") == 3
     folder = run.folder_of(parse(*line[2:], *line[:2], *alone))
     stored = json.loads((folder / "summary.json").read_text())["results"]

@@ -12,7 +12,9 @@ import time
 import pytest
 import yaml
 
+from experiments import run
 from experiments.cli import flags
+from experiments.cli.command import main
 from experiments.launch import check, plan
 
 launch = importlib.import_module("experiments.launch.__main__")
@@ -33,22 +35,27 @@ FILES = {
 def command(capsys, *arguments):
     """Runs the command; returns (exit code, stdout, stderr)."""
     capsys.readouterr()
-    code = flags.main(launch.run, ["launch", *map(str, arguments)])
+    code = main(launch.COMMAND, ["launch", *map(str, arguments)])
     return code, *capsys.readouterr()
 
 
 def make(target, *arguments):
     """Returns (Plan, {name: text})."""
-    found, _ = plan.make(["launch", f"--target={target}", *TARGETS[target], *arguments])
+    found = planned(f"--target={target}", *TARGETS[target], *arguments)
     return found, launch.texts(found)
+
+
+def planned(*arguments):
+    """Returns the Plan of a command line."""
+    return plan.make(flags.read(launch.COMMAND, ["launch", *arguments]))
 
 
 def seeds_of(job_plan, texts):
     """Returns the list of seeds of every job, from the generated commands."""
     found = []
     for arguments in check.job_commands(job_plan, texts):
-        run = flags.parse(arguments[1:], "run", "", lambda: False).config.run
-        found.append(list(range(run.seed_offset, run.seed_offset + run.num_seeds)))
+        names = flags.parse(run.COMMAND, arguments[1:]).config.run
+        found.append(list(range(names.seed_offset, names.seed_offset + names.num_seeds)))
     return found
 
 
@@ -62,10 +69,10 @@ def test_every_target_is_written_and_covers_each_seed_once(tmp_path, capsys, tar
     texts = {path.name: path.read_text() for path in to.iterdir()}
     assert set(texts) == FILES[target] and "FOLDER" not in "".join(texts.values())
     assert "experiments.gather --from=" in text and "--num_seeds=10" in text
-    made, _ = plan.make(["launch", *arguments, GRID, "--config.algo.num_codes=3"])
+    made = planned(*arguments, GRID, "--config.algo.num_codes=3")
     assert seeds_of(made, texts) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     for words in check.job_commands(made, texts):
-        request = flags.parse(words[1:], "run", "", lambda: False)  # a CPU, where auto is quick
+        request = flags.parse(run.COMMAND, words[1:])  # a CPU, where auto is quick
         assert request.config.run.preset == "paper" and request.config.algo.num_codes == 3
         assert len(request.points) == 2 and request.out == made.out
     check.check(made, texts)
@@ -119,6 +126,18 @@ def outcome(job, code):
         if code is not None and code in rule.get("onExitCodes", {}).get("values", ()):
             return rule["action"]
     return "Count"
+
+
+def test_data_are_made_by_the_flags_that_they_depend_on():
+    more = ("--algo=gentle", "--suite=gentle", "--sweep=lr=1,2", "--shard_data", "--save_every=9")
+    settings = ("--config.algo.width=8", "--config.behaviour.seed=3", "--config.eval.num_repeats=1")
+    made, texts = make("slurm", "--num_runs=4", *more, *settings)
+    check.check(made, texts)
+    (words,) = check.commands(texts["collect.sbatch"], [{}])
+    assert words == [
+        "-m", "experiments.collect", "--preset=paper", "--suite=gentle", "--save_every=9",
+        "--config.behaviour.seed=3", "--data=data",
+    ]  # fmt: skip
 
 
 def test_a_volume_holds_data_that_are_made_once():
@@ -191,6 +210,9 @@ def broken(text, old, new):
         ("slurm", "array.sbatch", "FIRST=$((0", "FIRST=$((1", "seeds"),
         ("slurm", "array.sbatch", "experiments.run", "experiments.report", "experiments.run"),
         ("slurm", "collect.sbatch", "done", "", "bash"),
+        ("slurm", "collect.sbatch", "--preset=paper", "--preset=smoke", "other data"),
+        ("slurm", "collect.sbatch", "experiments.collect", "experiments.run", "experiments.run"),
+        ("slurm", "collect.sbatch", "--data=data", "--data=elsewhere", "other data"),
     ],
 )
 def test_broken_files_are_refused(target, name, old, new, part):
@@ -213,7 +235,9 @@ def test_broken_files_are_refused(target, name, old, new, part):
         ("--target=slurm --num_runs=8 --parallel=0", "--parallel is 0"),
         ("--target=slurm --num_runs=8 --runs_per_job=3 --sweep=lr=1,2", "multiple of the 2 grid"),
         ("--target=slurm --num_runs=7 --runs_per_job=2 --sweep=lr=1,2", "--num_runs is 7"),
-        ("--target=slurm --num_runs=8 --num_seeds=2", "--num_seeds follows"),
+        ("--target=slurm --num_runs=8 --num_seeds=2", "--num_seeds: it follows"),
+        ("--target=slurm --num_runs=8 --events=x", "the jobs would share one file"),
+        ("--target=slurm --num_runs=8 --multihost", "every job is a process of its own"),
         ("--target=slurm --num_runs=8 --algo=ctrml", "did you mean 'ctmrl'"),
         ("--target=slurm --num_runs=8 --config.algo.lrr=1", "did you mean 'algo.lr'"),
         ("--target=slurm --num_runs=8 --algo gentle", "'gentle' stands alone"),

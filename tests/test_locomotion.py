@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import collect, run
-from experiments.cli import flags
+from experiments.cli.command import main
 from gentle_jax import assembly, errors, physics, presets, registry, storage, sweep
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
@@ -36,7 +36,7 @@ def task(env, index):
 
 
 def test_speeds_and_angles_are_the_releases():
-    # checksums of gentle_suite.md sec. 1.1
+    # checksums of docs/methods/environments.md, "Cheetah-Vel" and "Ant-Dir"
     np.testing.assert_allclose(
         make("cheetah_vel", "gentle").tasks["speed"][:3], [1.5721, 0.9521, 1.6688], atol=5e-4
     )
@@ -93,7 +93,7 @@ def test_suites_have_their_task_counts(name, suite, sizes):
     assert (len(env.train_ids), len(env.test_ids), env.horizon) == (*sizes, 200)
 
 
-def test_the_tasks_of_suite_b_are_those_of_the_released_one_where_the_sheet_says_so():
+def test_the_tasks_of_suite_b_are_those_of_the_released_one_where_the_page_says_so():
     for name in ("ant_goal", "hopper_params", "walker_params"):
         a, b = make(name, "ctmrl").tasks, make(name, "ctmrl_b").tasks
         assert all(np.array_equal(a[field], b[field]) for field in a)
@@ -132,7 +132,7 @@ def test_time_steps_and_integrators(name, seconds, substeps):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_resets_are_spread_as_the_sheets_say(name):
+def test_resets_are_spread_as_the_page_says(name):
     env = make(name)
     states, obs = jax.vmap(env.reset, (None, 0))(
         task(env, 0), jax.random.split(jax.random.key(0), 400)
@@ -180,7 +180,8 @@ def test_a_cheetah_at_its_speed_pays_for_control_only():
 
 # --- settings
 
-# ctmrl_suite.md sec. 12.2 and 14: E, Z, T, N, CLUB, alpha, alpha_max, steps, B, levels
+# docs/methods/environments.md, "Settings of the ctmrl suites"; docs/methods/ctmrl.md,
+# "Published settings": E, Z, T, N, CLUB, alpha, alpha_max, steps, B, levels
 CTMRL_SIZES = {
     "cheetah_vel": (100, 20, 16, 16, 10.0, 50.0, 2_000.0, 105_000, 600, (100_000, 18)),
     "ant_goal": (512, 20, 10, 2, 50.0, 500.0, 2_000.0, 210_000, 800, (100_000, 18)),
@@ -195,7 +196,7 @@ def test_published_sizes_of_ctmrl(name):
     train, algo, backbone, data = config.train, config.algo, config.backbone, config.behaviour
     found = (
         train.context_size, train.latent_dim, train.meta_batch, algo.num_codes, algo.club_weight,
-        backbone.alpha_init, backbone.alpha_max, train.num_steps, config.eval.two_phase_steps,
+        backbone.alpha_init, backbone.alpha_max, train.num_steps, config.eval.online_steps,
         (data.first_level, data.num_levels),
     )  # fmt: skip
     assert found == CTMRL_SIZES[name]
@@ -219,7 +220,7 @@ def test_published_sizes_of_ctmrl(name):
     ],
 )
 def test_published_sizes_of_gentle(name, latent, meta, cross, episodes, next_obs):
-    # gentle_suite.md sec. 3.5 and 9.1
+    # docs/methods/gentle.md, "Published settings"
     run = config_lib.RunConfig(algorithm="gentle", suite="gentle", env=name, preset="paper")
     config = config_lib.resolve(run)
     train, algo, data = config.train, config.algo, config.behaviour
@@ -295,7 +296,7 @@ def test_data_of_one_physics_are_refused_by_a_run_in_the_other():
         storage.check_identity(meta, reference, "here")
     assert storage.folder_of("data", fast) != storage.folder_of("data", reference)
     physical = dataclasses.replace(fast, env=base.EnvConfig(derive_constants="physical"))
-    with pytest.raises(errors.UserError, match=r"environment\.derive_constants=peer"):
+    with pytest.raises(errors.UserError, match=r"environment\.derive_constants=release"):
         storage.check_identity(meta, physical, "here")
     # imported data: unknown physics fits every run, our own exports keep theirs
     meta["identity"]["source"] = {"format": "minari"}
@@ -415,7 +416,7 @@ def test_the_main_command_runs_a_mujoco_family(tmp_path, capsys):
     line = ["run", "--algo=gentle", "--suite=gentle", "--env=ant_dir", "--preset=smoke"]
     line += ["--num_seeds=2", "--protocol=given_context", "--config.train.num_evals=1"]
     line += [f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'runs'}"]
-    assert flags.main(run.run, line) == 0
+    assert main(run.COMMAND, line) == 0
     assert "physics fast" in capsys.readouterr().out
     (path,) = (tmp_path / "runs").rglob("summary.json")
     summary = json.loads(path.read_text())
@@ -425,5 +426,5 @@ def test_the_main_command_runs_a_mujoco_family(tmp_path, capsys):
     assert meta["identity"]["physics"] == "fast" and len(meta["expert_return"][-1]) == 6
     assert meta["identity"]["environment"]["num_train"] == 4
     assert {"mujoco-mjx", "brax"} <= set(meta["environment"]["versions"])
-    assert flags.main(run.run, line) == 0
+    assert main(run.COMMAND, line) == 0
     assert "finished before" in capsys.readouterr().out

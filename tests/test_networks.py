@@ -1,5 +1,8 @@
-"""Networks: inputs that groups of rows share, the forward pass of flax, and the precisions."""
+"""Networks: shared inputs, the forward pass of flax, initial values, and the precisions."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,15 +58,134 @@ def test_leading_axes_are_rows_in_order(inputs):
         network.apply(params, z, obs[:4], action[:4])
 
 
+class Flax(nn.Module):
+    """The same network as a flax module, with flax's own names."""
+
+    activation: Any
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = self.activation(nn.Dense(16)(x))
+        return jnp.concatenate([nn.Dense(size)(x) for size in (2, 3)], axis=-1)
+
+
 @pytest.mark.parametrize("style", ["rlkit", "policy", "orthogonal", "swish"])
-def test_apply_is_the_forward_pass_of_the_flax_module(inputs, style):
+def test_names_shapes_and_apply_are_those_of_a_flax_module(inputs, style):
     obs, action, _ = inputs
-    activation, hidden, bias, last, last_bias = networks._STYLES[style]
-    module = networks._MLP((16, 16), (2, 3), activation, hidden, bias, last, last_bias)
+    rows = jnp.concatenate([obs, action], -1)
+    module = Flax(nn.swish if style == "swish" else nn.relu)
     network = networks.mlp(OBS + ACTION, 16, 2, (2, 3), style)
     params = network.init(jax.random.key(0))
-    expected = module.apply({"params": params}, jnp.concatenate([obs, action], -1))
+    wanted = module.init(jax.random.key(0), rows)["params"]
+    kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert kinds(params) == kinds(wanted)
+    expected = module.apply({"params": params}, rows)
     np.testing.assert_allclose(network.apply(params, obs, action), expected, rtol=1e-5, atol=1e-6)
+
+
+# --- initial values
+
+IN, WIDTH, HEADS, DRAWS = 4, 8, (2, 3), 2000
+CONSTANT, UNIFORM, NORMAL, HAAR = "constant", "uniform", "normal", "orthogonal"
+
+
+def _wanted(style, hidden_init, shape, last):
+    """What is published of a tensor: (distribution, its constant, bound or deviation)."""
+    kernel = len(shape) == 2
+    if style == "orthogonal":
+        return (HAAR, max(shape) ** -0.5) if kernel else (CONSTANT, 0.0)
+    if style == "swish":
+        return (NORMAL, 0.5 / shape[0] ** 0.5) if kernel else (CONSTANT, 0.0)
+    if last:
+        return UNIFORM, {"rlkit": 3e-3, "policy": 1e-3}[style]
+    if hidden_init == "he":
+        return (UNIFORM, (6.0 / shape[0]) ** 0.5) if kernel else (CONSTANT, 0.0)
+    return (UNIFORM, shape[1] ** -0.5) if kernel else (CONSTANT, 0.1)
+
+
+def _check_tensor(drawn, kind, scale, name):
+    """Checks tensors [DRAWS, ...]: range, mean and variance to 5 standard errors."""
+    flat = np.asarray(drawn, np.float64).reshape(-1)
+    if kind == CONSTANT:
+        np.testing.assert_array_equal(drawn, np.float32(scale), err_msg=name)
+        return
+    deviation = scale / 3**0.5 if kind == UNIFORM else scale
+    # mean fourth power over squared variance: 9 / 5, 3, and at most 3 for entries of unit vectors
+    fourth = 1.8 if kind == UNIFORM else 3.0
+    assert abs(flat.mean()) < 5 * deviation / flat.size**0.5, name
+    error = ((fourth - 1) / flat.size) ** 0.5
+    assert abs((flat**2).mean() / deviation**2 - 1) < 5 * error, name
+    if kind == UNIFORM:
+        for end in (flat.max(), -flat.min()):
+            assert 0.995 * scale < end <= scale * (1 + 1e-6), name
+    if kind == NORMAL:
+        assert 3.5 * scale < np.abs(flat).max() < 6 * scale, name
+        share = (np.abs(flat) < scale).mean()  # 0.6827 of a normal one, 0.577 of a uniform one
+        assert abs(share - 0.6827) < 5 * (0.6827 * 0.3173 / flat.size) ** 0.5, name
+    if kind == HAAR:
+        wide = drawn if drawn.shape[1] <= drawn.shape[2] else drawn.swapaxes(1, 2)
+        gram = wide @ wide.swapaxes(1, 2)
+        np.testing.assert_allclose(gram, np.broadcast_to(np.eye(gram.shape[1]), gram.shape),
+                                   atol=1e-5, err_msg=name)  # fmt: skip
+
+
+INITS = [("rlkit", "rlkit"), ("rlkit", "he"), ("policy", "rlkit"), ("policy", "he"),
+         ("orthogonal", "rlkit"), ("swish", "rlkit")]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=INITS, ids="-".join)
+def drawn(request):
+    """(style, hidden_init, network, keys, parameters of every key [DRAWS, ...])."""
+    network = networks.mlp(IN, WIDTH, 2, HEADS, request.param[0], hidden_init=request.param[1])
+    keys = jax.random.split(jax.random.key(5), DRAWS)
+    return *request.param, network, keys, jax.device_get(jax.jit(jax.vmap(network.init))(keys))
+
+
+def test_every_tensor_has_the_distribution_of_its_style(drawn):
+    style, hidden_init, *_, params = drawn
+    for layer, tensors in params.items():
+        last = int(layer.removeprefix("Dense_")) >= 2
+        for name, values in tensors.items():
+            kind, scale = _wanted(style, hidden_init, values.shape[1:], last)
+            _check_tensor(values, kind, scale, f"{layer} {name}")
+
+
+def test_no_two_numbers_of_a_network_are_related(drawn):
+    """Equal or overlapping draws would correlate over keys: within a tensor or between layers."""
+    *_, params = drawn
+    columns = np.concatenate([x.reshape(DRAWS, -1) for x in jax.tree.leaves(params)], 1)
+    columns = columns[:, np.ptp(columns, axis=0) > 0]  # constants apart
+    assert columns.shape[1] >= IN * WIDTH + WIDTH * (WIDTH + sum(HEADS))
+    related = np.corrcoef(columns, rowvar=False) - np.eye(columns.shape[1])
+    assert np.abs(related).max() < 6 / DRAWS**0.5
+
+
+def test_a_network_is_the_same_alone_in_turn_and_side_by_side(drawn):
+    style, _, network, keys, params = drawn
+    some = keys[:3]
+    # side by side, Gram-Schmidt's sums are batched products: they round differently
+    near = {"rtol": 0, "atol": 1e-6 if style == "orthogonal" else 0}
+    in_turn = jax.jit(lambda k: jax.lax.map(network.init, k))(some)
+    alone = jax.jit(network.init)
+    alone = jax.tree.map(lambda *x: np.stack(x), *[alone(key) for key in some])
+    for tree in (in_turn, alone):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[:3], **near), tree, params)
+
+
+def test_a_network_takes_one_draw(drawn):
+    """Each one more takes XLA some 0.1 s to compile, in every command."""
+    *_, network, keys, _ = drawn
+    assert str(jax.make_jaxpr(network.init)(keys[0])).count("random_bits[") == 1
+
+
+def test_keys_and_members_give_other_numbers(drawn):
+    *_, network, keys, params = drawn
+    members = networks.ensemble(network, 3).init(keys[0])
+    differ = lambda x, y: np.ptp(x) == 0 or (x != y).all()
+    for tree in (params, jax.device_get(members)):
+        for x in jax.tree.leaves(tree):
+            assert differ(x[0], x[1]) and differ(x[1], x[2]) and differ(x[0], x[2])
 
 
 # --- a backbone's update

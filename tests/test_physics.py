@@ -173,16 +173,16 @@ def test_a_step_that_is_not_finite_is_not_taken():
 
 
 def test_physical_constants_are_those_that_mujoco_derives():
-    peer, physical = (
-        make("hopper_params", "fast", derive_constants=d) for d in ("peer", "physical")
+    release, physical = (
+        make("hopper_params", "fast", derive_constants=d) for d in ("release", "physical")
     )
-    assert set(physical.tasks) == set(peer.tasks) | set(physics.DERIVED)
+    assert set(physical.tasks) == set(release.tasks) | set(physics.DERIVED)
     task = row(physical.tasks, 3)
-    model = physics.c_model_of(peer.system, row(peer.tasks, 3))
+    model = physics.c_model_of(release.system, row(release.tasks, 3))
     mujoco.mj_setConst(model, mujoco.MjData(model))
     for name in physics.DERIVED:
         np.testing.assert_allclose(task[name], getattr(model, name), rtol=1e-5)
-        assert not np.allclose(task[name], getattr(peer.system.c_model, name), rtol=1e-2)
+        assert not np.allclose(task[name], getattr(release.system.c_model, name), rtol=1e-2)
 
 
 def test_contact_cost_is_that_of_c_mujoco():

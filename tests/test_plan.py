@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.cli import flags
+from experiments.cli import settings
 from gentle_jax import assembly, registry, storage
 from gentle_jax import config as config_lib
 from gentle_jax import sweep as sweep_lib
@@ -60,20 +60,21 @@ def test_plan_covers_every_step_once_and_ends_with_an_evaluation(stages, num_eva
 
 @pytest.mark.parametrize(
     "num_runs,num_devices,expected",
-    [(8, 2, 2), (6, 4, 3), (7, 2, 2), (1, 4, None), (8, 3, 3), (5, 4, 3), (3, 8, 3), (9, 1, None)],
+    [(8, 2, 2), (6, 4, 3), (7, 2, 2), (1, 4, 1), (8, 3, 3), (5, 4, 3), (3, 8, 3), (9, 1, 1)],
 )
-def test_the_mesh_takes_no_more_devices_than_save_time(
-    monkeypatch, num_runs, num_devices, expected
-):
-    monkeypatch.setattr(sweep_lib, "Mesh", lambda devices, *_, **__: len(devices))
+def test_a_sweep_takes_no_more_devices_than_save_time(num_runs, num_devices, expected):
     device = types.SimpleNamespace(process_index=0)
-    assert sweep_lib.make_mesh(num_runs, [device] * num_devices) == expected
+    assert len(sweep_lib.choose_devices(num_runs, [device] * num_devices)) == expected
 
 
-def test_no_process_is_left_without_a_device(monkeypatch):
-    monkeypatch.setattr(sweep_lib, "Mesh", lambda devices, *_, **__: len(devices))
+def test_one_device_needs_no_mesh():
+    assert sweep_lib.make_mesh(1) is None
+    assert sweep_lib.make_mesh(2).size == 2
+
+
+def test_no_process_is_left_without_a_device():
     devices = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
-    assert sweep_lib.make_mesh(2, devices) == 4  # padded: two of them repeat the last run
+    assert len(sweep_lib.choose_devices(2, devices)) == 4  # padded: two of them repeat the last run
 
 
 def test_an_error_does_not_wait_for_what_still_compiles():
@@ -95,7 +96,7 @@ def test_grid_points_cross_with_seeds():
         "train.latent_dim": 2, "train.context_size": 4,
     }  # fmt: skip
     config = config_lib.resolve(run, (small,))
-    points = flags.points_of(flags.parse_sweep(config, ["lr=0.1,0.2", "algo.eta=0.5"]))
+    points = settings.points_of(settings.parse_sweep(config, ["lr=0.1,0.2", "algo.eta=0.5"]))
     env = registry.load("environment", run.env).make(run.suite)
     shapes = storage.shapes(jax.tree.leaves(env.tasks)[0].shape[0], config.behaviour, env)
     fields = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}

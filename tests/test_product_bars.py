@@ -76,7 +76,8 @@ def test_programs_compile_once_and_come_from_the_cache():
     command = "--preset=smoke --num_seeds=2 --protocol=given_context"
     rows = {row["name"]: row for row in product_bars.compile_rows(command)}
     assert rows["compiled_once"]["measured"] == 1.0
-    assert rows["warm_compile"]["measured"] > 0 and rows["memory_check"]["met"]
+    assert min(rows[name]["measured"] for name in ("warm_compile", "init_compile")) > 0
+    assert rows["memory_check"]["met"]
 
 
 def test_a_run_that_cannot_be_given_again_says_why(tmp_path):

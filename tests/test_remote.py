@@ -1,5 +1,6 @@
 """`--out=gs://...`: runs whose folder is in an object store, played by a file system in memory."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -11,7 +12,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from experiments import gather, render, report, reproduce, run
 from experiments.cli import flags
-from experiments.runs import grids, outputs, remote
+from experiments.cli.command import main
+from experiments.runs import code_identity, grids, outputs, remote
 from gentle_jax import errors, training
 
 TINY = (
@@ -76,8 +78,8 @@ def make_checkpoint(local, step, text="state"):
         (folder / "data").write_text(f"{text} {step}")
 
 
-def new_mirror():
-    mirror = remote.Mirror(remote.path(OUT))
+def new_mirror(folder=None):
+    mirror = remote.Mirror(folder or remote.path(OUT))
     mirror.local.mkdir(parents=True, exist_ok=True)
     return mirror
 
@@ -267,10 +269,41 @@ def test_a_store_that_fails_at_the_end_loses_nothing(bucket):
     assert {"summary.json", "checkpoints/3/tree/data"} <= set(bucket.names())
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_other_code_is_put_aside_where_it_is(bucket, monkeypatch, capsys, finished):
+    monkeypatch.setattr(code_identity, "present", lambda *_: "b" * 16)
+    request = flags.parse(run.COMMAND, ["run", *TINY, f"--out={OUT}"])
+    folder = run.folder_of(request)
+    with new_mirror(folder) as mirror:
+        (mirror.local / "environment.json").write_text('{"source_hash": "a"}')
+        make_checkpoint(mirror.local, 3)
+        if finished:
+            (mirror.local / "summary.json").write_text("{}")
+    before = {name: bucket.store[f"/bucket/runs/{name}"].getvalue() for name in bucket.names()}
+    with pytest.raises(errors.UserError, match="--fresh to start anew"):
+        code_identity.settle(request, folder)
+    code_identity.settle(dataclasses.replace(request, accept_code=True), folder)
+    shown = finished and "shown_with" in (folder / "environment.json").read_text()
+    assert shown == finished
+    (folder / "environment.json").write_text('{"source_hash": "a"}')
+    code_identity.settle(dataclasses.replace(request, fresh=True), folder)
+    where = folder.relative_to(remote.path(OUT)).as_posix()
+    aside = where.replace(folder.name, f"replaced/{folder.name}_1")
+    moved = {name.replace(where, aside): content for name, content in before.items()}
+    assert set(bucket.names()) == set(moved)
+    for name, content in moved.items():
+        assert bucket.store[f"/bucket/runs/{name}"].getvalue() == content
+    assert not code_identity.begun(folder)
+    with new_mirror(folder) as mirror:  # what this machine still had of it is no start
+        assert not remote.steps_in(mirror.local)
+        make_checkpoint(mirror.local, 1)
+    assert code_identity.put_aside(folder).name == f"{folder.name}_2"
+
+
 def test_a_store_that_cannot_be_written_is_one_line_before_any_work(bucket, tmp_path, capsys):
     bucket.broken = True
     arguments = ["run", *TINY, f"--out={OUT}", f"--data={tmp_path / 'data'}"]
-    assert flags.main(run.run, arguments) == 2
+    assert main(run.COMMAND, arguments) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "pass another --out" in line and OUT in line
     assert not (tmp_path / "data").exists()
@@ -279,25 +312,25 @@ def test_a_store_that_cannot_be_written_is_one_line_before_any_work(bucket, tmp_
 @pytest.mark.parametrize(
     "command,arguments,part",
     [
-        (run.run, "--data=gs://bucket/data", "datasets are mapped into memory"),
-        (run.run, "--out=ftp://host/runs", "unknown kind (ftp://)"),
-        (run.run, "--out=s3://bucket/runs", "needs the package s3fs"),
-        (report.run, "--run=s3://bucket/runs", "needs the package s3fs"),
-        (gather.run, "--from=s3://bucket/runs", "needs the package s3fs"),
-        (reproduce.main, "--out=gs://bucket/runs", "pass --to=FOLDER"),
-        (render.run, "--run=gs://bucket/runs/a", "copy the run there"),
+        (run.COMMAND, "--data=gs://bucket/data", "datasets are mapped into memory"),
+        (run.COMMAND, "--out=ftp://host/runs", "unknown kind (ftp://)"),
+        (run.COMMAND, "--out=s3://bucket/runs", "needs the package s3fs"),
+        (report.COMMAND, "--run=s3://bucket/runs", "needs the package s3fs"),
+        (gather.COMMAND, "--from=s3://bucket/runs", "needs the package s3fs"),
+        (reproduce.COMMAND, "--out=gs://bucket/runs", "pass --to=FOLDER"),
+        (render.COMMAND, "--run=gs://bucket/runs/a", "copy the run there"),
     ],
 )
 def test_urls_that_are_of_no_use_are_one_line(monkeypatch, capsys, command, arguments, part):
     monkeypatch.setattr(remote, "installed", lambda package: False)
-    assert flags.main(command, ["x", *arguments.split()]) == 2
+    assert main(command, ["x", *arguments.split()]) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and part in line
 
 
 def test_a_grid_is_drawn_here_and_copied_to_the_url(bucket, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    request = flags.parse(["run", *TINY, f"--out={OUT}"], "run", "", lambda: False)
+    request = flags.parse(run.COMMAND, ["run", *TINY, f"--out={OUT}"])
     numbers = {"std": 0.1, "iqm": 1.0, "iqm_ci95": [1, 1], "normalized": 0.1, "per_seed": [1.0] * 2}
     kind = {"task_set": "test", "protocol": "given_context", "metric": "final"}
     entries = [kind | numbers | {"mean": m, "ci95": [m - 0.1, m + 0.1]} for m in (1.0, 2.0)]
@@ -333,8 +366,8 @@ def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monke
         return compiled[calls[-1]]
 
     monkeypatch.setattr(training, "compile_all", once)
-    start = lambda out, *more: flags.main(
-        run.run, ["run", *TINY, f"--data={tmp_path / 'data'}", f"--out={out}", *more]
+    start = lambda out, *more: main(
+        run.COMMAND, ["run", *TINY, f"--data={tmp_path / 'data'}", f"--out={out}", *more]
     )
     assert start(tmp_path / "plain") == 0
     (plain,) = (path.parent for path in (tmp_path / "plain").rglob("summary.json"))
@@ -364,10 +397,10 @@ def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monke
     trained = len(calls)
     assert start(OUT) == 0 and "finished before" in capsys.readouterr().out
     assert start(OUT, "--seed_offset=2") == 0 and len(calls) == trained + 1
-    assert flags.main(report.run, ["report", f"--run={folder}"]) == 0
-    assert flags.main(report.run, ["report", f"--out={OUT}"]) == 0
+    assert main(report.COMMAND, ["report", f"--run={folder}"]) == 0
+    assert main(report.COMMAND, ["report", f"--out={OUT}"]) == 0
     assert str(folder) in capsys.readouterr().out
-    assert flags.main(gather.run, ["gather", f"--from={OUT}", "--num_runs=8"]) == 0
+    assert main(gather.COMMAND, ["gather", f"--from={OUT}", "--num_runs=8"]) == 0
     assert start(OUT, "--num_seeds=4") == 0 and "finished before" in capsys.readouterr().out
     # two processes gathered are the run of both: a CPU takes runs in turn, none sees the others
     assert start(tmp_path / "whole", "--num_seeds=4") == 0

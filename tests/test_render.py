@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments import collect, render, run
 from experiments.cli import flags
+from experiments.cli.command import main
 from experiments.show import movies, offscreen, scene
 from gentle_jax import (
     assembly,
@@ -252,7 +253,7 @@ def finished(tmp_path_factory):
     The folder has what `run` leaves there and `render` reads; `trace` is what rollouts.npz holds.
     """
     root = tmp_path_factory.mktemp("render")
-    request = flags.parse(["run", *RUN, f"--out={root / 'runs'}"], "run", "", None)
+    request = flags.parse(run.COMMAND, ["run", *RUN, f"--out={root / 'runs'}"])
     config, folder = request.config, run.folder_of(request)
     env, data = assembly.env_of(config), collect.dataset_folder(config, root / "data")
     fields = storage.open_arrays(data, storage.shapes(6, config.behaviour, env))
@@ -280,7 +281,7 @@ def finished(tmp_path_factory):
 def shown(capsys, *arguments):
     """Runs the command; returns (exit code, stdout, stderr)."""
     capsys.readouterr()
-    code = flags.main(render.run, ["render", *map(str, arguments)])
+    code = main(render.COMMAND, ["render", *map(str, arguments)])
     return code, *capsys.readouterr()
 
 
@@ -342,7 +343,7 @@ def test_folders_that_hold_no_run_or_no_checkpoint(finished, tmp_path, capsys):
         code, _, err = shown(capsys, f"--run={where}")
         assert code == 2 and hint in err and err.count("\n") == 1
     code, _, err = shown(capsys)
-    assert code == 2 and "--run is missing" in err
+    assert code == 2 and "render needs --run" in err
     shutil.copy(folder / "config.json", tmp_path)
     code, _, err = shown(capsys, f"--run={tmp_path}", f"--data={data}")
     assert code == 2 and "holds no checkpoint" in err and err.count("\n") == 1

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from experiments import report, reproduce, run
-from experiments.cli import flags
-from experiments.runs import outputs
+from experiments.cli.command import main
+from experiments.runs import code_identity, outputs
 from experiments.show import tables
 
 ENTRY = {
@@ -32,6 +32,8 @@ def make_summary(**changes):
 def store(folder, summary):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary))
+    environment = {"source_hash": code_identity.hash_of(summary)}
+    (folder / "environment.json").write_text(json.dumps(environment))
     return folder
 
 
@@ -45,9 +47,9 @@ def runs(tmp_path):
     return tmp_path
 
 
-def shown(capsys, *arguments, command=report.run, name="report"):
+def shown(capsys, *arguments, command=report.COMMAND, name="report"):
     """Runs the command; returns (exit code, stdout, stderr)."""
-    code = flags.main(command, [name, *map(str, arguments)])
+    code = main(command, [name, *map(str, arguments)])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -124,14 +126,14 @@ def executed(monkeypatch, tmp_path):
         return summary
 
     monkeypatch.setattr(run, "execute", execute)
-    monkeypatch.setattr(reproduce.computer, "start", lambda argv=(): None)
+    monkeypatch.setattr(reproduce.computer, "start", lambda: None)
     monkeypatch.setattr(reproduce.computer, "on_accelerator", lambda: False)
     monkeypatch.chdir(tmp_path)
     return found
 
 
 def reproduced(capsys, *arguments):
-    return shown(capsys, *arguments, command=reproduce.main, name="reproduce")
+    return shown(capsys, *arguments, command=reproduce.COMMAND, name="reproduce")
 
 
 def test_a_table_runs_the_chosen_cells_and_takes_finished_ones(capsys, executed, tmp_path):
@@ -162,8 +164,8 @@ def test_the_code_of_a_table_tells_of_seeds_that_diverged(
     if place == "run now":
         monkeypatch.setattr(run, "execute", lambda _: failed)
     else:
-        other = reproduce.cells("components", ["reproduce", "--preset=quick"])
-        store(run.folder_of(other["with FOCAL", "point_robot"]), failed)
+        other = reproduce.cells("components", ["--preset=quick"])
+        store(run.folder_of(other["paper equations", "point_robot"]), failed)
     code, out, err = reproduced(capsys, *chosen)
     assert code == 3 and not err and "table: " in out
     assert (tmp_path / "runs/tables/components.json").exists()
@@ -185,8 +187,10 @@ def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
         ("--table=component", "did you mean 'components'"),
         ("--rows=relase", "did you mean 'release'"),
         ("--envs=ant_dir", "expected one of"),
-        ("--algo=gentle", "--algo=gentle is set by the rows"),
+        ("--algo=gentle", "reproduce does not use --algo: it is set by the rows"),
         ("--env=point_robot", "is set by the rows"),
+        ("--config.algo.use_kmeans=True", "is set by the rows of table 'components'"),
+        ("--sweep=lr=1,2", "reproduce does not use --sweep"),
         ("--nonsense=1", "'nonsense'"),
         ("--num_seeds=0", "at least 1"),
         ("--to=/proc/nope", "pass another --to"),
@@ -202,7 +206,7 @@ def test_bad_input_of_a_table_is_one_line_before_any_run(capsys, executed, argum
 
 def test_every_cell_of_every_table_resolves():
     for table in reproduce.TABLES:
-        found = reproduce.cells(table, ["reproduce", "--preset=quick"])
+        found = reproduce.cells(table, ["--preset=quick"])
         rows, envs = reproduce.TABLES[table], reproduce.ENVIRONMENTS[table]
         assert set(found) == set(itertools.product(rows, envs))
         assert len({outputs.json.dumps(run.identity(r)) for r in found.values()}) == len(found)

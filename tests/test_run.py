@@ -14,8 +14,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import run
-from experiments.cli import flags
-from experiments.runs import grids, outputs
+from experiments.cli import exit_codes, flags
+from experiments.cli.command import main
+from experiments.runs import code_identity, events, outputs
 from experiments.show import heatmap
 from gentle_jax import checkpoint, training
 
@@ -65,11 +66,16 @@ class Workspace:
         self.folder, self.programs, self.opened = folder, None, []
 
     def arguments(self, out):
-        return [*ARGUMENTS, f"--data={self.folder / 'data'}", f"--out={out}"]
+        files = {"data": self.folder / "data", "out": out, "events": self.events(out)}
+        return [*ARGUMENTS, *(f"--{name}={path}" for name, path in files.items())]
+
+    def events(self, out):
+        """Returns the file of events of what goes to `out`."""
+        return self.folder / "events" / f"{out.name}.jsonl"
 
     def command(self, out):
         """Runs the command in this process; returns its exit code."""
-        code = flags.main(run.run, ["run", *self.arguments(out)])
+        code = main(run.COMMAND, ["run", *self.arguments(out)])
         for saves in self.opened:  # what the end of a process does
             saves.close()
         self.opened.clear()
@@ -177,7 +183,8 @@ def test_the_run_folder_holds_what_it_should(finished):
     assert config["algo"]["num_iterations"] == 4 and len(config["sweep"]) == POINTS
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__ and "device" in environment
-    assert "commit" in environment
+    assert "commit" in environment and "version" in environment
+    assert len(environment["source_hash"]) == 16 and int(environment["source_hash"], 16) >= 0
     assert not list(finished.rglob("*.tmp")) and not list(finished.rglob(".write_test"))
 
 
@@ -243,6 +250,24 @@ def test_metrics_have_a_line_per_chunk_and_run(finished):
         check_finite(line)
 
 
+def test_events_tell_every_phase_and_step(workspace, finished):
+    told = events.Reader(workspace.events(workspace.folder / "plain")).read()
+    told = told[: [event["phase"] for event in told].index("results") + 1]
+    assert told[0]["folder"] == str(finished) and told[0]["phase"] == "start-up"
+    assert [phase for phase, _ in events.spans(told, told[0]["time"], told[-1]["time"])] == [
+        "start-up", "compile", "collection", "compile", *("training", "evaluation") * EVALS,
+        "results",
+    ]  # fmt: skip
+    steps = events.steps(told)
+    assert steps == sorted(steps) and set(steps) == set(range(STEPS + 1))
+    (collected,) = [event for event in told if event["phase"] == "collection"]
+    assert collected["compile_seconds"] > 0
+    scored = {event["step"] for event in told if event["phase"] == "evaluation"}
+    assert scored == {STEPS // 2, STEPS}
+    times = [event["time"] for event in told]
+    assert times == sorted(times)
+
+
 def test_the_same_command_again_prints_the_same_table(
     workspace, finished, monkeypatch, capsys, tmp_path
 ):
@@ -290,6 +315,9 @@ def test_an_interrupted_run_resumes_bit_by_bit(
     assert workspace.command(tmp_path) == 0
     done = at if when == "after" else at - 1
     assert (f"resuming after step {done} of {STEPS}" in capsys.readouterr().out) == (done > 0)
+    mine = events.of_last_program(events.Reader(workspace.events(tmp_path)).read())
+    steps = events.steps(mine)
+    assert (steps[0], steps[-1], mine[-1]["phase"]) == (done, STEPS, "results")
     check_same_results(folder, finished)
 
 
@@ -443,7 +471,7 @@ def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished,
         a.replace("lr=0.001,0.002", "lr=0.001,1e30") for a in workspace.arguments(tmp_path)
     ]
     for again in range(2):  # a finished run tells it again
-        assert flags.main(run.run, ["run", *arguments]) == grids.DIVERGED == 3
+        assert main(run.COMMAND, ["run", *arguments]) == exit_codes.DIVERGED == 3
         shown = capsys.readouterr()
         assert not shown.err
         assert ("run: seed 3 (lr=1e+30) is not finite after step" in shown.out) == (not again)
@@ -460,9 +488,36 @@ def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished,
     assert np.isfinite(by_point["lr=0.001"]["mean"]) and np.isnan(by_point["lr=1e+30"]["mean"])
 
 
+@pytest.mark.parametrize("flag", ["--accept_code", "--fresh"])
+def test_an_interrupted_run_of_other_code_goes_on_only_where_it_is_said(
+    workspace, finished, plain_outputs, tmp_path, capsys, flag
+):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, "after", STEPS // 2, KeyboardInterrupt())
+        assert workspace.command(tmp_path) == 42
+    folder = run_folder(tmp_path)
+    first = json.loads((folder / "environment.json").read_text())["source_hash"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_identity, "present", lambda *_: "b" * 16)
+        capsys.readouterr()
+        assert workspace.command(tmp_path) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: ") and line.count("\n") == 1 and first in line
+        assert max(steps_of(folder)) == STEPS // 2 and not (folder / "summary.json").exists()
+        assert main(run.COMMAND, ["run", *workspace.arguments(tmp_path), flag]) == 0
+        assert ("resuming after step" in capsys.readouterr().out) == (flag == "--accept_code")
+        assert workspace.command(tmp_path) == 0  # its table, without the flag
+    check_same_results(folder, finished)
+    made = {first, "b" * 16} if flag == "--accept_code" else {"b" * 16}
+    assert code_identity.recorded(folder) == made
+    (folder / "summary.json").unlink()
+    # the checkpoints of other code are not what the code that is here goes on from
+    assert workspace.command(tmp_path) == (0 if first in made else 2)
+
+
 def test_a_second_process_in_the_same_folder_is_refused(workspace, tmp_path, capsys):
     out = tmp_path / "runs"
-    folder = run.folder_of(flags.parse(["run", *workspace.arguments(out)], "run", "", None))
+    folder = run.folder_of(flags.parse(run.COMMAND, ["run", *workspace.arguments(out)]))
     folder.mkdir(parents=True)
     with run.computer.alone(folder):
         assert workspace.command(out) == 2

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments import soak
-from experiments.cli import flags
-from experiments.runs import attempts, same_bits
+from experiments.cli.command import main
+from experiments.runs import attempts, events, same_bits
 from gentle_jax import checkpoint
 
 # stands in for experiments.run: tells and writes what that does, within a second; the training
@@ -26,44 +26,43 @@ STAND_IN = textwrap.dedent(
     if "deaf" not in flags:
         signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 
-    def tell(line):
-        print(line, flush=True)
+    def tell(phase, **more):
+        with open(flags["events"], "a") as file:
+            file.write(json.dumps({"time": time.time(), "phase": phase, **more}) + chr(10))
+        print("in", phase, flush=True)
         time.sleep(0.05)
         if stop:
             sys.exit(42)
 
     data, run = pathlib.Path(flags["data"]) / "d", pathlib.Path(flags["out"]) / "r"
     run.mkdir(parents=True, exist_ok=True)
-    tell(f"run: protocols p; folder {run}")
+    tell("start-up", folder=str(run))
     if not (data / "meta.json").exists():
         data.mkdir(parents=True, exist_ok=True)
-        tell("data: making it")
-        tell("data: compiled in 0.0 s")
-        tell("collect: 1/2, 0 s left")
+        tell("compile")
+        tell("collection", compile_seconds=0.02)
         np.save(data / "obs.npy", np.arange(3.0))
         (data / "meta.json").write_text(json.dumps({"environment": os.getpid(), "of": 1}))
-        tell("collect: 2/2, 0 s left")
-    tell("data: reusing it")
-    tell("compile: init compiled in 2.0 s")
-    tell("compile: 3 programs in 2.0 s, 0 from the cache")
+        time.sleep(0.05)
+    tell("compile")
     step, value, lines = 0, 1.0, []
     if (run / "state.json").exists():
         step, value, lines = json.loads((run / "state.json").read_text())
         value += float(flags.get("drift", 0))
-        tell(f"run: resuming after step {step} of 6")
+    tell("training", step=step)
     while step < 6:
         step, value = step + 1, value * 1.1 + 1
         lines.append(json.dumps({"step": step, "loss": value}))
         (run / "metrics.jsonl").write_text("".join(line + chr(10) for line in lines))
-        tell(f"train: {step}/6, 0 s left")
+        tell("evaluation" if step == 3 else "training", step=step)
         if step % 2 == 0:  # every second step is saved: the others can be lost
             (run / "new.json").write_text(json.dumps([step, value, lines]))
             (run / "new.json").replace(run / "state.json")
-    tell("run: writing results")
+    tell("results")
     for name in ("returns", "embeddings", "rollouts"):
         np.savez(run / f"{name}.npz", value=value, eval_steps=np.array([3, 6]))
     (run / "config.json").write_text("{}")
-    seconds = {"collect": 0.1, "train": 0.3, "evaluate": 0.1}
+    seconds = {"collect": 0.12, "train": 0.3, "evaluate": 0.1}
     (run / "summary.json").write_text(json.dumps({"results": [value], "seconds": seconds}))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Python's own end would not hear it
     """
@@ -83,7 +82,7 @@ def test_kills_in_every_phase_and_the_report(tmp_path, command):
     assert found["equal"] and found["kills"] == 14, found["failures"] + found["differences"]
     killed = [a for a in found["attempts"] if a["kind"]]
     phases = {a["phase"] for a in killed}
-    assert len(phases) >= 2 and phases <= set(attempts.PHASES)
+    assert len(phases) >= 2 and phases <= set(events.PHASES)
     assert sorted(a["kind"] for a in killed) == ["kill"] * 7 + ["term"] * 7
     assert all(a["early"] or a["code"] in (42, 0) for a in killed if a["kind"] == "term")
     # of two steps the second is saved, after it was logged
@@ -99,13 +98,15 @@ def test_kills_in_every_phase_and_the_report(tmp_path, command):
     assert len([line for line in said if line.startswith("soak: 14/14")]) == 1
 
 
-def test_phases_are_those_that_the_output_tells(tmp_path, command):
+def test_phases_are_those_that_the_events_tell(tmp_path, command):
     process = attempts.Process(command, tmp_path / "root", tmp_path / "log")
     assert process.finish().code == 0
-    assert [phase for phase, _ in process.spans] == [
-        "start-up", "compile", "collection", "compile", attempts.TRAINING, "results",
+    assert [phase for phase, _ in process.spans()] == [
+        "start-up", "compile", "collection", "compile", "training", "evaluation", "training",
+        "results",
     ]  # fmt: skip
-    assert {phase for phase, _ in process.spans} == set(attempts.PHASES)
+    assert {phase for phase, _ in process.spans()} == set(events.PHASES)
+    assert "in collection" in (tmp_path / "log").read_text()  # its output is kept
     # what it saved last was step 6: a signal in the midst of the results falls into them
     process = attempts.Process(command, tmp_path / "root", tmp_path / "log")
     assert attempts.until(process, ("results", 0.0))
@@ -115,7 +116,7 @@ def test_phases_are_those_that_the_output_tells(tmp_path, command):
 
 def test_a_resume_that_changes_bits_is_noticed(tmp_path, command, monkeypatch):
     # only a kill between a save and the end makes a resume that counts
-    monkeypatch.setattr(soak.Moments, "draw", lambda *_: (attempts.TRAINING, 0.2))
+    monkeypatch.setattr(soak.Moments, "draw", lambda *_: (events.TRAINING, 0.2))
     found = soak.soak([*command, "--drift=1e-12"], 6, 1, ["term"], tmp_path / "to", lambda _: None)
     assert not found["equal"] and not found["failures"]
     assert any("returns.npz: value" in line for line in found["differences"])
@@ -143,15 +144,32 @@ def test_lost_steps_are_those_that_the_next_trainer_did_again():
     assert [a.lost for a in made] == [3, 0, 0, 0, 0]
 
 
-def test_where_a_run_went_on_from_is_read_from_what_it_told():
-    begin = ["run: protocols p; folder x", "compile: init compiled in 2 s"]
-    compiled = [*begin, "compile: 6 programs in 9.0 s, 0 from the cache", "memory: data"]
-    assert attempts.resumed_at([*begin, "collect: 1/2, 0 s left"]) is None
-    assert attempts.resumed_at(compiled) is None
-    assert attempts.resumed_at([*compiled, "train: 1/20, 3 s left"]) == 0
-    resumed = [*compiled, "run: resuming after step 8 of 20", "train: 9/20, 3 s left"]
-    assert attempts.resumed_at(resumed) == 8
-    assert attempts.resumed_at([*resumed, "run: protocols p; folder y"]) is None
+QUEUE = """
+import json, sys
+(path,) = (word.partition("=")[2] for word in sys.argv if word.startswith("--events="))
+first = {"phase": "start-up", "folder": "/x/a"}, {"phase": "training", "step": 8}
+second = {"phase": "start-up", "folder": "/x/b"}, %s
+with open(path, "w") as file:
+    for number, line in enumerate((*first, *second)):
+        file.write(json.dumps({"time": number, **line}) + chr(10))
+"""
+
+
+@pytest.mark.parametrize(
+    "last,resumed,reached",
+    [
+        ('{"phase": "compile"}', None, None),
+        ('{"phase": "training", "step": 0}', 0, 0),
+        ('{"phase": "evaluation", "step": 4}, {"phase": "training", "step": 6}', 4, 6),
+    ],
+)
+def test_where_the_last_program_of_a_queue_went_on_from(tmp_path, last, resumed, reached):
+    command = [sys.executable, "-c", QUEUE % last]
+    attempt = attempts.Process(command, tmp_path / "root", tmp_path / "log").finish()
+    assert (attempt.folder, attempt.resumed, attempt.reached) == ("b", resumed, reached)
+    # what the attempt before left behind does not count
+    attempt = attempts.Process(command[:2] + ["1"], tmp_path / "root", tmp_path / "log").finish()
+    assert (attempt.folder, attempt.resumed, attempt.code) == ("", None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -241,15 +259,15 @@ def test_a_single_bit_is_noticed(roots, tmp_path, what):
 
 
 def test_every_phase_gets_its_turn():
-    moments = soak.Moments(3, {attempts.TRAINING: 8.0})
-    drawn = [moments.draw(False) for _ in range(15)]
-    for phase in attempts.PHASES:
+    moments = soak.Moments(3, {events.TRAINING: 8.0})
+    drawn = [moments.draw(False) for _ in range(18)]
+    for phase in events.PHASES:
         assert [name for name, _ in drawn].count(phase) == 3
-    assert max(seconds for name, seconds in drawn if name == attempts.TRAINING) <= 8.0
-    moments.learn([(attempts.TRAINING, 2.0), ("compile", 7.0)])
-    assert moments.usual[attempts.TRAINING] == 5.0 and moments.usual["compile"] == 7.0
+    assert max(seconds for name, seconds in drawn if name == events.TRAINING) <= 8.0
+    moments.learn({events.TRAINING: 2.0, "compile": 7.0})
+    assert moments.usual[events.TRAINING] == 5.0 and moments.usual["compile"] == 7.0
     later = [moments.draw(True)[0] for _ in range(10)]
-    assert "collection" not in later and set(later) == set(attempts.PHASES) - {"collection"}
+    assert "collection" not in later and set(later) == set(events.PHASES) - {"collection"}
 
 
 BAD = {
@@ -257,6 +275,8 @@ BAD = {
     "--kills=two": "--kills",
     "--kinds=term,hup": "unknown --kinds 'hup'",
     "--out=x": "soak does not use --out",
+    "--events=x": "soak does not use --events",
+    "--multihost": "soak does not use --multihost: it ends one process at a time",
     "--data=x": "soak does not use --data",
     "--algo=ctrml": "did you mean 'ctmrl'",
     "--to=.": "holds an earlier soak",
@@ -267,7 +287,7 @@ BAD = {
 def test_bad_flags_are_one_line(tmp_path, capsys, monkeypatch, argument):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain").mkdir()
-    assert flags.main(soak.run, ["soak", argument]) == 2
+    assert main(soak.COMMAND, ["soak", argument]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1 and BAD[argument] in shown
 
@@ -282,9 +302,11 @@ def test_one_kill_of_a_real_run(tmp_path, monkeypatch, capsys):
     settings |= {"algo.max_epochs": 1, "algo.ensemble_size": 1, "eval.scored_steps": 20}
     line = ["--algo=gentle", "--suite=gentle", "--preset=smoke", "--num_seeds=1", "--num_steps=9"]
     line += ["--protocol=given_context", *(f"--config.{k}={v}" for k, v in settings.items())]
-    line += ["--kills=1", "--kinds=kill", "--soak_seed=9", f"--to={tmp_path / 'to'}"]
-    assert flags.main(soak.run, ["soak", *line]) == 0, capsys.readouterr().out
+    line += ["--kills=1", "--kinds=kill", f"--to={tmp_path / 'to'}"]
+    monkeypatch.setattr(soak.Moments, "draw", lambda *_: (events.TRAINING, 0.0))
+    assert main(soak.COMMAND, ["soak", *line]) == 0, capsys.readouterr().out
     found = json.loads((tmp_path / "to" / "soak.json").read_text())
     (killed,) = [a for a in found["attempts"] if a["kind"]]
     assert killed["code"] == -9 and found["equal"] and found["compared_folders"] == 2
+    assert killed["phase"] in ("training", "evaluation") and killed["resumed"] == 0
     assert "all bit-equal" in capsys.readouterr().out and os.path.isdir(tmp_path / "to" / "plain")

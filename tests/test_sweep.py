@@ -181,7 +181,7 @@ def test_fused_and_chunked_drivers_agree_bit_by_bit(setting, fused):
 
 
 def test_runs_together_equal_each_run_alone(setting):
-    """Widths may differ in the last bits (product.md sec. 8), which training then amplifies."""
+    """Widths may differ in the last bits, which training then amplifies."""
     sweep, programs = setting.sweep, setting.programs
     warmup, stage = sweep.algorithm.stages
     state = programs.init.call(sweep.hp, sweep.run_keys, sweep.data)

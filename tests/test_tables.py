@@ -6,13 +6,17 @@ import json
 import numpy as np
 import pytest
 
+from experiments import run
 from experiments.cli import flags
 from experiments.runs import outputs
 from experiments.show import paper_tables, tables
 from gentle_jax import registry, suites
 
 pytestmark = pytest.mark.filterwarnings("error")
-META = {"suite": "ctmrl", "env": "point_robot", "algorithm": "ctmrl", "metric": "final"}
+META = {
+    "suite": "ctmrl", "env": "point_robot", "algorithm": "ctmrl", "metric": "final",
+    "num_steps": 300,
+}  # fmt: skip
 
 
 def make_arrays(num_points=3, num_seeds=4):
@@ -110,6 +114,18 @@ def test_render_aligns_native_rows():
     assert "4 seed(s), after 300 steps" in lines[-1]
 
 
+def test_steps_of_pretraining_are_told_apart_from_those_that_were_asked_for():
+    entries = tables.results(make_arrays(), META | {"num_steps": 240})
+    assert (entries[0]["step"], entries[0]["pretraining"]) == (300, 60)
+    for text in (tables.render(entries), tables.markdown(entries)):
+        assert "after 240 steps (and 60 of pretraining) (last, not best)" in text
+    plain = tables.results(make_arrays(), META)
+    assert "pretraining" not in tables.render(plain)
+    for entry in plain:  # of a run from before they were told apart
+        del entry["pretraining"]
+    assert "after 300 steps (last, not best)" in tables.render(plain)
+
+
 def test_one_seed_renders_no_interval():
     row = tables.row(tables.results(make_arrays(num_seeds=1), META)[0])
     assert row[3:5] == ["-", "-"]
@@ -148,7 +164,7 @@ def test_markdown_has_one_row_per_native_entry():
     ],
 )
 def test_the_papers_number_is_shown_only_beside_what_it_describes(arguments, expected):
-    request = flags.parse(["run", "--preset=quick", *arguments.split()], "run", "", lambda: False)
+    request = flags.parse(run.COMMAND, ["run", "--preset=quick", *arguments.split()])
     assert outputs.paper_name(request.config) == expected
 
 

@@ -24,16 +24,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoin
             "mujoco-mjx", "brax")  # fmt: skip
 
 
-def start(argv=()):
+def start(multihost=False):
     """Sets JAX up for a command, before it starts: compilation cache, a device for each core.
 
-    Args: argv, the command line: with `--multihost` it joins the other processes.
+    Args: multihost, whether to join the other processes of `--multihost`.
     """
     enable_compile_cache()
     use_all_cores()
     if not os.environ.get("JAX_DEFAULT_MATMUL_PRECISION"):  # GPUs and TPUs would round physics too
         jax.config.update("jax_default_matmul_precision", "highest")
-    if {"--multihost", "-multihost", "--multihost=true", "--multihost=True"} & set(argv):
+    if multihost:
         hosts.start()
 
 

@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 
-EXIT_CODE = 42
+from experiments.cli import exit_codes
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -23,7 +24,7 @@ class _Signals:
     """What has arrived; signals belong to the process, so there is one of these."""
 
     received: signal.Signals | None = None
-    running = False  # whether `flags.main` has begun, which turns Preempted into an exit code
+    running = False  # whether `command.main` has begun, which turns Preempted into an exit code
     held = 0
 
 
@@ -52,7 +53,7 @@ def begin():
 def _receive(number, frame):
     del frame
     if not _Signals.running:  # still importing: there is nothing to unwind
-        os._exit(EXIT_CODE)
+        os._exit(exit_codes.INTERRUPTED)
     before, _Signals.received = _Signals.received, signal.Signals(number)
     impatient = before is signal.SIGINT and number == signal.SIGINT  # Ctrl-C twice: at once
     if impatient or (before is None and not _Signals.held):  # else it is being seen to

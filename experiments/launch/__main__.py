@@ -9,6 +9,7 @@ import importlib
 import pathlib
 
 from experiments.cli import flags
+from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.launch import check, plan
 
@@ -27,12 +28,9 @@ def texts(job_plan):
     return found
 
 
-def run(argv):
+def run(line):
     """The command."""
-    if any(argument in flags.HELP for argument in argv[1:]):
-        print(flags.help_text("launch", SUMMARY, plan.EXTRA))
-        return
-    made, to = plan.make(argv)
+    made, to = plan.make(line), line.own["to"]
     found = texts(made)
     check.check(made, found)
     computer.prepare_folder(to, 1e6, "--to")
@@ -47,5 +45,14 @@ def run(argv):
     print(f"\n{(pathlib.Path(to) / 'HOWTO.txt').read_text()}", end="")
 
 
+COMMAND = Command(
+    "launch",
+    SUMMARY,
+    run,
+    own=plan.EXTRA,
+    shared=flags.but(*(name for name, _ in plan.REFUSED)),
+    refused=plan.REFUSED,
+)
+
 if __name__ == "__main__":
-    flags.command(run)
+    start(COMMAND)

@@ -10,7 +10,9 @@ import tempfile
 import jsonschema
 import yaml
 
+from experiments import collect, run
 from experiments.cli import flags
+from gentle_jax import config as config_lib
 from gentle_jax import errors
 
 HERE = pathlib.Path(__file__).parent
@@ -121,15 +123,28 @@ def check_seeds(plan, texts):
     for arguments in job_commands(plan, texts):
         if arguments[:2] != ["-m", "experiments.run"]:
             raise errors.UserError(f"a job runs {' '.join(arguments[:2])}, not experiments.run")
-        request = flags.parse(arguments[1:], "run", "", lambda: True)
-        run = request.config.run
-        if request.out != plan.out or run.num_seeds > plan.per_job:
+        request = flags.parse(run.COMMAND, arguments[1:], lambda: True)
+        first, count = request.config.run.seed_offset, request.config.run.num_seeds
+        if request.out != plan.out or count > plan.per_job:
             raise errors.UserError(f"a job is not as planned: {' '.join(arguments)}")
-        seen += range(run.seed_offset, run.seed_offset + run.num_seeds)
+        seen += range(first, first + count)
     if seen != list(range(plan.first, plan.first + plan.seeds)):
         raise errors.UserError(
             f"the jobs' seeds are not {plan.first} to {plan.first + plan.seeds - 1}, each once"
         )
+
+
+def check_data(plan, texts):
+    """Raises UserError unless the data that are made beforehand are those of the jobs."""
+    for name in (name for name in texts if name.startswith("collect.")):
+        (words,) = commands(scripts(name, texts[name])[-1], [{}])
+        if words[:2] != ["-m", "experiments.collect"]:
+            raise errors.UserError(f"{name} runs {' '.join(words[:2])}, not experiments.collect")
+        made = flags.parse(collect.COMMAND, words[1:], lambda: True)
+        job = flags.parse(run.COMMAND, job_commands(plan, texts)[0][1:], lambda: True)
+        same = config_lib.data_identity(made.config) == config_lib.data_identity(job.config)
+        if made.data != job.data or not same:
+            raise errors.UserError(f"{name} makes other data than the jobs use: {' '.join(words)}")
 
 
 def check(plan, texts):
@@ -139,3 +154,4 @@ def check(plan, texts):
             check_schema(name, text)
         check_shell(name, text)
     check_seeds(plan, texts)
+    check_data(plan, texts)

@@ -1,5 +1,6 @@
 """A GKE JobSet behind a Kueue queue: every index of one Job has a single-host TPU v5e slice."""
 
+from experiments.cli import exit_codes
 from experiments.launch import plan as plan_lib
 from gentle_jax import errors
 
@@ -24,9 +25,12 @@ def rules():
             "action": "Ignore",
             "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
         },
-        {"action": "Ignore", "onExitCodes": codes(42)},  # interrupted, state saved
-        # 2: a mistake that a second try repeats; 3: finished, some run is NaN
-        {"action": "FailIndex", "onExitCodes": codes(2, 3)},
+        {
+            "action": "Ignore",
+            "onExitCodes": codes(exit_codes.INTERRUPTED),
+        },
+        # nothing that a second try would mend
+        {"action": "FailIndex", "onExitCodes": codes(exit_codes.USAGE, exit_codes.DIVERGED)},
     ]
 
 
@@ -92,7 +96,7 @@ def jobset(plan):
 
 def collect(plan):
     """Returns a Job that fills the volume with the dataset before the sweep."""
-    spec = pod(plan, [f"exec {plan_lib.command(plan, 'experiments.collect')}"])
+    spec = pod(plan, [f"exec {plan_lib.collect_command(plan)}"])
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

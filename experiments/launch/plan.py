@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import yaml
 
+from experiments import collect
 from experiments.cli import flags
 from experiments.runs import remote
 from gentle_jax import errors
@@ -31,6 +32,12 @@ EXTRA = (
 )  # fmt: skip
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 OWN = ("seed_offset", "preset", "data", "out")  # flags of `run` that a plan says itself
+REFUSED = (
+    ("num_seeds", "it follows from --num_runs and --sweep; leave it out"),
+    ("multihost", "every job is a process of its own here; leave it out, or write the job of one "
+     "program over several hosts yourself"),
+    ("events", "the jobs would share one file; leave it out"),
+)  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -110,9 +117,9 @@ def seeds_of(own, points):
     return own["num_runs"] // points, own["runs_per_job"] // points
 
 
-def folders(own, request):
+def folders(line):
     """Returns (--data, --out) of a job; raises UserError for what its machine could not use."""
-    out = request.given.get("out", "")
+    own, out = line.own, line.given.get("out", "")
     shared = own["target"] == "slurm"  # its nodes see the same folders
     if not shared and not remote.is_remote(out):
         raise errors.UserError(
@@ -129,33 +136,26 @@ def folders(own, request):
             f"such as gs://BUCKET/data"
         )
     made = "/data" if own["volume"] else "/scratch/data" if own["target"] == "jobset" else "data"
-    data = request.data if "data" in request.given else made
+    data = line.given.get("data", made)
     return data, out or "runs"
 
 
-def make(argv):
-    """Returns (Plan, folder of its files); raises UserError for anything that no job could run."""
-    own, rest = flags.split(argv, EXTRA)
-    loose = [a for a in rest if not a.startswith("-")]
+def make(line):
+    """Returns the Plan of a flags.Line; raises UserError for anything that no job could run."""
+    own = line.own
+    loose = [word for word in line.words if not word.startswith("-")]
     if loose:
         raise errors.UserError(f"{loose[0]!r} stands alone: write every flag as --flag=value")
     needed(own)
     # what the jobs' machines have counts, whatever this one has
     with_accelerator = own["accelerator"] != "none"
-    request = flags.parse([argv[0], *rest], "launch", "", lambda: with_accelerator)
-    if "num_seeds" in request.given:
-        raise errors.UserError("--num_seeds follows from --num_runs and --sweep: leave it out")
-    if request.given.get("multihost"):
-        raise errors.UserError(
-            "--multihost: every job is a process of its own here; leave it out, or write the job "
-            "of one program over several hosts yourself"
-        )
+    request = flags.resolve(line, lambda: with_accelerator)
     points = grid_points(request)
     seeds, per_job = seeds_of(own, points)
-    data, out = folders(own, request)
+    data, out = folders(line)
     run = request.config.run
-    kept = [a for a in rest if a.lstrip("-").partition("=")[0] not in OWN]
-    plan = Plan(
+    kept = [a for a in line.words if a.lstrip("-").partition("=")[0] not in OWN]
+    return Plan(
         target=own["target"],
         name=own["name"],
         # a job that finds no accelerator must not choose smaller sizes by itself
@@ -174,7 +174,6 @@ def make(argv):
         hours=own["hours"],
         volume=own["volume"],
     )
-    return plan, own["to"]
 
 
 class Dumper(yaml.SafeDumper):
@@ -199,9 +198,18 @@ def client(plan):
     return remote.CLIENTS.get(plan.out.partition("://")[0])
 
 
-def command(plan, module="experiments.run"):
+def command(plan):
     """Returns the shell words of a job's command, without seeds."""
-    words = ["python", "-m", module, *plan.arguments, f"--data={plan.data}", f"--out={plan.out}"]
+    words = ["python", "-m", "experiments.run", *plan.arguments]
+    words += [f"--data={plan.data}", f"--out={plan.out}"]
+    return " ".join(map(shlex.quote, words))
+
+
+def collect_command(plan):
+    """Returns the shell words of the command that makes the jobs' data beforehand."""
+    name = lambda word: word.lstrip("-").partition("=")[0]
+    kept = [word for word in plan.arguments if flags.takes(collect.COMMAND, name(word))]
+    words = ["python", "-m", "experiments.collect", *kept, f"--data={plan.data}"]
     return " ".join(map(shlex.quote, words))
 
 

@@ -1,5 +1,6 @@
 """A managed spot job of SkyPilot for each part of a sweep: one file, started with an INDEX each."""
 
+from experiments.cli import exit_codes
 from experiments.launch import plan as plan_lib
 
 # the machines' own Python may be older than ours
@@ -18,8 +19,11 @@ def task(plan):
     resources = {
         "accelerators": plan.accelerator,
         "use_spot": True,
-        # 42: interrupted, state saved; another mistake is not repeated
-        "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [42]},
+        # another mistake is not repeated
+        "job_recovery": {
+            "max_restarts_on_errors": 0,
+            "recover_on_exit_codes": [exit_codes.INTERRUPTED],
+        },
     }
     found = {"name": plan.name, "num_nodes": 1, "resources": resources}
     if plan.image:

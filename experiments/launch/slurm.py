@@ -1,5 +1,6 @@
 """A SLURM array: a task for each part of a sweep, which is requeued until it has finished."""
 
+from experiments.cli import exit_codes
 from experiments.launch import plan as plan_lib
 
 NOTICE = 120  # seconds before the time limit at which the script is told
@@ -21,8 +22,8 @@ def header(plan, job, log):
     return options | {key: value for key, value in more.items() if value}
 
 
-# TERM interrupts `wait`, so it is called again for the exit code of the process itself; 143 is a
-# process that was told before it could listen
+CODES = {"interrupted": exit_codes.INTERRUPTED, "unheard": exit_codes.UNHEARD}
+# TERM interrupts `wait`, so it is called again for the exit code of the process itself
 FORWARD = """\
 child=
 told=
@@ -36,7 +37,7 @@ while :; do
     [ -n "$told" ] && [ "$code" -gt 128 ] || break
 done
 # interrupted, state saved: the same command resumes
-if [ "$code" -eq 42 ] || {{ [ "$code" -eq 143 ] && [ -n "$ended" ]; }}; then
+if [ "$code" -eq {interrupted} ] || {{ [ "$code" -eq {unheard} ] && [ -n "$ended" ]; }}; then
     scontrol requeue "{job}" || true
 fi
 exit "$code"
@@ -50,7 +51,7 @@ def script(options, lines, command, job):
     # without its accelerator a job fails, it does not train on the CPU
     export = [f"export JAX_PLATFORMS=${{JAX_PLATFORMS:-{platforms}}}"]
     top = ["#!/usr/bin/env bash", *marks, "", "set -uo pipefail", 'cd "$SLURM_SUBMIT_DIR"']
-    body = FORWARD.format(command=command, job=job)
+    body = FORWARD.format(command=command, job=job, **CODES)
     return "\n".join([*top, *export, *lines]) + "\n" + body
 
 
@@ -67,7 +68,7 @@ def files(plan):
     data = script(
         header(plan, f"{plan.name}-data", f"{plan.name}-data-%j.log"),
         [],
-        plan_lib.command(plan, "experiments.collect"),
+        plan_lib.collect_command(plan),
         "${SLURM_JOB_ID}",
     )
     submit = [

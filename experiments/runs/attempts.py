@@ -1,32 +1,16 @@
 """A run in a process of its own, which phase it is in, and its end by a signal: for `soak`."""
 
 import dataclasses
-import json
-import os
 import pathlib
-import re
 import signal
 import subprocess
-import threading
 import time
+
+from experiments.runs import events as events_lib
 
 KINDS = {"term": signal.SIGTERM, "kill": signal.SIGKILL}
 GRACE = 180.0  # seconds that a process has to end after SIGTERM
-TRAINING = "training or evaluation"  # they take turns, and no output tells when
-PHASES = ("start-up", "collection", "compile", TRAINING, "results")
-IDLE = ("start-up", "compile")  # nothing is gained in them
-# what a line of output says about the phase that begins with it; the first match counts
-SIGNS = (
-    (r"data: making", "compile"),  # of the programs that collect
-    (r"data: compiled", "collection"),
-    (r"collect: (\d+)/\1\b", "compile"),
-    (r"data: (reusing|taking)", "compile"),
-    (r"compile: \d+ programs", TRAINING),
-    (r"run: writing results", "results"),
-    (r"compile:", "compile"),
-    (r"grid: program", "start-up"),
-)
-FOLDER = r"^run: protocols .*; folder (.*)$"
+IDLE = ("start-up", "compile")  # nothing is gained in these phases
 
 
 @dataclasses.dataclass
@@ -42,62 +26,47 @@ class Attempt:
     idle: float = 0.0  # seconds of start-up and compilation
     dying: float = 0.0  # seconds from the signal to the end
     resumed: int | None = None  # the training step it went on from; None: it did not get there
-    reached: int | None = None  # the last training step that it logged
+    reached: int | None = None  # the last training step that it told
     lost: int = 0  # training steps that a later attempt had to do again
-    silent: bool = False  # whether it had said nothing when the signal came
+    silent: bool = False  # whether it had told nothing when the signal came
 
 
 class Process:
-    """A run in a process of its own, and what it has told so far. Holds a thread, hence a class."""
+    """A run in a process of its own, and the events that it has told so far."""
 
     def __init__(self, command, root, log):
+        """Starts a command that takes --data, --out and --events. Args: log, gets its output."""
         self.root = pathlib.Path(root)
-        roots = [f"--data={self.root / 'data'}", f"--out={self.root / 'out'}"]
-        self.phase, self.spans, self.lines = "start-up", [], []
-        self.begin = self.since = time.monotonic()
-        self.child = subprocess.Popen(
-            [*command, *roots],
-            cwd=pathlib.Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        self.reader = threading.Thread(target=self._read, args=(log,), daemon=True)
-        self.reader.start()
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / "events.jsonl"
+        path.unlink(missing_ok=True)  # of the attempt before
+        self.reader, self.events = events_lib.Reader(path), []
+        words = [f"--data={self.root / 'data'}", f"--out={self.root / 'out'}", f"--events={path}"]
+        self.begin, self.told, self.ended = time.time(), None, None
+        with open(log, "ab") as file:
+            self.child = subprocess.Popen(
+                [*command, *words],
+                cwd=pathlib.Path(__file__).parents[2],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
-    def _read(self, log):
-        with open(log, "a") as file, self.child.stdout as told:
-            for line in told:
-                file.write(line)
-                file.flush()
-                self.lines.append(line)
-                found = next((phase for sign, phase in SIGNS if re.match(sign, line)), None)
-                if found and found != self.phase and self.phase != "ending":
-                    self._enter(found)
-
-    def _enter(self, phase):
-        now = time.monotonic()
-        self.spans.append((self.phase, now - self.since))
-        self.phase, self.since = phase, now
-
-    def folder(self):
-        """Returns the run folder that is worked in, or None before there is one."""
-        told = [re.search(FOLDER, line) for line in self.lines[:]]
-        told = [pathlib.Path(found[1].strip()) for found in told if found]
-        return told[-1] if told else None
-
-    def reached(self):
-        """Returns the last training step that was logged, None before the first."""
-        folder = self.folder()
-        return None if folder is None else last_step(folder / "metrics.jsonl")
+    def spans(self):
+        """Returns [(phase, seconds)] so far; `ending` is what follows a signal."""
+        self.events += self.reader.read()
+        end = self.ended or time.time()
+        if self.told is None:
+            return events_lib.spans(self.events, self.begin, end)
+        before = [event for event in self.events if event["time"] < self.told]
+        parts = events_lib.spans(before, self.begin, self.told)
+        return [*parts, ("ending", end - self.told)]
 
     def finish(self, kind=""):
         """Sends the signal of that kind, waits for the end; returns the Attempt."""
-        phase, told, silent = "", time.monotonic(), False
+        phase, silent = "", False
         if kind and self.child.poll() is None:
-            phase, silent = self.phase, not self.lines
-            self._enter("ending")
+            phase = self.spans()[-1][0]
+            silent, self.told = not self.events, time.time()
             self.child.send_signal(KINDS[kind])
         else:
             kind = ""
@@ -106,52 +75,26 @@ class Process:
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
-        end = time.monotonic()
-        self.reader.join()
-        self._enter("ending")
+        self.ended = time.time()
+        parts = events_lib.totals(self.spans())
+        mine = events_lib.of_last_program(self.events)
+        steps = events_lib.steps(mine)
         return Attempt(
             root=self.root.name, kind=kind, phase=phase, code=self.child.returncode,
-            folder=self.folder().name if self.folder() else "",
-            seconds=end - self.begin, dying=end - told if kind else 0.0,
-            idle=sum(seconds for phase, seconds in self.spans if phase in IDLE),
-            resumed=resumed_at(self.lines), reached=self.reached(), silent=silent,
+            folder=pathlib.Path(mine[0]["folder"]).name if mine else "",
+            seconds=sum(parts.values()), dying=parts.get("ending", 0.0),
+            idle=sum(parts.get(name, 0.0) for name in IDLE),
+            resumed=steps[0] if steps else None, reached=steps[-1] if steps else None,
+            silent=silent,
         )  # fmt: skip
 
 
-def last_step(path):
-    """Returns the step of the last whole line of metrics.jsonl, or None without one."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 65_536, 0))
-            lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1])["step"]
-    except (OSError, ValueError, IndexError, KeyError):
-        return None
-
-
-def resumed_at(lines):
-    """Returns the training step that a process went on from; None if it did not come to train."""
-    resumed, compiled = None, False
-    for line in lines:
-        if re.search(FOLDER, line):  # a queue's next program
-            resumed, compiled = None, False
-        found = re.match(r"run: resuming after step (\d+)", line)
-        compiled = compiled or bool(re.match(r"compile: \d+ programs", line))
-        if found:
-            resumed = int(found[1])
-        elif compiled and resumed is None and re.match(r"\w+: \d+/\d+, ", line):
-            resumed = 0  # its first progress
-    return resumed
-
-
 def until(process, moment):
-    """Waits for a moment (phase, share of its usual length in seconds); False if it never came."""
+    """Waits for a moment (phase, seconds spent in it); False if it never came."""
     phase, seconds = moment
-    entered = None
     while process.child.poll() is None:
-        if entered is None and process.phase == phase:
-            entered = time.monotonic()
-        if entered is not None and time.monotonic() - entered >= seconds:
+        parts = process.spans()
+        if parts[-1][0] == phase and events_lib.totals(parts)[phase] >= seconds:
             return True
         time.sleep(0.005)
     return False

@@ -14,13 +14,13 @@ import tempfile
 
 import numpy as np
 
+from experiments.cli import exit_codes
 from experiments.host import computer, hosts
-from experiments.runs import remote
+from experiments.runs import code_identity, remote
 from experiments.show import heatmap, tables
 from gentle_jax import assembly, errors, storage
 from gentle_jax import config as config_lib
 
-DIVERGED, REFUSED = 3, 2  # exit codes: some run became NaN; a program could not run
 KEPT = ("mean", "std", "ci95", "iqm", "iqm_ci95", "normalized", "per_seed")
 UNFAIR = (
     "A setting chosen by these test returns has seen the test tasks: its own number is too good; "
@@ -81,8 +81,9 @@ def execute(request, run_one, folder_of):
     if request.axes and hosts.leader():
         show(request, [folder_of(program) for _, program in queue], found)
     if None in found:
-        return REFUSED
-    return DIVERGED if any(summary["failed_seeds"] for summary in found) else 0
+        return exit_codes.USAGE
+    diverged = any(summary["failed_seeds"] for summary in found)
+    return exit_codes.DIVERGED if diverged else exit_codes.DONE
 
 
 def attempt(run_one, program, text):
@@ -119,7 +120,7 @@ def entries_of(summary, protocol, count):
 def cells(axes, folders, summaries, protocol):
     """Returns the grid's cells, the last axis fastest, and the metric.
 
-    Args: axes, of flags.Axis; folders and summaries of the programs, None for one that did not
+    Args: axes, of settings.Axis; folders and summaries of the programs, None for one that did not
     run. A cell has "at", {name: value}, "run", its folder's name, KEPT and "finite", the number
     of seeds whose return is; the numbers are absent where nothing ran.
     """
@@ -212,10 +213,14 @@ def show(request, folders, summaries):
     listed = [axis._asdict() for axis in axes]
     name = config_lib.fingerprint({"axes": listed, "runs": [folder.name for folder in folders]})
     lines, texts = rows(axes, found, best), notes(found, best, run.protocols[0], metric)
+    now = code_identity.of(run)
+    ran = [folder for folder, s in zip(folders, summaries, strict=True) if s is not None]
+    other = code_identity.note([(folder, now[code_identity.HASH]) for folder in ran])
+    texts += [other] if other else []
     whole = {
         "algorithm": run.algorithm, "suite": run.suite, "env": run.env, "preset": run.preset,
         "protocol": run.protocols[0], "metric": metric, "axes": listed, "cells": found,
-        "best": best, "environment": computer.environment(),
+        "best": best, "environment": computer.environment() | now,
     }  # fmt: skip
     print(f"\n{tables.plain_grid(lines, len(axes))}\n" + "\n".join(texts), flush=True)
     folder = folders[0].parent / f"grid_{name}"

@@ -188,7 +188,7 @@ def store(request, folder, env, arrays, costs):
     draw(folder, request, env, returns, embeddings, trace)
     run = request.config.run
     names = {"suite": run.suite, "env": run.env, "algorithm": paper_name(request.config)}
-    names["metric"] = request.config.eval.metric
+    names |= {"metric": request.config.eval.metric, "num_steps": request.config.train.num_steps}
     summary = {
         "algorithm": run.algorithm,
         "backbone": run.backbone,

@@ -79,6 +79,27 @@ def copy_file(source, target):
     target.write_bytes(source.read_bytes())
 
 
+def move_tree(folder, target, first=()):
+    """Moves the files of a folder at a URL into another one there: none goes before all are copied.
+
+    Args: first, names of files that go before the others, in this order.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in files_below(folder))
+    for name in names:
+        copy_file(folder / name, target / name)
+    for name in sorted(names, key=lambda name: first.index(name) if name in first else len(first)):
+        (folder / name).unlink()
+
+
+def files_below(folder):
+    """Yields the files below a folder, here or not."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from files_below(path)
+        else:
+            yield path
+
+
 def work_folder(folder):
     """Returns the local folder in which this machine works for a URL."""
     home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))

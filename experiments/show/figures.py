@@ -143,7 +143,7 @@ def learning_curves(folder, arrays, metric="final", groups=None, title="", refer
 def behaviour_returns(folder, steps, returns, random, reference, title=""):
     """Draws the returns of a dataset's levels [level, task]: thin lines tasks, thick their mean.
 
-    Args: steps [level], the behaviour checkpoints; random and reference [task], whose means are
+    Args: steps [level], the behaviour levels; random and reference [task], whose means are
     drawn as lines.
     """
     returns = np.asarray(returns, np.float64)

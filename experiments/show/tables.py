@@ -28,10 +28,11 @@ def results(arrays, meta, groups=None):
     Args: arrays, the mapping stored in `returns.npz`: "<task_set>/<protocol>"
     [eval_point, seed, task, episode], "eval_steps" [eval_point], "random_return" and
     "reference_return" [num_tasks], "train_ids", "test_ids"; meta, a dict with "suite", "env",
-    "algorithm" (the paper's name of it, or None) and "metric" (the native one); groups,
-    [(label, slice of the seed axis)] of a sweep. Only the last point enters, never the best one;
-    what is not finite there stays so. Protocols in the order of `arrays`, native metric first; each
-    group is a block whose entries have "sweep".
+    "algorithm" (the paper's name of it, or None), "metric" (the native one) and "num_steps" (those
+    asked for: what comes on top is pretraining); groups, [(label, slice of the seed axis)] of a
+    sweep. Only the last point enters, never the best one; what is not finite there stays so.
+    Protocols in the order of `arrays`, native metric first; each group is a block whose entries
+    have "sweep".
     """
     entries = []
     for label, part in groups or [(None, slice(None))]:
@@ -42,7 +43,8 @@ def results(arrays, meta, groups=None):
             for metric, pick in base.metrics(meta["metric"]).items():
                 cell = (meta["suite"], meta["env"], meta["algorithm"], protocol, task_set, metric)
                 entry = {"task_set": task_set, "protocol": protocol, "metric": metric}
-                entry |= {"step": int(arrays["eval_steps"][-1])}
+                step = int(arrays["eval_steps"][-1])
+                entry |= {"step": step, "pretraining": step - meta["num_steps"]}
                 entry |= statistics.summarize(pick(returns), *bounds)
                 entry["paper"] = paper_tables.lookup(*cell)
                 entries.append(entry if label is None else {"sweep": label} | entry)
@@ -90,11 +92,14 @@ def grid(entries):
 def note(entries):
     """Returns one line that says what the numbers are, as every table must."""
     metric = entries[0]["metric"]
-    steps = sorted({entry["step"] for entry in entries})
-    seeds = sorted({len(entry["per_seed"]) for entry in entries})
-    spell = lambda values: "/".join(f"{value:,}" for value in values)
+    before = lambda entry: entry.get("pretraining", 0)
+    spell = lambda values: "/".join(f"{value:,}" for value in sorted(set(values)))
+    seeds = spell(len(entry["per_seed"]) for entry in entries)
+    steps = f"{spell(entry['step'] - before(entry) for entry in entries)} steps"
+    if any(map(before, entries)):
+        steps += f" (and {spell(map(before, entries))} of pretraining)"
     return (
-        f"{EPISODES.get(metric, metric)}, {spell(seeds)} seed(s), after {spell(steps)} steps "
+        f"{EPISODES.get(metric, metric)}, {seeds} seed(s), after {steps} "
         f"(last, not best); normalized: 0 = random policy, 1 = reference"
     )
 

@@ -10,8 +10,18 @@ batch only where tasks are drawn with replacement (`train.task_draw=replace`).
 import dataclasses
 
 from gentle_jax import compose, encoders, learner, objectives
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Algorithm, Backbone, Spec
 
-SETTINGS = {("gentle", "point_robot"): {"algo.width": 64}}
+# what differs from the defaults; where dynamics vary, contexts hold s'
+_CTMRL = {"hopper_params": (200, True), "walker_params": (200, True)}
+_GENTLE = dict.fromkeys(("ant_dir", "cheetah_vel", "cheetah_dir"), (256, False))
+_GENTLE |= {"point_robot": (64, False)} | dict.fromkeys(_CTMRL, (256, True))
+SETTINGS = {
+    (suite, env): {"algo.width": width, "algo.use_next_obs": use_next_obs}
+    for suite, envs in (("ctmrl", _CTMRL), ("ctmrl_b", _CTMRL), ("gentle", _GENTLE))
+    for env, (width, use_next_obs) in envs.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +35,8 @@ class Config:
     lr: float = 3e-4
 
 
-def make(config, train, spec, rl):
-    """Returns the Algorithm. Args: config, a Config; train, a TrainConfig; spec; rl, a Backbone."""
+def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algorithm:
+    """Returns the Algorithm."""
     shape = (config.width, config.depth, config.use_next_obs)
     encoder = encoders.mean_encoder(spec, train.latent_dim, *shape)
     rep = compose.representation(encoder, {"focal": objectives.focal()}, train)

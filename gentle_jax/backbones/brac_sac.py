@@ -1,6 +1,6 @@
 """SAC with a V-function and BRAC's dual KL penalty.
 
-ctmrl_suite.md sec. 2, gentle_suite.md sec. 8.1.
+Source: docs/methods/backbones.md, "BRAC-SAC".
 Order of one update, pinned by a test: dual critic (num_batches steps), Q, V with the updated Q,
 target V, policy with the updated Q, dual weight. The dual estimate uses the updated dual critic.
 """
@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Float
 
 from gentle_jax import distributions, learner, losses, networks
 from gentle_jax.learner import Trained
-from gentle_jax.types import Backbone
+from gentle_jax.types import Backbone, Spec, pytree
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Constants of ctmrl_suite.md sec. 2 and 12.1; floats are leaves of `hp`."""
+    """Constants of docs/methods/backbones.md, "BRAC-SAC"; floats are leaves of `hp`."""
 
     width: int = 256
     depth: int = 3
@@ -43,7 +43,7 @@ class Config:
     std_penalty: float = 1e-3
 
 
-@struct.dataclass
+@pytree
 class BracState:
     """Leaves of one run; the two critics are stacked [2]."""
 
@@ -55,30 +55,34 @@ class BracState:
     alpha: jax.Array
 
 
+Rows = Float[Array, "... F"]
+Z = Float[Array, "... Z"]
+
+
 class _Nets(NamedTuple):
     policy: networks.Network
     critics: networks.Network  # two, stacked
     value: networks.Network
     critic: networks.Network  # one: the dual critic's shape
 
-    def heads(self, params, obs, z):
+    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Rows, Rows]:
         """Mean and log std of the policy before tanh."""
         return distributions.split_heads(self.policy.apply(params, obs, z), -20.0, 0.0)
 
-    def q(self, params, obs, action, z):
-        """[2, row]."""
+    def q(self, params: dict, obs: Rows, action: Rows, z: Z) -> Float[Array, "critic ..."]:
+        """Both critics' values."""
         return self.critics.apply(params, obs, action, z)[..., 0]
 
-    def v(self, params, obs, z):
-        """[row]."""
+    def v(self, params: dict, obs: Rows, z: Z) -> Float[Array, "..."]:
+        """Values of states."""
         return self.value.apply(params, obs, z)[..., 0]
 
-    def dual(self, params, obs, action, z):
-        """[row]."""
+    def dual(self, params: dict, obs: Rows, action: Rows, z: Z) -> Float[Array, "..."]:
+        """The dual critic's values."""
         return self.critic.apply(params, obs, action, z)[..., 0]
 
 
-def make(config, latent_dim, spec):
+def make(config: Config, latent_dim: int, spec: Spec) -> Backbone:
     """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
     nets = _networks(config, latent_dim, spec)
 

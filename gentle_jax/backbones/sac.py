@@ -1,4 +1,4 @@
-"""Online SAC that makes behaviour data (ctmrl_suite.md sec. 14, gentle_suite.md sec. 9.1).
+"""Online SAC that makes behaviour data (docs/methods/backbones.md, "Behaviour SAC").
 
 Also usable offline: it is the same contract, with z as part of what the networks see.
 """
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Float
 
 from gentle_jax import distributions, learner, networks
 from gentle_jax.learner import Trained
-from gentle_jax.types import Backbone
+from gentle_jax.types import Backbone, Spec, pytree
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -32,7 +32,7 @@ class Config:
     init_temperature: float = 0.1
 
 
-@struct.dataclass
+@pytree
 class SACState:
     """Leaves of one agent; the two critics are stacked [2]."""
 
@@ -42,23 +42,27 @@ class SACState:
     log_temperature: Trained  # scalar
 
 
+Rows = Float[Array, "... F"]
+Z = Float[Array, "... Z"]
+
+
 class _Nets(NamedTuple):
     policy: networks.Network
     critics: networks.Network  # two, stacked
     target_entropy: float
 
-    def heads(self, params, obs, z):
+    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Rows, Rows]:
         """Mean and log std of the policy before tanh."""
         mean, raw = jnp.split(self.policy.apply(params, obs, z), 2, axis=-1)
         low, high = LOG_STD_RANGE
         return mean, low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
-    def q(self, params, obs, action, z):
-        """[2, row]."""
+    def q(self, params: dict, obs: Rows, action: Rows, z: Z) -> Float[Array, "critic ..."]:
+        """Both critics' values."""
         return self.critics.apply(params, obs, action, z)[..., 0]
 
 
-def make(config, latent_dim, spec):
+def make(config: Config, latent_dim: int, spec: Spec) -> Backbone:
     """Returns the Backbone. Args: config, a Config; latent_dim, Z (0 online); spec, a Spec."""
     nets = _networks(config, latent_dim, spec)
 

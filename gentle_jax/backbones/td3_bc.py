@@ -1,8 +1,8 @@
-"""TD3+BC as GENTLE uses it (gentle_suite.md sec. 2): min of two critics, sampled actions in the BC
-term, targets with the delayed actor.
+"""TD3+BC as GENTLE uses it (docs/methods/backbones.md, "TD3+BC").
 
-Deviations from the original TD3+BC, all the release's: lambda uses min(Q1, Q2); the policy is a
-tanh-Gaussian whose sample enters the actor loss and whose mean enters targets and evaluation.
+The min of two critics, sampled actions in the cloning term, targets that move with the delayed
+actor. Deviations from the original TD3+BC, all the release's: lambda uses min(Q1, Q2); the policy
+is a tanh-Gaussian whose sample enters the actor loss and whose mean enters targets and evaluation.
 """
 
 import dataclasses
@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Float
 
 from gentle_jax import distributions, learner, networks
 from gentle_jax.learner import Trained
-from gentle_jax.types import Backbone
+from gentle_jax.types import Backbone, Spec, pytree
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Constants of gentle_suite.md sec. 2; floats are leaves of `hp`."""
+    """Constants of docs/methods/backbones.md, "TD3+BC"; floats are leaves of `hp`."""
 
     width: int = 256
     depth: int = 3
@@ -34,7 +34,7 @@ class Config:
     noise_clip: float = 0.5
 
 
-@struct.dataclass
+@pytree
 class TD3BCState:
     """Leaves of one run; critics are stacked [2]."""
 
@@ -44,20 +44,24 @@ class TD3BCState:
     target_critics: dict
 
 
+Rows = Float[Array, "... F"]
+Z = Float[Array, "... Z"]
+
+
 class _Nets(NamedTuple):
     policy: networks.Network
     critics: networks.Network  # two, stacked
 
-    def heads(self, params, obs, z):
+    def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Rows, Rows]:
         """Mean and log std of the policy before tanh."""
         return distributions.split_heads(self.policy.apply(params, obs, z), -20.0, 0.0)
 
-    def q(self, params, obs, action, z):
-        """[2, row]."""
+    def q(self, params: dict, obs: Rows, action: Rows, z: Z) -> Float[Array, "critic ..."]:
+        """Both critics' values."""
         return self.critics.apply(params, obs, action, z)[..., 0]
 
 
-def make(config, latent_dim, spec):
+def make(config: Config, latent_dim: int, spec: Spec) -> Backbone:
     """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
     nets = _networks(config, latent_dim, spec)
 

@@ -1,7 +1,9 @@
 """Ant-Dir: run along a given angle; r = v . direction - 0.5 |a|^2 + 1.
 
+No relabelling: the velocity is a mean over the step, and rows do not hold the position.
+
 The episode ends when the torso leaves the heights [0.2, 1.0]. Suite `gentle` (20 angles U(0, 2 pi),
-first and last 10): gentle_suite.md sec. 1.1.
+first and last 10): docs/methods/environments.md, "Ant-Dir".
 """
 
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 
 from gentle_jax.envs import ant, base, locomotion
 from gentle_jax.physics import MODES
+from gentle_jax.types import Env
 
 PHYSICS = MODES
 SETTINGS = {"gentle": {**locomotion.GENTLE, "behaviour.episodes_per_level": 50}}
@@ -17,7 +20,11 @@ ANGLE_SEED = 1337
 HEIGHTS = (0.2, 1.0)
 
 
-def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "reference",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
     angles = locomotion.legacy(ANGLE_SEED, 0.0, 2.0 * np.pi, 20)
     tasks = {"direction": np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)}

@@ -5,42 +5,45 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from gentle_jax import errors
+from gentle_jax.types import Action, Env, HostArray
 
-DERIVE_CONSTANTS = ("peer", "physical")
+Ids = Int[HostArray, " ids"]
+Split = tuple[Ids, Ids]  # (train ids, test ids)
+DERIVE_CONSTANTS = ("release", "physical")
 
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
     """What a task family may be asked for beside suite and physics; part of a dataset's identity.
 
-    `peer` writes randomised parameters into the model and derives nothing from them, as the
-    releases' environments do; `physical` derives what MuJoCo derives (ecosystem.md sec. 2.4).
+    `release` writes randomised parameters into the model and derives nothing from them, as the
+    releases' environments do; `physical` derives what MuJoCo derives
+    (docs/methods/environments.md, "Derived constants").
     """
 
     num_train: int = 0  # training tasks, evenly chosen from the suite's; 0 = all
     num_test: int = 0
     horizon: int = 0  # 0 = the suite's
-    derive_constants: str = "peer"
-    contact_cost: bool = (
-        False  # Ant: MuJoCo 2.0 never filled the forces in (ctmrl_suite.md sec. 13)
-    )
+    derive_constants: str = "release"
+    contact_cost: bool = False  # Ant; MuJoCo 2.0 never filled the forces in ("Ant-Goal" there)
 
 
-def interpolation_split(num_train, num_test):
-    """Returns (train ids, test ids): every gap-th task is held out (ctmrl_suite.md sec. 13)."""
+def interpolation_split(num_train: int, num_test: int) -> Split:
+    """Holds every gap-th task out (docs/methods/environments.md, "Splits")."""
     total, gap = num_train + num_test, int(num_train / num_test) + 1
     test = np.arange(0, total, gap) + gap // 2
     return np.setdiff1d(np.arange(total), test), test
 
 
-def first_last_split(num_train, num_test, total):
-    """Returns (train ids, test ids): the first and the last tasks (gentle_suite.md sec. 1.1)."""
+def first_last_split(num_train: int, num_test: int, total: int) -> Split:
+    """Trains on the first tasks, tests on the last (docs/methods/environments.md, "Splits")."""
     return np.arange(num_train), np.arange(total - num_test, total)
 
 
-def shorten(env, settings):
+def shorten(env: Env, settings: EnvConfig) -> Env:
     """Returns `env` with the tasks and horizon that an EnvConfig asks for; UserError if too many.
 
     Tasks are chosen evenly along each split and keep their order; ids are counted anew.
@@ -61,7 +64,7 @@ def shorten(env, settings):
     )
 
 
-def kept_tasks(env, settings):
+def kept_tasks(env: Env, settings: EnvConfig) -> tuple[Ids, Ids, Ids]:
     """Returns (task ids that `shorten` keeps, those to train on, those to test on), all sorted."""
     train = _evenly(env.train_ids, settings.num_train, "env.num_train", env)
     test = _evenly(env.test_ids, settings.num_test, "env.num_test", env)
@@ -79,13 +82,16 @@ def _evenly(ids, count, name, env):
     return ids[np.round(np.linspace(0, len(ids) - 1, count)).astype(int)]
 
 
-def scale_action(action, low, high):
+def scale_action(action: Action, low: float, high: float) -> Action:
     """Maps [-1, 1] linearly to [low, high] and clips, as the releases' wrapper does."""
     return jnp.clip(low + (action + 1.0) * 0.5 * (high - low), low, high)
 
 
-def normalize(env, mean, std):
-    """Returns `env` with observations (x - mean) / std at reset and step; rewards stay raw."""
+def normalize(env: Env, mean: Float[HostArray, " obs"], std: Float[HostArray, " obs"]) -> Env:
+    """Returns `env` with observations (x - mean) / std at reset and step; rewards stay raw.
+
+    `relabel` takes rows that are scaled like that.
+    """
 
     def reset(task, key):
         state, obs = env.reset(task, key)
@@ -95,4 +101,9 @@ def normalize(env, mean, std):
         state, out = env.step(task, state, action)
         return state, out._replace(obs=(out.obs - mean) / std)
 
-    return env._replace(reset=reset, step=step)
+    def relabel(task, rows):
+        raw = lambda obs: obs * std + mean
+        return env.relabel(task, rows._replace(obs=raw(rows.obs), next_obs=raw(rows.next_obs)))
+
+    relabel = None if env.relabel is None else relabel
+    return env._replace(reset=reset, step=step, relabel=relabel)

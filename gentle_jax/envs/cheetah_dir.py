@@ -1,6 +1,7 @@
 """Cheetah-Dir: run forwards or backwards; r = sign * v - 0.05 |a|^2.
 
-Two tasks, both of them training and test tasks. Suite `gentle`: gentle_suite.md sec. 1.1 and 3.5.
+Two tasks, both of them training and test tasks. Suite `gentle`. Source:
+docs/methods/environments.md, "Cheetah-Dir".
 """
 
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 
 from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
+from gentle_jax.types import Env
 
 PHYSICS = MODES
+OFFERS = ("relabel",)
 SETTINGS = {
     "gentle": {
         **locomotion.GENTLE,
@@ -29,15 +32,24 @@ PRESETS = {
 }
 
 
-def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "reference",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
     del settings
     tasks = {"direction": np.array([-1.0, 1.0], np.float32)}
     system = cheetah.load(mode)
 
+    def reward(task, speed, action):
+        return task["direction"] * speed - 0.05 * jnp.square(action).sum(-1)
+
     def judge(task, before, after, action):
-        along = task["direction"] * cheetah.speed(system, before, after)
-        return along - 0.05 * jnp.square(action).sum(), None
+        return reward(task, cheetah.speed(system, before, after), action), None
+
+    def relabel(task, rows):
+        return reward(task, cheetah.speed_of_rows(system, rows), rows.action)
 
     return locomotion.make(
         "cheetah_dir",
@@ -50,4 +62,5 @@ def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 froz
         cheetah.NOISE,
         parameters=tasks["direction"][:, None],
         parameter_names=("direction",),
+        relabel=relabel,
     )

@@ -1,7 +1,7 @@
 """Cheetah-Vel: run at a given speed; r = -|v - v*| - 0.05 |a|^2.
 
-Suites `ctmrl` (40 speeds, even in [1, 3], 30/10) and `ctmrl_b` (100, 80/20): ctmrl_suite.md
-sec. 12-13. Suite `gentle` (20 speeds U(0, 6), first and last 10): gentle_suite.md sec. 1.1.
+Suites `ctmrl` (40 speeds, even in [1, 3], 30/10), `ctmrl_b` (100, 80/20) and `gentle` (20 speeds
+U(0, 6), first and last 10). Source: docs/methods/environments.md, "Cheetah-Vel".
 """
 
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ import numpy as np
 
 from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
+from gentle_jax.types import Env
 
 PHYSICS = MODES
+OFFERS = ("relabel",)
 INTERPOLATED = {
     **locomotion.CTMRL,
     **locomotion.LATE,
@@ -26,7 +28,11 @@ PRESETS = locomotion.PRESETS
 SPEED_SEED = 1337
 
 
-def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "reference",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
     del settings
     if suite == "gentle":
@@ -38,9 +44,14 @@ def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 froz
     tasks = {"speed": speeds.astype(np.float32)}
     system = cheetah.load(mode)
 
+    def reward(task, speed, action):
+        return -jnp.abs(speed - task["speed"]) - 0.05 * jnp.square(action).sum(-1)
+
     def judge(task, before, after, action):
-        error = jnp.abs(cheetah.speed(system, before, after) - task["speed"])
-        return -error - 0.05 * jnp.square(action).sum(), None
+        return reward(task, cheetah.speed(system, before, after), action), None
+
+    def relabel(task, rows):
+        return reward(task, cheetah.speed_of_rows(system, rows), rows.action)
 
     return locomotion.make(
         "cheetah_vel",
@@ -53,4 +64,5 @@ def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 froz
         cheetah.NOISE,
         parameters=tasks["speed"][:, None],
         parameter_names=("target speed (m/s)",),
+        relabel=relabel,
     )

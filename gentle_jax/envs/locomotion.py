@@ -1,18 +1,23 @@
 """What the MuJoCo families share: an Env made of a physics System, an observation and a judge."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
+from jaxtyping import Float
 
 from gentle_jax import physics
 from gentle_jax.envs import base
-from gentle_jax.types import Env, Step
+from gentle_jax.types import Env, HostArray, Step, Task
 
 HORIZON = 200
-# ctmrl_suite.md sec. 12 and 14
+# docs/methods/environments.md, "Settings of the ctmrl suites"
 CTMRL = {
     "train.num_steps": 105_000,
-    "eval.two_phase_steps": 600,
+    "eval.online_steps": 600,
     "eval.scored_steps": 600,
     "eval.context_episodes": 2,
     "behaviour.num_steps": 1_000_000,
@@ -22,7 +27,7 @@ CTMRL = {
     "behaviour.num_levels": 19,
 }
 LATE = {"behaviour.first_level": 100_000, "behaviour.num_levels": 18}
-# gentle_suite.md sec. 3.5 and 9: episodes of the last checkpoint
+# docs/methods/environments.md, "Settings of the gentle suite": episodes of the last level
 GENTLE = {
     "train.num_steps": 200_000,
     "train.meta_batch": 10,
@@ -71,7 +76,7 @@ SMOKE = {
     "env.num_test": 2,
     "env.horizon": 10,
     "behaviour.num_envs": 4,
-    "eval.two_phase_steps": 20,
+    "eval.online_steps": 20,
     "eval.context_episodes": 1,
     "eval.scored_steps": 10,
 }
@@ -83,14 +88,24 @@ EXPERTS = {  # the suite's data are the last agent's
 PRESETS = {"quick": QUICK, "quick:gentle": EXPERTS, "smoke": SMOKE}
 
 
-def make(name, suite, system, tasks, split, observe, judge, noise, **columns):
+def make(
+    name: str,
+    suite: str,
+    system: physics.System,
+    tasks: Task,
+    split: base.Split,
+    observe: Callable,
+    judge: Callable,
+    noise: tuple[float, Callable],
+    **columns: Any,
+) -> Env:
     """Returns an Env; every episode has at most HORIZON steps.
 
     Args: system, a physics.System; tasks, numpy leaves [num_tasks, ...]; split, (train ids, test
     ids); observe, physics.State -> obs [obs_dim]; judge, (task, State before, State after, action)
     -> (reward, terminal or None where episodes never end early); noise, (half width of positions,
-    velocity sampler (key, shape) -> array); columns, `parameters`, `parameter_names` and
-    `landmarks` of the Env. Task leaves with the name of a field of the model replace it.
+    velocity sampler (key, shape) -> array); columns, `parameters`, `parameter_names`, `landmarks`
+    and `relabel` of the Env. Task leaves with the name of a field of the model replace it.
     """
     start = jnp.asarray(system.c_model.qpos0, jnp.float32)
     zeros = (jnp.zeros(system.c_model.nq), jnp.zeros(system.c_model.nv))
@@ -131,16 +146,26 @@ def make(name, suite, system, tasks, split, observe, judge, noise, **columns):
     )
 
 
-def normal(scale):
+def torso_lag(system: physics.System) -> Any:
+    """Returns how many seconds `State.torso` lies behind `State.qpos` after a step.
+
+    MuJoCo computes where bodies are before it moves them: with Euler a substep earlier, so that
+    qpos - torso_lag * qvel is exact; the last stage of RK4 looks at the end of the substep.
+    """
+    option = system.c_model.opt
+    return option.timestep if option.integrator == mujoco.mjtIntegrator.mjINT_EULER else 0.0
+
+
+def normal(scale: float) -> Callable:
     """Returns a sampler of N(0, scale^2)."""
     return lambda key, shape: scale * jax.random.normal(key, shape)
 
 
-def uniform(width):
+def uniform(width: float) -> Callable:
     """Returns a sampler of U(-width, width)."""
     return lambda key, shape: jax.random.uniform(key, shape, minval=-width, maxval=width)
 
 
-def legacy(seed, low, high, count):
+def legacy(seed: int, low: float, high: float, count: int) -> Float[HostArray, " count"]:
     """Returns [count] draws of NumPy's legacy generator, which the releases use."""
     return np.random.RandomState(seed).uniform(low, high, count)

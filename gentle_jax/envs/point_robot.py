@@ -1,13 +1,13 @@
 """Point-Robot: reach a goal that only the reward reveals.
 
-Suites `ctmrl` (40 goals on a half circle, 30/10) and `ctmrl_b` (100, 80/20): ctmrl_suite.md
-sec. 12-13. Suite `gentle` (20 goals and every start U(-1, 1)^2, first 10 and last 10):
-gentle_suite.md sec. 1.1.
+Suites `ctmrl` (40 goals on a half circle, 30/10), `ctmrl_b` (100, 80/20) and `gentle` (20 goals and
+every start U(-1, 1)^2, first 10 and last 10). Source: docs/methods/environments.md, "Point-Robot".
 """
 
 import numpy as np
 
 from gentle_jax.envs import base, plane
+from gentle_jax.types import Env
 
 HALF_CIRCLE = {
     "backbone.discount": 0.90,
@@ -15,6 +15,7 @@ HALF_CIRCLE = {
     "brac_sac.use_brac": False,
 }
 PHYSICS = ("exact",)
+OFFERS = ("relabel",)
 SETTINGS = {
     "ctmrl": HALF_CIRCLE,
     "ctmrl_b": HALF_CIRCLE,
@@ -41,7 +42,11 @@ SETTINGS = {
 GOAL_SEED = 1337
 
 
-def make(suite, mode="exact", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "exact",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`."""
     del mode, settings  # no physics engine
     if suite == "gentle":

@@ -1,11 +1,13 @@
 """Point-Robot-Wind: one goal, a constant wind that only the outcome of actions reveals.
 
-Suites `ctmrl` (40 winds, 30/10) and `ctmrl_b` (50, 40/10): ctmrl_suite.md sec. 12-13.
+Suites `ctmrl` (40 winds, 30/10) and `ctmrl_b` (50, 40/10). Source:
+docs/methods/environments.md, "Point-Robot-Wind".
 """
 
 import numpy as np
 
 from gentle_jax.envs import base, plane
+from gentle_jax.types import Env
 
 SHARED = {
     "train.num_steps": 50_000,
@@ -16,12 +18,17 @@ SHARED = {
     "eval.context_episodes": 5,
 }
 PHYSICS = ("exact",)
+OFFERS = ("relabel",)
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
 WIND_SEED = 1337
 GOAL = (1.0, 0.0)
 
 
-def make(suite, mode="exact", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "exact",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`: all first coordinates are drawn before all second ones."""
     del mode, settings  # no physics engine
     num_train, num_test = (40, 10) if suite == "ctmrl_b" else (30, 10)

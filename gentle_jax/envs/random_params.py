@@ -1,14 +1,19 @@
-"""Hopper and Walker with random mass, inertia, damping and friction (both sheets).
+"""Hopper and Walker with random mass, inertia, damping and friction.
+
+Source: docs/methods/environments.md, "Hopper and Walker".
 
 RK4, .004 s x 4; r = v + 1 - 1e-3 |a|^2; the suites differ in the stream of tasks only. In brax's
 models the hopper's foot and the walker's feet and torso touch the ground, in gym's every part does.
 """
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 
 from gentle_jax import physics
 from gentle_jax.envs import base, locomotion
+from gentle_jax.types import Env, Task
 
 NOISE = (0.005, locomotion.uniform(0.005))
 # field -> base of the multiplier base^U(-3, 3); drawn in this order for each task
@@ -25,7 +30,7 @@ GENTLE = {**locomotion.GENTLE, "train.latent_dim": 10}
 SPEED_LIMIT = 10.0  # of observed velocities
 
 
-def load(asset, mode):
+def load(asset: str, mode: str) -> physics.System:
     """Returns the physics System; the root's height counts from the floor, as in gym's file."""
     return physics.load(asset, mode, 0.004, 4, "RK4", _count_from_the_floor)
 
@@ -34,18 +39,18 @@ def _count_from_the_floor(spec):
     spec.joint("rootz").ref = spec.body("torso").pos[2]
 
 
-def split_of(suite):
+def split_of(suite: str) -> base.Split:
     """Returns (train ids, test ids)."""
     if suite == "gentle":
         return base.first_last_split(10, 10, 20)
     return base.interpolation_split(30, 10)
 
 
-def sample(system, suite, derive_constants):
+def sample(system: physics.System, suite: str, derive_constants: str) -> Task:
     """Returns task leaves {field: [num_tasks, ...]}: one legacy stream, element by element.
 
     Multipliers are drawn for the world body and the floor too, as the releases do. Args:
-    derive_constants, "peer" or "physical" (EnvConfig).
+    derive_constants, "release" or "physical" (EnvConfig).
     """
     random = np.random.RandomState(SEEDS[suite])
     tasks = []
@@ -59,7 +64,9 @@ def sample(system, suite, derive_constants):
     return {name: np.stack([task[name] for task in tasks]) for name in tasks[0]}
 
 
-def make(name, asset, suite, mode, settings, healthy):
+def make(
+    name: str, asset: str, suite: str, mode: str, settings: base.EnvConfig, healthy: Callable
+) -> Env:
     """Returns the Env. Args: healthy, (qpos, qvel) -> whether the episode goes on."""
     system = load(asset, mode)
     tasks = sample(system, suite, settings.derive_constants)

@@ -1,12 +1,13 @@
 """Sparse-Point-Robot: contexts and reported returns see reward near the goal only.
 
-The backbone learns from the dense reward (ctmrl_suite.md sec. 1 and 13). Suites `ctmrl` (40 tasks,
-30/10) and `ctmrl_b` (100, 80/20).
+The backbone learns from the dense reward. Suites `ctmrl` (40 tasks, 30/10) and `ctmrl_b` (100,
+80/20). Source: docs/methods/environments.md, "Sparse-Point-Robot".
 """
 
 import numpy as np
 
 from gentle_jax.envs import base, plane
+from gentle_jax.types import Env
 
 SHARED = {
     "train.num_steps": 50_000,
@@ -16,11 +17,16 @@ SHARED = {
     "eval.context_episodes": 10,
 }
 PHYSICS = ("exact",)
+OFFERS = ("relabel",)
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
 RADIUS = 0.2
 
 
-def make(suite, mode="exact", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "exact",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`."""
     del mode, settings  # no physics engine
     num_train, num_test = (80, 20) if suite == "ctmrl_b" else (30, 10)

@@ -1,13 +1,17 @@
 """Walker-Rand-Params: walk with a body that differs between tasks (`random_params`).
 
-Suites `ctmrl` and `ctmrl_b` (40 tasks, 30/10): ctmrl_suite.md sec. 12-13. Suite `gentle` (20, first
-and last 10): gentle_suite.md sec. 1.1.
+No relabelling: tasks differ in dynamics, so that a stored outcome says nothing of another task; and
+rows hold no position.
+
+Suites `ctmrl` and `ctmrl_b` (40 tasks, 30/10), suite `gentle` (20, first and last 10). Source:
+docs/methods/environments.md, "Hopper and Walker".
 """
 
 import jax.numpy as jnp
 
 from gentle_jax.envs import base, locomotion, random_params
 from gentle_jax.physics import MODES
+from gentle_jax.types import Env
 
 PHYSICS = MODES
 SHARED = {**random_params.CTMRL, "train.latent_dim": 40}
@@ -15,7 +19,11 @@ SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED, "gentle": random_params.GENTLE}
 PRESETS = locomotion.PRESETS
 
 
-def make(suite, mode="reference", settings=base.EnvConfig()):  # noqa: B008 frozen
+def make(
+    suite: str,
+    mode: str = "reference",
+    settings: base.EnvConfig = base.EnvConfig(),  # noqa: B008 frozen
+) -> Env:
     """Returns the Env of `suite`. Args: mode, of PHYSICS; settings, an EnvConfig."""
 
     def healthy(qpos, qvel):

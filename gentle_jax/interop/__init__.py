@@ -1,6 +1,7 @@
 """Data of other projects: one file per format, each a `read(folder, env, options) -> Table`."""
 
 import importlib
+from types import ModuleType
 
 from gentle_jax import errors
 
@@ -11,7 +12,7 @@ FORMATS = {
 }
 
 
-def load(name):
+def load(name: str) -> ModuleType:
     """Imports the module of a format; raises UserError for an unknown one."""
     if name not in FORMATS:
         raise errors.unknown("format", name, FORMATS)

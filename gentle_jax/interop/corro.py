@@ -1,16 +1,19 @@
 """CORRO's and BOReL's folders: `[data/]seed_<k>_goal_<g1>_<g2>.../{obs,actions,...}.npy`.
 
-Layout: gentle_suite.md sec. 9.3. Rows are whole episodes of a fixed length, one after the other;
-all of a task's rows are one level. The k-th folder, by k, is taken for task k of the environment;
-where its name holds as many numbers as the environment has task parameters, they are compared.
+Source: docs/methods/data.md, "CORRO and BOReL files". Rows are whole episodes of a fixed length,
+one after the other; all of a task's rows are one level. Folders sorted by k are the tasks of the
+environment in order. Where a folder's name holds as many numbers as the environment has task
+parameters, the two are compared.
 """
 
+import pathlib
 import re
 
 import numpy as np
 
 from gentle_jax import errors
 from gentle_jax.interop import table, unpickle
+from gentle_jax.types import Env
 
 OPTIONS = ("allow_pickle",)
 FOLDER = re.compile(r"seed_(\d+)_goal_(.+)")
@@ -22,7 +25,7 @@ VECTORS = ("obs", "action", "next_obs")
 GOAL_ROUNDING = 2e-3  # the folder names are rounded to three digits
 
 
-def read(folder, env, options):
+def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     """Returns the Table of a folder; raises UserError for what cannot be an Env's data."""
     folders = _find(folder, env)
     tasks = [_columns(below, env, options.allow_pickle) for below in folders]
@@ -43,24 +46,24 @@ def read(folder, env, options):
 
 def _find(folder, env):
     """Returns the tasks' folders in the order of their numbers."""
-    place = folder / "data" if (folder / "data").is_dir() else folder
-    found = {}
-    for below in sorted(place.iterdir()):
+    parent = folder / "data" if (folder / "data").is_dir() else folder
+    folders = {}  # number -> folder
+    for below in sorted(parent.iterdir()):
         match = FOLDER.fullmatch(below.name)
         if match and below.is_dir():
             number = int(match[1])
-            if number in found:
+            if number in folders:
                 raise errors.UserError(
-                    f"{below} has the number of {found[number].name}: expected one folder a task"
+                    f"{below} has the number of {folders[number].name}: expected one folder a task"
                 )
-            found[number] = below
+            folders[number] = below
     needed = len(env.parameters)
-    if len(found) != needed:
+    if len(folders) != needed:
         raise errors.UserError(
-            f"{place} has {len(found)} folders seed_<k>_goal_..., {env.name} of suite {env.suite} "
-            f"needs {needed}, one a task: pass another --from, --env or --suite"
+            f"{parent} has {len(folders)} folders seed_<k>_goal_..., {env.name} of suite "
+            f"{env.suite} needs {needed}, one a task: pass another --from, --env or --suite"
         )
-    return [found[number] for number in sorted(found)]
+    return [folders[number] for number in sorted(folders)]
 
 
 def _columns(folder, env, allow_pickle):

@@ -1,18 +1,21 @@
 """The FOCAL family's folders: `goal_idx<i>/trj_evalsample<n>_step<S>.npy`, one episode a file.
 
-Layout: gentle_suite.md sec. 9.3, ctmrl_suite.md sec. 14. A file is an object array [T, 4] with the
-columns obs, action, reward, next_obs; task i, episode n, behaviour checkpoint S. There is no column
-of ends: an episode that stops before the horizon has ended truly where the environment can end
-early, and was cut short where it cannot; at the horizon only time was up. The releases' own rule,
-the last row of every file ends the Bellman target, is `train.timeout_is_terminal`.
+Source: docs/methods/data.md, "FOCAL family files". A file is an object array [T, 4] with the
+columns obs, action, reward, next_obs; i is the task, n the episode, S the environment step of the
+behaviour level. No column says where an episode ended. One that stops before the horizon has a true
+end if the environment can end early, and was cut short if it cannot; at the horizon only time was
+up. In the releases the last row of every file ends the Bellman target:
+`train.timeout_is_terminal`.
 """
 
+import pathlib
 import re
 
 import numpy as np
 
 from gentle_jax import errors
 from gentle_jax.interop import table, unpickle
+from gentle_jax.types import Env
 
 OPTIONS = ("steps", "episodes", "allow_pickle")
 FOLDER = re.compile(r"goal_idx(0|[1-9]\d*)")
@@ -23,10 +26,11 @@ FILES = {
 COLUMNS = ("obs", "action", "reward", "next_obs")
 
 
-def read(folder, env, options):
+def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     """Returns the Table of a folder; raises UserError for what cannot be an Env's data.
 
-    Files that other (task, level) pairs have are gaps: named in the notes, masked in the arrays.
+    A file that is missing for one task and level but there for another is a gap: it is named in
+    the notes and masked in the arrays.
     """
     if options.episodes not in FILES:
         raise errors.unknown("--episodes", options.episodes, FILES)
@@ -42,7 +46,7 @@ def read(folder, env, options):
         paths[place] = path
         table.put(fields, place, _columns(path, options.allow_pickle), path, env)
     short = _mark_ends(fields, env)
-    odd = table.finish(fields, env, lambda *place: paths[tuple(map(int, place))])
+    odd = table.finish(fields, env, lambda *place: paths[place])
     wanted = len(env.parameters) * len(levels) * len(numbers)
     notes = [f"{len(files)} of {wanted} files, {len(levels)} levels, {len(numbers)} episodes each"]
     missing_numbers = sorted(set(range(numbers[-1] + 1)) - set(numbers))
@@ -58,7 +62,7 @@ def read(folder, env, options):
 def _find(folder, env, pattern):
     """Returns {(task, step, number): path}; raises UserError unless every task has some."""
     num_tasks = len(env.parameters)
-    found, seen = {}, set()
+    files, seen = {}, set()
     for below in sorted(folder.iterdir()):
         match = FOLDER.fullmatch(below.name)
         if match is None or not below.is_dir():
@@ -73,18 +77,18 @@ def _find(folder, env, pattern):
             name = pattern.fullmatch(path.name)
             if name:
                 seen.add(task)
-                found[task, int(name[2]), int(name[1])] = path
+                files[task, int(name[2]), int(name[1])] = path
     missing = sorted(set(range(num_tasks)) - seen)
     if missing:
         raise errors.UserError(
             f"{folder} has no {pattern.pattern.replace(chr(92), '')} of {len(missing)} of "
             f"{num_tasks} tasks (goal_idx{missing[0]} first): pass another --from, --env or --suite"
         )
-    return found
+    return files
 
 
 def _gaps(files, folder, env, levels, numbers):
-    """Returns a line for each file that others of its kind have; raises if a level has none."""
+    """Returns a line for each gap; raises UserError if a task has no episode of a level."""
     gaps = []
     for task in range(len(env.parameters)):
         for step in levels:

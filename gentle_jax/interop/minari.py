@@ -1,27 +1,32 @@
 """Minari 0.5: exports a dataset as `<suite>/<env>/task-<k>/level-<c>-v0`, and reads that back.
 
-Source: ecosystem.md sec. 4. One Minari dataset is one task at one level. What Minari has no place
-for is in a dataset's metadata under `gentle_jax` (the task table, the level's step, the identity)
-and in `infos`, which begin with the reset's entry: context_reward, and next_obs where it is not the
-next row's obs. An episode's `slot` says where it stood: missing episodes leave gaps.
+Source: docs/methods/data.md, "Minari". One Minari dataset is one task at one level. What Minari has
+no place for is in a dataset's metadata under `gentle_jax` (the task table, the level's step, the
+identity) and in `infos`, whose first entry is the reset's: context_reward, and next_obs where it is
+not the next row's obs. An episode's `slot` is its number; missing episodes leave gaps.
 """
 
 import contextlib
 import json
 import os
+import pathlib
 import warnings
+from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 
 from gentle_jax import errors
 from gentle_jax.interop import table
+from gentle_jax.storage import Fields
+from gentle_jax.types import Env
 
 OPTIONS = ("steps",)
 KEY = "gentle_jax"
 CARRIED = ("tasks", "reference_return", "random_return", "expert_return")  # entries of meta.json
 
 
-def require():
+def require() -> ModuleType:
     """Imports Minari; raises UserError where it is not installed."""
     try:
         import h5py  # noqa: F401  the format that datasets are stored in
@@ -33,7 +38,7 @@ def require():
     return minari
 
 
-def name_of(suite, env, task, level):
+def name_of(suite: str, env: str, task: int, level: int) -> str:
     """Returns the dataset id of a task at a level."""
     return f"{suite}/{env}/task-{task}/level-{level}-v0"
 
@@ -52,7 +57,12 @@ def _root(folder):
             os.environ["MINARI_DATASETS_PATH"] = before
 
 
-def export(fields, meta, folder, progress=lambda done, total: None):
+def export(
+    fields: Fields,
+    meta: dict,
+    folder: pathlib.Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
     """Writes a dataset below `folder`, a Minari root; returns how many Minari datasets it is.
 
     Args: fields and meta, as `storage.load` returns them; progress(done, total), called for each.
@@ -74,18 +84,18 @@ def export(fields, meta, folder, progress=lambda done, total: None):
     with _root(folder):
         for task in range(num_tasks):
             for level in range(num_levels):
-                own = {name: np.array(values[task, level]) for name, values in fields.items()}
-                buffers, slots = _buffers(own)
+                columns = {k: np.array(values[task, level]) for k, values in fields.items()}
+                buffers, slots = _buffers(columns)
                 with warnings.catch_warnings():  # of the author and the link, which we cannot know
                     warnings.simplefilter("ignore", UserWarning)
-                    made = minari.create_dataset_from_buffers(
+                    dataset = minari.create_dataset_from_buffers(
                         name_of(suite, env, task, level), buffers, **spaces,
-                        algorithm_name=f"behaviour checkpoint {meta['levels'][level]}",
+                        algorithm_name=f"behaviour agent at step {meta['levels'][level]}",
                         description=f"Task {task} of {env}, suite {suite}, one behaviour level.",
                     )  # fmt: skip
-                made.storage.update_episode_metadata([{"slot": slot} for slot in slots])
+                dataset.storage.update_episode_metadata([{"slot": slot} for slot in slots])
                 here = {"task": task, "level": level, "step": meta["levels"][level]}
-                made.storage.update_metadata({KEY: json.dumps(shared | here)})
+                dataset.storage.update_metadata({KEY: json.dumps(shared | here)})
                 progress(task * num_levels + level + 1, num_tasks * num_levels)
     return num_tasks * num_levels
 
@@ -97,15 +107,15 @@ def _box(bound, width):
     return spaces.Box(-bound, bound, (width,), np.float32)
 
 
-def _buffers(own):
+def _buffers(columns):
     """Returns (episode buffers, their slots) of one task at one level."""
     from minari.data_collector import EpisodeBuffer
 
     buffers, slots = [], []
-    for slot, length in enumerate(own["mask"].sum(-1).astype(int)):
+    for slot, length in enumerate(columns["mask"].sum(-1).astype(int)):
         if length == 0:
             continue
-        row = {name: values[slot, :length] for name, values in own.items()}
+        row = {name: values[slot, :length] for name, values in columns.items()}
         terminations = row["terminal"] > 0
         truncations = np.zeros(length, bool)
         truncations[-1] = not terminations[-1]
@@ -124,7 +134,7 @@ def _buffers(own):
     return buffers, slots
 
 
-def read(folder, env, options):
+def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     """Returns the Table of an export below `folder`; raises UserError for anything else."""
     minari = require()
     path_of = lambda task, level, *_: folder / name_of(env.suite, env.name, task, level)
@@ -133,17 +143,16 @@ def read(folder, env, options):
     fields = table.empty(env, len(levels), first["episodes"])
     missing = 0
     for task in range(len(env.parameters)):
-        for place, step in enumerate(levels):
-            level = first["levels"].index(step)
-            path = path_of(task, level)
+        for index, step in enumerate(levels):
+            path = path_of(task, first["levels"].index(step))
             described, episodes = _open(minari, path)
             _check(described, first, env, path)
             missing += first["episodes"] - len(episodes)
             for slot, columns in episodes.items():
-                table.put(fields, (task, place, slot), columns, path, env)
-    seen = fields["context_reward"].copy()  # as it was, where the rule's rounding would differ
+                table.put(fields, (task, index, slot), columns, path, env)
+    stored = fields["context_reward"].copy()
     notes = table.finish(fields, env, lambda task, level, _: path_of(task, level))
-    fields["context_reward"][:] = seen
+    fields["context_reward"][:] = stored  # `finish` computes it anew, which may round differently
     counts = f"{len(env.parameters)} tasks, {len(levels)} levels, {first['episodes']} episodes each"
     gaps = [f"{missing} episodes were missing when it was exported"] if missing else []
     known = {key: first[key] for key in CARRIED[1:]}
@@ -173,8 +182,8 @@ def _open(minari, path):
 
 def _check(described, first, env, path):
     """Raises UserError unless one dataset belongs to the same export, of the same tasks."""
-    own = {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()}
-    if described["tasks"] != own:
+    tasks = {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()}
+    if described["tasks"] != tasks:
         raise errors.UserError(
             f"{path} was exported with other task parameters than {env.name} of suite {env.suite} "
             f"has here: pass the --env and --suite that the data are of"

@@ -4,21 +4,28 @@ A format's module defines `read(folder, env, options) -> Table` and `OPTIONS`, t
 Options that it uses. It fills the arrays of `empty` and hands them to `finish`.
 """
 
-from typing import NamedTuple
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from gentle_jax import errors, storage
+from gentle_jax.storage import Fields
+from gentle_jax.types import Env, HostArray
 
 ACTION_ROUNDING = 1e-6  # actions this far outside [-1, 1] are clipped, further ones are refused
 STEP_ROUNDING = 1e-5  # next_obs may differ from the next row's obs by this share
 MAX_NAMED = 10  # lines of one kind before the rest is only counted
 
+PathOf = Callable[[int, int, int], Any]  # (task, level, episode) -> its file, to be named in errors
+
 
 class Options(NamedTuple):
     """What a user may choose of a source; formats name those that they use in `OPTIONS`."""
 
-    steps: tuple = ()  # the levels to read; () = all
+    steps: tuple[int, ...] = ()  # the levels to read; () = all
     episodes: str = "sampled"  # or "deterministic"
     allow_pickle: bool = False  # whether array files may run code
 
@@ -26,24 +33,30 @@ class Options(NamedTuple):
 class Table(NamedTuple):
     """Episodes of every task of an Env, and where they come from."""
 
-    fields: dict  # {name of storage.FIELDS: float32 [task, level, episode, step, ...]}
-    levels: list  # a number for each level: the step of its behaviour checkpoint
-    notes: list  # lines for the user: gaps, and what was found odd
+    fields: Fields
+    levels: list[int]  # the environment step of each behaviour level
+    notes: list[str]  # lines for the user: gaps, and what was found odd
     source: dict  # JSON-able, becomes part of the dataset's identity
     known: dict  # entries of meta.json that the source knows itself, such as reference_return
 
 
-def empty(env, num_levels, num_episodes):
-    """Returns {field: float32 zeros [task, level, episode, step, ...]}: mask 0 everywhere."""
+def empty(env: Env, num_levels: int, num_episodes: int) -> Fields:
+    """Returns float32 zeros, so mask is 0 everywhere."""
     lead = (len(env.parameters), num_levels, num_episodes, env.horizon)
     return {name: np.zeros(s, np.float32) for name, s in storage.shapes_of(lead, env).items()}
 
 
-def put(fields, place, columns, path, env):
-    """Writes an episode's {field: [T, ...]} at place (task, level, episode), with its mask.
+def put(
+    fields: Fields,
+    place: tuple[int, int, int],
+    columns: dict[str, np.ndarray],
+    path: pathlib.Path,
+    env: Env,
+) -> None:
+    """Writes an episode at place (task, level, episode), with its mask.
 
-    Raises UserError, naming the file, for lengths or widths that the Env does not have. Values
-    are looked at by `finish`, all at once.
+    Raises UserError, naming the file, for lengths or widths that the Env does not have; values are
+    checked by `finish`, all at once. Args: columns, {field: [length, ...]}; path, of the episode.
     """
     length = len(columns["reward"])
     if not 1 <= length <= env.horizon:
@@ -63,34 +76,34 @@ def put(fields, place, columns, path, env):
     fields["mask"][place][:length] = 1.0
 
 
-def finish(fields, env, path_of):
+def finish(fields: Fields, env: Env, path_of: PathOf) -> list[str]:
     """Checks values, clips rounded actions and fills in context_reward; returns notes.
 
-    Args: path_of(task, level, episode), the file that an episode was read from, as text. Raises
-    UserError, naming the file, for values that are not finite and actions outside [-1, 1].
+    Raises UserError, naming the file, for values that are not finite and actions outside [-1, 1].
     """
     notes = []
     for task in range(len(fields["mask"])):
-        own = {name: values[task] for name, values in fields.items()}
-        empty_levels = np.flatnonzero(own["mask"][..., 0].sum(-1) == 0)
+        of_task = {name: values[task] for name, values in fields.items()}
+        empty_levels = np.flatnonzero(of_task["mask"][..., 0].sum(-1) == 0)
         if len(empty_levels):
             raise errors.UserError(
                 f"level {empty_levels[0]} of task {task} has no episode: expected at least one of "
                 f"every task at every level; restore it, or leave the level out"
             )
         for name in ("obs", "action", "reward", "context_reward", "next_obs"):
-            _refuse(~np.isfinite(own[name]), task, path_of, f"NaN or infinite values in {name}")
-        action = own["action"]
+            bad = ~np.isfinite(of_task[name])
+            _refuse(bad, task, path_of, f"NaN or infinite values in {name}")
+        action = of_task["action"]
         beyond = np.abs(action) > 1.0 + ACTION_ROUNDING
         _refuse(beyond, task, path_of, "actions outside [-1, 1]; scale them to it", action)
         np.clip(action, -1.0, 1.0, out=action)
-        notes += _jumps(own, task, path_of)
+        notes += _jumps(of_task, task, path_of)
     fields["context_reward"][:] = context_reward(fields["reward"], env) * fields["mask"]
     return limited(notes)
 
 
-def context_reward(reward, env):
-    """Returns what contexts see of dense rewards, by the Env's own rule, float32."""
+def context_reward(reward: Float[HostArray, "*rows"], env: Env) -> Float[HostArray, "*rows"]:
+    """Returns what contexts see of dense rewards, by the Env's rule."""
     return reward if env.context_reward is None else np.asarray(env.context_reward(reward))
 
 
@@ -99,37 +112,39 @@ def _refuse(bad, task, path_of, what, values=None):
     episodes = bad.reshape(*bad.shape[:2], -1).any(-1)
     if not episodes.any():
         return
-    level, episode = np.argwhere(episodes)[0]
+    level, episode = np.argwhere(episodes)[0].tolist()
     worst = "" if values is None else f" (up to {np.abs(values[level, episode]).max():.6g})"
     raise errors.UserError(f"{path_of(task, level, episode)} has {what}{worst}: mend the file")
 
 
-def _jumps(own, task, path_of):
-    """Returns a note for each episode of a task whose next_obs is not the next row's obs."""
-    before, after = own["next_obs"][:, :, :-1], own["obs"][:, :, 1:]
-    inside = own["mask"][:, :, 1:, None] > 0
+def _jumps(of_task, task, path_of):
+    """Returns a note for each episode of a task where next_obs is not the next row's obs."""
+    before, after = of_task["next_obs"][:, :, :-1], of_task["obs"][:, :, 1:]
+    inside = of_task["mask"][:, :, 1:, None] > 0
     gap = np.where(inside, np.abs(before - after), 0.0)
     odd = gap > STEP_ROUNDING * (1.0 + np.abs(after))
     return [
         f"{path_of(task, level, episode)}: next_obs differs from the next row's obs by up to "
         f"{gap[level, episode].max():.3g}; kept as it is"
-        for level, episode in np.argwhere(odd.any((-2, -1)))
+        for level, episode in np.argwhere(odd.any((-2, -1))).tolist()
     ]
 
 
-def limited(lines):
+def limited(lines: list[str]) -> list[str]:
     """Returns at most MAX_NAMED lines; the last one counts what was left out."""
     if len(lines) <= MAX_NAMED:
         return lines
     return [*lines[:MAX_NAMED], f"... and {len(lines) - MAX_NAMED} more like these"]
 
 
-def choose_levels(found, asked, folder):
-    """Returns the sorted levels of `found` that are asked for; raises UserError for others."""
-    found = sorted(set(found))
-    unknown = [step for step in asked if step not in found]
+def choose_levels(
+    present: Iterable[int], asked: tuple[int, ...], folder: pathlib.Path
+) -> list[int]:
+    """Returns the levels that are asked for, sorted, or all; raises UserError for absent ones."""
+    present = sorted(set(present))
+    unknown = [step for step in asked if step not in present]
     if unknown:
         raise errors.UserError(
-            f"--steps={unknown[0]} is not in {folder}: it has {', '.join(map(str, found))}"
+            f"--steps={unknown[0]} is not in {folder}: it has {', '.join(map(str, present))}"
         )
-    return sorted(set(asked)) or found
+    return sorted(set(asked)) or present

@@ -1,13 +1,15 @@
 """Reads .npy files of strangers: object arrays are pickles, and a pickle can run any code.
 
-The reader here knows what pickled NumPy arrays and scalars look like, and builds them itself from
-bytes and lists: nothing that the file names is imported or called, and NumPy's own `__setstate__`,
-which trusts its input, never sees it. Whatever else a file asks for is refused by name.
+The reader here knows what pickled NumPy arrays and scalars look like, and builds them from bytes
+and lists. Nothing that the file names is imported or called. NumPy's `__setstate__`, which trusts
+its input, never sees the file's content. Whatever else a file asks for is refused by name.
 """
 
+import io
 import pathlib
 import pickle
 import re
+from collections.abc import Callable
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -90,11 +92,11 @@ STANDINS = {
 class ArrayUnpickler(pickle.Unpickler):
     """Unpickles arrays and numbers. Overriding `find_class` is how pickle is restricted."""
 
-    def __init__(self, file, path):
+    def __init__(self, file: io.BufferedIOBase, path: pathlib.Path) -> None:
         super().__init__(file)
         self.path = path
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Callable:
         """Returns what stands in for a class or function; raises UserError for any other."""
         if (module, name) not in STANDINS:
             raise errors.UserError(
@@ -104,16 +106,18 @@ class ArrayUnpickler(pickle.Unpickler):
         return STANDINS[module, name]
 
 
-def read_array(path, allow_pickle=False):
+def read_array(path: pathlib.Path, allow_pickle: bool = False) -> np.ndarray:
     """Returns the array of a .npy file; object arrays through the restricted reader.
 
     Args: allow_pickle, reads object arrays by plain pickle, which can run any code. Raises
     UserError for a file that is damaged, cut short, or asks for more than arrays and numbers.
     """
-    path = pathlib.Path(path)
     try:
         if allow_pickle:
-            return np.load(path, allow_pickle=True, encoding="latin1")
+            with open(path, "rb") as file:
+                return npy_format.read_array(
+                    file, allow_pickle=True, pickle_kwargs={"encoding": "latin1"}
+                )
         with open(path, "rb") as file:
             if _holds_objects(file):
                 return ArrayUnpickler(file, path).load().value()

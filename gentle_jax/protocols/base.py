@@ -1,61 +1,260 @@
 """Pieces that protocols share."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
+from gentle_jax import data as data_lib
 from gentle_jax import evaluation
-from gentle_jax.types import Outcome
+from gentle_jax.types import (
+    AgentState,
+    Algorithm,
+    Belief,
+    Dataset,
+    Env,
+    Outcome,
+    RandomKey,
+    Task,
+    Transition,
+)
+
+
+def mean_return(returns: Any) -> Any:
+    """Returns the mean [...] over the episodes of returns [..., E] of a protocol.
+
+    NaN between the first and the last slot means that there was no such episode (`until`); a first
+    or last return that is NaN belongs to a run that diverged, and stays.
+    """
+    returns = np.asarray(returns)
+    there = ~np.isnan(returns)
+    there[..., [0, -1]] = True
+    return returns.mean(-1) if there.all() else returns.mean(-1, where=there)
+
 
 METRICS = {
     "final": lambda returns: returns[..., -1],  # CTMRL's reported episode
-    "all": lambda returns: returns.mean(-1),  # GENTLE's reported mean
+    "all": mean_return,  # GENTLE's reported mean
     "first": lambda returns: returns[..., 0],
 }
 
 
-def metrics(native):
+def metrics(native: str) -> dict:
     """Returns the table of metrics with the suite's native one first."""
     return {native: METRICS[native]} | METRICS
 
 
-def num_episodes(steps, horizon):
+def num_episodes(steps: int, horizon: int) -> int:
     """Returns how many full-length episodes are begun within a budget of environment steps."""
     return -(-steps // horizon)
 
 
-def scored_episode(algorithm, state, env, task, z, key):
-    """Runs one deterministic episode at a fixed z; returns an Outcome."""
-    policy = evaluation.deterministic(algorithm.rl, state.rl, z)
-    rows, mask = evaluation.rollout(env, task, policy, key)
-    return Outcome(evaluation.episode_return(rows, mask), rows, mask)
+def num_slots(env: Env, budget: int) -> int:
+    """Returns how many scored episodes `until` has room for: where they may end early, one a step.
+
+    An episode has at least one step, so there is always room.
+    """
+    return budget if env.ends_early else num_episodes(budget, env.horizon)
 
 
-def growing_context(algorithm, state, env, task, draw, episodes, key, repeat=True):
+def until(
+    env: Env, budget: int, body: Callable, carry: Any, key: RandomKey, in_step: bool = False
+) -> Outcome:
+    """Scores episodes until they have `budget` steps.
+
+    Args: body, (carry, (key, n)) -> (carry, Outcome of one episode); n, the scored steps before it;
+    in_step, whether the body exchanges data between devices, which must then go round equally often
+    (a split Dataset). Where no episode ends early this is a scan over ceil(budget / H) episodes.
+    Elsewhere it is a loop of as many rounds as it takes, with a slot for each possible episode:
+    slot 0 has the first, the last slot the last, those between them the others in order and then
+    NaN; rows and mask are the last episode's only. A return that is not finite ends the loop.
+    """
+    slots = num_slots(env, budget)
+    keys = jax.random.split(key, slots)
+    if not env.ends_early:
+        return jax.lax.scan(body, carry, (keys, jnp.arange(slots) * env.horizon))[1]
+
+    def more(loop):
+        _, taken, _, _, last = loop
+        return (taken < budget) & jnp.isfinite(last.returns)
+
+    def go(loop):
+        carry, taken, number, returns, _ = loop
+        carry, last = body(carry, (keys[number], taken))
+        taken = taken + length(env, last)
+        return carry, taken, number + 1, returns.at[number].set(last.returns), last
+
+    def anywhere(loop):
+        return jax.lax.pmax(more(loop).astype(jnp.int32), data_lib.DEVICES) > 0
+
+    zero = jnp.zeros((), jnp.int32)
+    blank = Outcome(jnp.zeros(()), evaluation.empty_rows(env, env.horizon), jnp.zeros(env.horizon))
+    loop = (carry, zero, zero, jnp.zeros(slots), blank)
+    if in_step:
+        loop = jax.lax.while_loop(anywhere, lambda loop: choose(more(loop), go(loop), loop), loop)
+    else:
+        loop = jax.lax.while_loop(more, go, loop)
+    _, _, number, returns, last = loop
+    used = jnp.arange(slots) < jnp.maximum(number - 1, 1)
+    returns = jnp.where(used, returns, jnp.nan).at[-1].set(last.returns)
+    return Outcome(returns, *jax.tree.map(lambda x: x[None], (last.rows, last.mask)))
+
+
+def length(env: Env, outcome: Outcome) -> Any:
+    """Returns how many steps the one episode of an Outcome took."""
+    return outcome.mask.sum().astype(jnp.int32) if env.ends_early else env.horizon
+
+
+class Moving(NamedTuple):
+    """A z that follows a belief: it is drawn from it at every action, always with one key."""
+
+    belief: Belief
+    key: RandomKey
+
+
+def infer(algorithm: Algorithm, state: AgentState, belief: Belief, key: RandomKey) -> Any:
+    """Returns what an agent acts by: z [Z], or a Moving where the representation observes."""
+    if algorithm.rep.observe is not None:
+        return Moving(belief, key)
+    return algorithm.rep.sample(state.rep, belief, key)
+
+
+def prior_z(algorithm: Algorithm, state: AgentState, key: RandomKey) -> Any:
+    """Returns `infer` of the prior belief (zeros for set encoders)."""
+    return infer(algorithm, state, algorithm.rep.prior(state.rep), key)
+
+
+def deterministic(algorithm: Algorithm, state: AgentState) -> Callable:
+    """Returns act(obs, z, key, step), the deterministic policy."""
+    return lambda obs, z, key, step: algorithm.rl.mode(state.rl, obs, z)
+
+
+def sampled(algorithm: Algorithm, state: AgentState) -> Callable:
+    """Returns act(obs, z, key, step), the sampled policy."""
+    return lambda obs, z, key, step: algorithm.rl.act(state.rl, obs, z, key)
+
+
+def play(
+    algorithm: Algorithm,
+    state: AgentState,
+    env: Env,
+    task: Task,
+    act: Callable,
+    z: Any,
+    key: RandomKey,
+    how: Callable = evaluation.play,
+    **settings: Any,
+) -> tuple[Transition, Float[Array, " steps"], Belief]:
+    """Runs `act(obs, z, key, step)`; returns (rows, mask, belief after a Moving z, else None).
+
+    Args: z, of `infer`; how, `evaluation.play` or `play_whole`, with their settings.
+    """
+    if not isinstance(z, Moving):
+        policy = lambda obs, k, step, belief: act(obs, z, k, step)
+        return how(env, task, policy, key, **settings)
+    rep = algorithm.rep
+    policy = lambda obs, k, step, belief: act(obs, rep.sample(state.rep, belief, z.key), k, step)
+    observe = lambda belief, row: rep.observe(state.rep, belief, row)
+    return how(env, task, policy, key, belief=z.belief, observe=observe, **settings)
+
+
+def learned(
+    algorithm: Algorithm,
+    state: AgentState,
+    belief: Belief,
+    rows: Transition,
+    mask: Array,
+    seen: Any,
+) -> Belief:
+    """Returns a belief with what `play` has returned in its context.
+
+    What was observed step by step is in `seen` already, and is not counted again.
+    """
+    if algorithm.rep.observe is not None:
+        return seen
+    return algorithm.rep.extend(state.rep, belief, rows, mask)
+
+
+def episode(
+    algorithm: Algorithm,
+    state: AgentState,
+    env: Env,
+    task: Task,
+    act: Callable,
+    z: Any,
+    key: RandomKey,
+) -> tuple[Outcome, Belief]:
+    """Runs one episode with `act`; returns (Outcome, belief after it as `play` returns it)."""
+    how = evaluation.play_whole if env.ends_early else evaluation.play
+    rows, mask, seen = play(algorithm, state, env, task, act, z, key, how)
+    rows, mask = jax.tree.map(lambda x: x[: env.horizon], (rows, mask))
+    return Outcome(evaluation.episode_return(rows, mask), rows, mask), seen
+
+
+def scored_episode(
+    algorithm: Algorithm, state: AgentState, env: Env, task: Task, z: Any, key: RandomKey
+) -> Outcome:
+    """Runs one deterministic episode. Args: z, of `infer` or `prior_z`."""
+    act = deterministic(algorithm, state)
+    return episode(algorithm, state, env, task, act, z, key)[0]
+
+
+def growing_context(
+    algorithm: Algorithm,
+    state: AgentState,
+    env: Env,
+    task: Task,
+    budget: int,
+    key: RandomKey,
+    belief: Belief,
+    draw: Callable | None,
+    repeat: bool = True,
+    in_step: bool = False,
+) -> Outcome:
     """Scored episodes before each of which `draw(key) -> (Transition [C], mask [C])` adds context.
 
     GENTLE's scored rollouts and CTMRL's "offline" protocol: z is the mean over all rows so far.
-    Scored episodes never enter the context; repeat=False draws before the first one only.
-    Returns an Outcome with a leading axis [episodes].
+    Scored episodes never enter the context. Args: belief, before the first draw; draw, None: the
+    belief stays; repeat, False: draws before the first episode only; in_step as in `until`.
     """
 
     def body(belief, inputs):
-        k, index = inputs
+        k, taken = inputs
         k_draw, k_z, k_episode = jax.random.split(k, 3)
-        longer = algorithm.rep.extend(state.rep, belief, *draw(k_draw))
-        belief = longer if repeat else choose(index == 0, longer, belief)
-        z = algorithm.rep.sample(state.rep, belief, k_z)
+        if draw is not None:
+            longer = algorithm.rep.extend(state.rep, belief, *draw(k_draw))
+            belief = longer if repeat else choose(taken == 0, longer, belief)
+        z = infer(algorithm, state, belief, k_z)
         return belief, scored_episode(algorithm, state, env, task, z, k_episode)
 
-    prior = algorithm.rep.prior(state.rep)
-    inputs = (jax.random.split(key, episodes), jnp.arange(episodes))
-    return jax.lax.scan(body, prior, inputs)[1]
+    return until(env, budget, body, belief, key, in_step)
 
 
-def prior_z(algorithm, state, key):
-    """Returns z of the prior belief (zeros for set encoders)."""
-    return algorithm.rep.sample(state.rep, algorithm.rep.prior(state.rep), key)
+def whole_episodes(
+    dataset: Dataset, horizon: int, key: RandomKey
+) -> tuple[Transition, Float[Array, " steps"]]:
+    """Draws whole episodes of a Dataset of one task, in time order, until they have H rows.
+
+    Returns (Transition [2 H - 1, ...], mask). Uniform over the episodes that have rows, with
+    replacement; one longer than H is cut.
+    """
+    start = dataset.episode_start[0]
+    length = jnp.minimum(jnp.diff(start), horizon)
+    score = jnp.where(length > 0, 0.0, -jnp.inf)
+    drawn = jax.random.categorical(key, score, shape=(horizon,))  # each has at least one row
+    end = jnp.cumsum(length[drawn])
+    slot = jnp.arange(2 * horizon - 1)
+    which = jnp.minimum(jnp.searchsorted(end, slot, side="right"), horizon - 1)
+    step = slot - end[which] + length[drawn[which]]
+    row = start[drawn[which]] + jnp.minimum(step, length[drawn[which]] - 1)
+    rows = data_lib.gather(dataset, jnp.zeros(1, jnp.int32), row[None])
+    enough = end[jnp.argmax(end >= horizon)]
+    return jax.tree.map(lambda x: x[0], rows), (slot < enough).astype(jnp.float32)
 
 
-def choose(predicate, new, old):
+def choose(predicate: Array, new: Any, old: Any) -> Any:
     """Returns `new` where a scalar predicate holds, else `old`, over a tree."""
     return jax.tree.map(lambda a, b: jnp.where(predicate, a, b), new, old)

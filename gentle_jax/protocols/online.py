@@ -1,37 +1,41 @@
-"""Deterministic episodes, each of which enters the context (ctmrl_suite.md sec. 5, "online").
+"""Deterministic episodes, each of which enters the context: CTMRL's second test.
 
-The first X episodes run at the prior z; from then on z is inferred again after every episode.
+    n = 0 (scored steps so far); z at the prior
+    repeat: one scored episode with z; it enters the context; n += its length
+            if n >= X H: z = mean over the whole context
+    until n >= B
+
+Where a belief moves within an episode, it goes on from each episode to the next: X has no meaning
+then, and no episode enters twice. docs/methods/protocols.md.
 """
 
 import jax
-import jax.numpy as jnp
 
+from gentle_jax.config import EvalConfig
 from gentle_jax.protocols import base
-from gentle_jax.types import Protocol
+from gentle_jax.types import Env, Protocol
 
 
-def make(config, env):
-    """Returns the Protocol. Args: config, an EvalConfig; env, an Env."""
-    episodes = base.num_episodes(config.two_phase_steps, env.horizon)
+def make(config: EvalConfig, env: Env) -> Protocol:
+    """Returns the Protocol."""
+    budget = config.online_steps
 
     def run(algorithm, state, env, task, offline, key):
         del offline
+        act, moves = base.deterministic(algorithm, state), algorithm.rep.observe is not None
 
         def body(carry, inputs):
             belief, z = carry
-            k, done = inputs
+            k, taken = inputs
             k_episode, k_z = jax.random.split(k)
-            outcome = base.scored_episode(algorithm, state, env, task, z, k_episode)
-            belief = algorithm.rep.extend(state.rep, belief, outcome.rows, outcome.mask)
-            ready = done + 1 >= config.context_episodes
-            return (
-                belief,
-                base.choose(ready, algorithm.rep.sample(state.rep, belief, k_z), z),
-            ), outcome
+            outcome, seen = base.episode(algorithm, state, env, task, act, z, k_episode)
+            belief = base.learned(algorithm, state, belief, outcome.rows, outcome.mask, seen)
+            again = base.infer(algorithm, state, belief, k_z)
+            ready = taken + base.length(env, outcome) >= config.context_episodes * env.horizon
+            return (belief, again if moves else base.choose(ready, again, z)), outcome
 
         k_prior, k_episodes = jax.random.split(key)
         first = (algorithm.rep.prior(state.rep), base.prior_z(algorithm, state, k_prior))
-        inputs = (jax.random.split(k_episodes, episodes), jnp.arange(episodes))
-        return jax.lax.scan(body, first, inputs)[1]
+        return base.until(env, budget, body, first, k_episodes)
 
-    return Protocol(run, base.metrics(config.metric), episodes)
+    return Protocol(run, base.metrics(config.metric), base.num_slots(env, budget))

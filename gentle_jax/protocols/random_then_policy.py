@@ -1,62 +1,76 @@
-"""CTMRL's two-phase protocol, "np_online" in its code (ctmrl_suite.md sec. 5).
+"""CTMRL's two-phase test ("np_online" in its code): first random actions, then the policy.
 
-Pairs of an exploration and a scored episode until B scored steps were taken. n counts scored steps
-before the pair. Explorations use the sampled policy, but step j of one is uniform random while
-n + j < B / 2; only explorations enter the context. z is inferred from the whole context after a
-pair, once n (this pair's episode included) reaches X * H: the z of an episode therefore never
-saw the exploration just before it.
+    n = 0 (scored steps so far); z at the prior
+    repeat:
+        explore: episodes with the sampled policy at z until there are H transitions or more;
+                 step j of such an episode is U(-1, 1)^A while n + j < B / 2
+                 all of it enters the context
+        score:   one episode with z; it does not enter the context; n += its length
+        if n >= X H: z = mean over the whole context
+    until n >= B
+
+n stays within a pair. z is inferred after a pair only: a scored episode never saw the exploration
+just before it. Where a belief moves within an episode, it goes on over all episodes of all
+explorations; a scored episode begins at the belief that z would be inferred from, and what it has
+seen is forgotten after it. docs/methods/protocols.md.
 """
 
 import jax
 import jax.numpy as jnp
 
 from gentle_jax import evaluation
+from gentle_jax.config import EvalConfig
 from gentle_jax.protocols import base
-from gentle_jax.types import Outcome, Protocol
+from gentle_jax.types import Env, Outcome, Protocol
 
 
-def make(config, env):
-    """Returns the Protocol. Args: config, an EvalConfig; env, an Env.
-
-    Environments whose episodes end early begin the same number of pairs, so they may use fewer
-    steps than B; there the budget is counted in full horizons.
-    """
-    horizon, half = env.horizon, config.two_phase_steps / 2
-    pairs = base.num_episodes(config.two_phase_steps, horizon)
+def make(config: EvalConfig, env: Env) -> Protocol:
+    """Returns the Protocol."""
+    budget, half = config.online_steps, config.online_steps / 2
 
     def run(algorithm, state, env, task, offline, key):
         del offline
+        sampled, mode = base.sampled(algorithm, state), base.deterministic(algorithm, state)
+        horizon = env.horizon
 
         def pair(carry, inputs):
             belief, z = carry
-            k, n = inputs
+            k, taken = inputs
             k_explore, k_score, k_z = jax.random.split(k, 3)
 
-            def episode(belief, inputs):
+            def play(belief, inputs):
                 """Either kind: an exploration, which extends the belief, or a scored episode."""
                 k, exploring = inputs
 
-                def policy(obs, k_action, step):
+                def act(obs, z, k_action, step):
                     k_policy, k_uniform = jax.random.split(k_action)
-                    sampled = algorithm.rl.act(state.rl, obs, z, k_policy)
-                    uniform = jax.random.uniform(k_uniform, sampled.shape, minval=-1.0, maxval=1.0)
-                    explore = jnp.where(n + step < half, uniform, sampled)
-                    return jnp.where(exploring, explore, algorithm.rl.mode(state.rl, obs, z))
+                    drawn = sampled(obs, z, k_policy, step)
+                    uniform = jax.random.uniform(k_uniform, drawn.shape, minval=-1.0, maxval=1.0)
+                    explore = jnp.where(taken + step < half, uniform, drawn)
+                    return jnp.where(exploring, explore, mode(obs, z, k_policy, step))
 
-                rows, mask = evaluation.rollout(env, task, policy, k)
-                longer = algorithm.rep.extend(state.rep, belief, rows, mask)
+                now = z
+                if isinstance(z, base.Moving):
+                    now = base.choose(exploring, z._replace(belief=belief), z)
+                settings = {}
+                if env.ends_early:  # whole episodes: `enough` of them, or one
+                    enough = jnp.where(exploring, horizon, 1)
+                    settings = {"how": evaluation.play_whole, "enough": enough}
+                rows, mask, seen = base.play(algorithm, state, env, task, act, now, k, **settings)
+                longer = base.learned(algorithm, state, belief, rows, mask, seen)
+                rows, mask = jax.tree.map(lambda x: x[:horizon], (rows, mask))
                 outcome = Outcome(evaluation.episode_return(rows, mask), rows, mask)
                 return base.choose(exploring, longer, belief), outcome
 
             keys = jnp.stack([k_explore, k_score])
-            belief, outcomes = jax.lax.scan(episode, belief, (keys, jnp.array([True, False])))
-            ready = n + horizon >= config.context_episodes * horizon
-            z = base.choose(ready, algorithm.rep.sample(state.rep, belief, k_z), z)
-            return (belief, z), jax.tree.map(lambda x: x[1], outcomes)
+            belief, outcomes = jax.lax.scan(play, belief, (keys, jnp.array([True, False])))
+            scored = jax.tree.map(lambda x: x[1], outcomes)
+            ready = taken + base.length(env, scored) >= config.context_episodes * horizon
+            z = base.choose(ready, base.infer(algorithm, state, belief, k_z), z)
+            return (belief, z), scored
 
         k_prior, k_pairs = jax.random.split(key)
         first = (algorithm.rep.prior(state.rep), base.prior_z(algorithm, state, k_prior))
-        steps = jnp.arange(pairs) * horizon
-        return jax.lax.scan(pair, first, (jax.random.split(k_pairs, pairs), steps))[1]
+        return base.until(env, budget, pair, first, k_pairs)
 
-    return Protocol(run, base.metrics(config.metric), pairs)
+    return Protocol(run, base.metrics(config.metric), base.num_slots(env, budget))

@@ -35,7 +35,6 @@ from gentle_jax.algorithms.ctmrl.settings import (
     DEFAULT_FIDELITY,
     FIDELITY,
     PRESETS,
-    PROTOCOL,
     SETTINGS,
     VARIANTS,
     Config,
@@ -43,5 +42,5 @@ from gentle_jax.algorithms.ctmrl.settings import (
 from gentle_jax.algorithms.ctmrl.skeleton import make
 
 __all__ = [
-    "DEFAULT_FIDELITY", "FIDELITY", "PRESETS", "PROTOCOL", "SETTINGS", "VARIANTS", "Config", "make",
+    "DEFAULT_FIDELITY", "FIDELITY", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """CTMRL's codebook: match, moves without gradients, K-means and when it runs.
 
-Source: docs/methods/ctmrl.md, "Codebook" and "Schedule".
+Source: docs/methods/ctmrl.md, "Codebook" and "K-means schedule".
 """
 
 from collections.abc import Callable
@@ -8,28 +8,34 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Float, Int
 
+from gentle_jax.types import RandomKey, Scalar, pytree
+
+Codes = Float[Array, "N Z"]
+Vectors = Float[Array, "T Z"]
+Matched = Int[Array, " T"]
+Weights = Float[Array, " T"]
 SIZE_FLOOR = 1e-5  # Laplace smoothing of the release's cluster sizes
 TINY = 1e-24  # on squared norms: the release's codes may have norms of 1e-5
 
 
-@struct.dataclass
+@pytree
 class Codebook:
     """N codes. `mean` and `size` belong to the release's moving average only."""
 
-    codes: jax.Array  # [N, Z]
-    mean: jax.Array  # [N, Z], running sum of matched z
-    size: jax.Array  # [N], running count of matches
+    codes: Float[Array, "N Z"]
+    mean: Float[Array, "N Z"]  # running sum of matched z
+    size: Float[Array, " N"]  # running count of matches
 
 
-def unit(rows):
-    """Returns rows [N, Z] scaled to norm 1; zero rows stay 0."""
+def unit(rows: Codes) -> Codes:
+    """Returns rows scaled to norm 1; zero rows stay 0."""
     return rows / jnp.sqrt((rows**2).sum(-1, keepdims=True) + TINY)
 
 
-def match(codes, z):
-    """Returns the code of each row: cosine argmax (Eq. 1), z [T, Z] -> [T] int32."""
+def match(codes: Codes, z: Vectors) -> Matched:
+    """Returns the code of each row: cosine argmax (Eq. 1)."""
     return jnp.argmax(unit(z) @ unit(codes).T, axis=-1)
 
 
@@ -38,10 +44,12 @@ def _sums(z, matched, weight, num_codes):
     return counts, jax.ops.segment_sum(z * weight[:, None], matched, num_codes)
 
 
-def move(book, z, matched, eta, weight=None):
+def move(
+    book: Codebook, z: Vectors, matched: Matched, eta: Scalar, weight: Weights | None = None
+) -> Codebook:
     """Eq. 2: C <- (1 - eta) C + eta * mean of the matched z; unmatched codes stay.
 
-    Args: z [T, Z]; matched [T]; weight [T], 0 leaves a row out.
+    Args: weight, 0 leaves a row out.
     """
     weight = jnp.ones(z.shape[0]) if weight is None else weight
     counts, sums = _sums(z, matched, weight, book.codes.shape[0])
@@ -50,7 +58,7 @@ def move(book, z, matched, eta, weight=None):
     return book.replace(codes=(1 - rate) * book.codes + rate * target)
 
 
-def move_ema(book, z, matched, decay):
+def move_ema(book: Codebook, z: Vectors, matched: Matched, decay: Scalar) -> Codebook:
     """The release's move: exponential averages of count and sum, codes their ratio."""
     counts, sums = _sums(z, matched, jnp.ones(z.shape[0]), book.codes.shape[0])
     size = decay * book.size + (1 - decay) * counts
@@ -58,15 +66,17 @@ def move_ema(book, z, matched, decay):
     return Codebook(averaged(mean, size), mean, size)
 
 
-def averaged(mean, size):
-    """Returns the codes [N, Z] of running sums [N, Z] and counts [N], with smoothed counts."""
+def averaged(mean: Codes, size: Float[Array, " N"]) -> Codes:
+    """Returns the codes of running sums and counts: their ratio, with smoothed counts."""
     total = size.sum()
     smooth = (size + SIZE_FLOOR) / (total + size.shape[0] * SIZE_FLOOR) * total
     return mean / jnp.maximum(smooth, SIZE_FLOOR)[:, None]
 
 
-def lloyd(points, valid, centres, unit_norm, iterations=10):
-    """Returns (centres [N, Z], counts [N]) after some iterations of K-means on the valid rows.
+def lloyd(
+    points: Vectors, valid: Weights, centres: Codes, unit_norm: bool, iterations: int = 10
+) -> tuple[Codes, Float[Array, " N"]]:
+    """Returns (centres, counts) after some iterations of K-means on the valid rows.
 
     Counts are those of the last assignment; an empty cluster keeps its centre. unit_norm=True is
     the release: assignment by dot product, centres normalised after averaging. False is Euclidean.
@@ -84,14 +94,16 @@ def lloyd(points, valid, centres, unit_norm, iterations=10):
     return jax.lax.fori_loop(0, iterations, body, (centres, jnp.zeros(centres.shape[0])))
 
 
-def kmeans(points, valid, num_codes, key, unit_norm):
+def kmeans(
+    points: Vectors, valid: Weights, num_codes: int, key: RandomKey, unit_norm: bool
+) -> tuple[Codes, Float[Array, " N"]]:
     """Returns `lloyd` from random distinct valid rows."""
     noise = jax.random.uniform(key, valid.shape)
     _, first = jax.lax.top_k(jnp.where(valid > 0, noise, -1.0), num_codes)
     return lloyd(points, valid, points[first], unit_norm)
 
 
-def refresh_schedule(num_iterations):
+def refresh_schedule(num_iterations: int) -> tuple[int, tuple[int, int], int]:
     """Returns (first, warmup, period): when codes start, vectors count, K-means runs.
 
     first: VQ is on from this iteration (f >= 0.3). warmup: (from, to) of the iterations whose end
@@ -122,7 +134,9 @@ class Periodic(NamedTuple):
     after_train: Callable  # the same, with codes on: collection or a K-means refresh
 
 
-def make_periodic(schedule, per_iteration, num_tasks, num_codes, rules):
+def make_periodic(
+    schedule: tuple, per_iteration: int, num_tasks: int, num_codes: int, rules: Rules
+) -> Periodic:
     """Returns the Periodic of a `refresh_schedule`.
 
     Args: per_iteration, gradient steps; num_tasks, vectors per collection; rules, a Rules.
@@ -134,8 +148,8 @@ def make_periodic(schedule, per_iteration, num_tasks, num_codes, rules):
         valid = (jnp.arange(bag.shape[0]) < collections * num_tasks).astype(jnp.float32)
         return kmeans(bag, valid, num_codes, key, rules.unit_norm)
 
-    def put(bag, found, slot):
-        return jax.lax.dynamic_update_slice_in_dim(bag, found, slot * num_tasks, 0)
+    def put(bag, z, slot):
+        return jax.lax.dynamic_update_slice_in_dim(bag, z, slot * num_tasks, 0)
 
     def start(book, bag, key, step):
         run = lambda: rules.start(*centres(bag, warmup[1] - warmup[0], key))
@@ -154,12 +168,11 @@ def make_periodic(schedule, per_iteration, num_tasks, num_codes, rules):
         collect_due = end & (since > 0) & ~refresh_due
 
         def collect():
-            found = vectors()
-            moved = book if rules.collect is None else rules.collect(book, found, hp)
+            z = vectors()
+            moved = book if rules.collect is None else rules.collect(book, z, hp)
             # what is collected in an iteration without a place in the bag only moves codes
             slot = jnp.maximum(since % period - 1, 0)
-            kept = jnp.where(collect_due, put(bag, found, slot), bag)
-            return moved, kept
+            return moved, jnp.where(collect_due, put(bag, z, slot), bag)
 
         due = collect_due if rules.collect is None else end
         book, bag = jax.lax.cond(due, collect, lambda: (book, bag))

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 
 from gentle_jax import losses
 from gentle_jax.algorithms.ctmrl import codebook, parts
+from gentle_jax.algorithms.ctmrl.settings import Config
 from gentle_jax.compose import Term
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Spec
 
 
-def make(config, train, spec, bag_rows):
+def make(config: Config, train: TrainConfig, spec: Spec, bag_rows: int) -> parts.Form:
     """Returns the Form. Args: bag_rows, of the vectors that wait for K-means."""
     nets = parts.decoders(config, train.latent_dim, spec)
     always = {"prediction": _prediction(nets)}

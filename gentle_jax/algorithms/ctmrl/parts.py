@@ -5,23 +5,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Float, Int
 
 from gentle_jax import data as data_lib
 from gentle_jax import losses, networks
 from gentle_jax.algorithms.ctmrl import codebook
-from gentle_jax.compose import Term
+from gentle_jax.algorithms.ctmrl.settings import Config
+from gentle_jax.compose import Seen, Term
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Metrics, RandomKey, Spec, Transition, pytree
 
 
-@struct.dataclass
+@pytree
 class Shelf:
     """What the term `codebook` owns; the codes [N, Z] themselves are its parameters."""
 
-    mean: jax.Array  # [N, Z]
-    size: jax.Array  # [N]
-    bag: jax.Array  # [rows, Z], task vectors waiting for K-means
-    matrix: jax.Array  # [Z, Z], the release's frozen bilinear form
-    codes_on: jax.Array  # scalar, 1 once codes are in use: figures show none before
+    mean: Float[Array, "N Z"]
+    size: Float[Array, " N"]
+    bag: Float[Array, "rows Z"]  # task vectors waiting for K-means
+    matrix: Float[Array, "Z Z"]  # the release's frozen bilinear form
+    codes_on: Float[Array, ""]  # 1 once codes are in use: figures show none before
 
 
 class Form(NamedTuple):
@@ -35,12 +38,12 @@ class Form(NamedTuple):
 class Decoders(NamedTuple):
     """Predictions of r and s' from (z, s, a)."""
 
-    init: Callable  # (key) -> params
+    init: Callable[[RandomKey], dict]
     reward: Callable  # (params, z [T, Z], Transition [T, B, ...]) -> [T, B]
     next_obs: Callable  # the same -> [T, B, obs_dim]
 
 
-def decoders(config, latent_dim, spec):
+def decoders(config: Config, latent_dim: int, spec: Spec) -> Decoders:
     """Returns the Decoders."""
     seen = latent_dim + spec.obs_dim + spec.action_dim  # z, s, a in this order
     shape = {"width": config.width, "depth": config.depth}
@@ -59,19 +62,21 @@ def decoders(config, latent_dim, spec):
     )
 
 
-def prediction_error(nets, params, z, rows):
+def prediction_error(
+    nets: Decoders, params: dict, z: Float[Array, "T Z"], rows: Transition
+) -> Float[Array, ""]:
     """Mean squared errors of r and s' predicted from (z, s, a), Eq. 4-9 as means."""
     reward, next_obs = nets.reward(params, z, rows), nets.next_obs(params, z, rows)
     return losses.mse(reward, rows.reward) + losses.mse(next_obs, rows.next_obs)
 
 
-def matched_codes(seen):
-    """Returns (codes [N, Z], the code of each task of the batch [T] int32)."""
+def matched_codes(seen: Seen) -> tuple[Float[Array, "N Z"], Int[Array, " T"]]:
+    """Returns (codes, the code of each task of the batch)."""
     codes = seen.params["codebook"]
     return codes, codebook.match(codes, jax.lax.stop_gradient(seen.z))
 
 
-def codebook_term(config, latent_dim, bag_rows, **hooks):
+def codebook_term(config: Config, latent_dim: int, bag_rows: int, **hooks: Callable) -> Term:
     """Returns the Term that owns the codes. Args: hooks, its `before` and `after`."""
 
     def init(key, data):
@@ -90,14 +95,20 @@ def codebook_term(config, latent_dim, bag_rows, **hooks):
     return Term(None, init, **hooks)
 
 
-def codes_used(config, seen):
+def codes_used(config: Config, seen: Seen) -> Metrics:
     """Returns the metric {codes_used: how many codes the batch matches}."""
     _, matched = matched_codes(seen)
     used = jax.ops.segment_sum(jnp.ones_like(matched), matched, config.num_codes) > 0
     return {"codes_used": used.sum().astype(jnp.float32)}
 
 
-def contrast_term(config, train, num_tasks, groups_from, compare):
+def contrast_term(
+    config: Config,
+    train: TrainConfig,
+    num_tasks: int,
+    groups_from: Callable,
+    compare: Callable,
+) -> Term:
     """Returns the Term L_contra: two fresh contexts of all training tasks, contrasted in groups.
 
     Tasks of one code are a group. Args: groups_from, Seen -> codes [N, Z] that tasks are matched

@@ -1,16 +1,20 @@
-"""CTMRL as its authors' code does it (docs/methods/ctmrl.md, "Release")."""
+"""CTMRL as its authors' code does it (docs/methods/ctmrl.md, "Paper against release")."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from gentle_jax import losses, objectives
 from gentle_jax.algorithms.ctmrl import codebook, parts
+from gentle_jax.algorithms.ctmrl.settings import Config
 from gentle_jax.compose import Term
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Scalar, Spec
 
 FORWARDS = 3  # passes of z through the codebook before the losses: the main one, two dual critics'
 
 
-def make(config, train, spec, bag_rows):
+def make(config: Config, train: TrainConfig, spec: Spec, bag_rows: int) -> parts.Form:
     """Returns the Form. Args: bag_rows, of the vectors that wait for K-means."""
     nets = parts.decoders(config, train.latent_dim, spec)
     shape = config.encoder_width, config.encoder_depth
@@ -26,6 +30,8 @@ def make(config, train, spec, bag_rows):
         coded["cross"] = _cycle(nets, config.use_next_obs)
     if config.use_contrast:
         coded["contrast"] = _contrast(config, train, spec.num_train_tasks)
+    if config.use_code_loss:  # after `contrast`, whose pass moves the codes that it contrasts
+        coded["code_contrast"] = Term(_code_contrast)
     return parts.Form(always, coded, codebook.Rules(True, _start, _refresh, _collect))
 
 
@@ -40,15 +46,24 @@ def _prediction(nets):
 
 
 def _code_loss(params, own, hp, seen, key):
-    """Squared distance of z and its code, to both sides, and a contrast between the codes.
-
-    The contrast moves codes only, by the Adam step that lives until the next forward pass.
-    """
+    """Commitment: squared distance of z and its code, to both sides."""
     codes, matched = parts.matched_codes(seen)
-    commit = hp["commit_weight"] * losses.mse(codes[matched], seen.z)
+    weight = hp["code_loss_weight"] * hp["commit_weight"]
+    return weight * losses.mse(codes[matched], seen.z)
+
+
+def _code_contrast(params, own, hp, seen, key):
+    """A contrast of codes with codes, as they are after the passes of this step.
+
+    It moves codes only, by the Adam step that lives until the next pass.
+    """
+    codes = seen.params["codebook"]
+    passed = jax.lax.stop_gradient(_passed(hp, seen).codes)
+    codes = codes + (passed - jax.lax.stop_gradient(codes))  # their values, Adam's gradient
     one_group = jnp.zeros(codes.shape[0], jnp.int32)
     matrix = seen.own["codebook"].matrix
-    return commit + losses.bilinear_group_contrast(codes, codes, one_group, 1, matrix)
+    value = losses.bilinear_group_contrast(codes, codes, one_group, 1, matrix)
+    return hp["code_loss_weight"] * value
 
 
 def _cycle(nets, use_next_obs):
@@ -91,18 +106,33 @@ def _several(matched):
     return jnp.any(matched != matched[0])
 
 
-def forward_passes(book, z, decay, count=FORWARDS):
-    """Returns the book after some passes of z [T, Z]: each matches, then averages."""
+def forward_passes(
+    book: codebook.Codebook, z: Float[Array, "T Z"], decay: Scalar, count: int = FORWARDS
+) -> codebook.Codebook:
+    """Returns the book after some passes of z: each matches, then averages."""
     for _ in range(count):
         book = codebook.move_ema(book, z, codebook.match(book.codes, z), decay)
     return book
 
 
+def _passed(hp, seen):
+    """Returns the book after all passes of a step: those in `before`, and the contrast's."""
+    mean, size = seen.own["codebook"].mean, seen.own["codebook"].size
+    book = codebook.Codebook(codebook.averaged(mean, size), mean, size)
+    if "contrast" not in seen.aux:  # an ablation
+        return book
+    _, matched = parts.matched_codes(seen)
+    aux = seen.aux["contrast"]
+    moved = forward_passes(book, aux["positive"], hp["decay"], count=1)
+    ran = (aux["ran"] > 0) & _several(matched)
+    return jax.tree.map(lambda a, b: jnp.where(ran, a, b), moved, book)
+
+
 def _codebook(config, latent_dim, bag_rows):
     """The codes: running averages, rebuilt at every pass.
 
-    Losses see the codes before the step's passes; Adam's step is added to the codes after them and
-    lives until the next pass rebuilds them.
+    Tasks are matched with the codes before the step's passes; Adam's step is added to the codes
+    after them and lives until the next pass rebuilds them.
     """
 
     def before(own, hp, seen, key):
@@ -113,21 +143,14 @@ def _codebook(config, latent_dim, bag_rows):
 
     def after(codes, own, hp, seen, key):
         step = codes - seen.params["codebook"]  # Adam's
-        book = codebook.Codebook(codebook.averaged(own.mean, own.size), own.mean, own.size)
-        if config.use_contrast:
-            _, matched = parts.matched_codes(seen)
-            aux = seen.aux["contrast"]
-            moved = forward_passes(book, aux["positive"], hp["decay"], count=1)
-            ran = (aux["ran"] > 0) & _several(matched)
-            book = jax.tree.map(lambda a, b: jnp.where(ran, a, b), moved, book)
+        book = _passed(hp, seen)
         return book.codes + step, own.replace(mean=book.mean, size=book.size)
 
     return parts.codebook_term(config, latent_dim, bag_rows, before=before, after=after)
 
 
 def _start(centres, counts):
-    """An empty centre counts 1."""
-    return codebook.Codebook(centres, jnp.copy(centres), jnp.maximum(counts, 1.0))
+    return codebook.Codebook(centres, jnp.copy(centres), counts)
 
 
 def _collect(book, vectors, hp):

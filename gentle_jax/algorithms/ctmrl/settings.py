@@ -6,7 +6,6 @@ from gentle_jax.config import from_zero
 
 DEFAULT_FIDELITY = "paper"
 FIDELITY = {"paper": {"algo.form": "paper"}, "release": {"algo.form": "release"}}
-PROTOCOL = "random_then_policy"  # the paper's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Config:
     lr: float = 3e-4
 
 
-# the paper's names of its Tables 2 and 3 in `experiments/reference`
+# the paper's names of its Tables 2 and 3 in `experiments/papers`
 VARIANTS = {
     "ctmrl_no_code_loss": {"use_code_loss": False},
     "ctmrl_no_cross_prediction": {"use_cross_prediction": False},

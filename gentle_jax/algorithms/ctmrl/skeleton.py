@@ -5,13 +5,15 @@ import jax.numpy as jnp
 
 from gentle_jax import compose, encoders, errors, learner
 from gentle_jax.algorithms.ctmrl import codebook, paper, release
-from gentle_jax.types import Stage
+from gentle_jax.algorithms.ctmrl.settings import Config
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Algorithm, Backbone, Spec, Stage
 
 FORMS = {"paper": paper, "release": release}
 
 
-def make(config, train, spec, rl):
-    """Returns the Algorithm. Args: config, a Config; train, a TrainConfig; spec; rl, a Backbone."""
+def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algorithm:
+    """Returns the Algorithm."""
     _check(config, spec)
     iterations = max(min(config.num_iterations, train.num_steps), 2)
     schedule = codebook.refresh_schedule(iterations)

@@ -31,13 +31,11 @@ from gentle_jax.algorithms.gentle.settings import (
     FIDELITY,
     PERIODIC,
     PRESETS,
-    PROTOCOL,
     SETTINGS,
     VARIANTS,
     Config,
 )
 
 __all__ = [
-    "DEFAULT_FIDELITY", "FIDELITY", "PERIODIC", "PRESETS", "PROTOCOL", "SETTINGS", "VARIANTS",
-    "Config", "make",
+    "DEFAULT_FIDELITY", "FIDELITY", "PERIODIC", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
 ]  # fmt: skip

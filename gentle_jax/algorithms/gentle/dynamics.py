@@ -1,5 +1,5 @@
 """Per-task ensembles of dynamics models, all tasks and members at once (docs/methods/gentle.md,
-"Dynamics models").
+"Dynamics ensembles").
 
 Training runs in epochs over bootstrapped rows; a member whose holdout error improves by over 1 % is
 kept; a task whose members have not improved for `patience` epochs in a row stops changing. The
@@ -8,21 +8,22 @@ stopped earlier are masked.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from gentle_jax import data as data_lib
 from gentle_jax import errors as errors_lib
 from gentle_jax import learner, networks
+from gentle_jax.types import Spec, pytree
 
 HOLDOUT_SHARE, HOLDOUT_MAX = 0.2, 1000
 IMPROVEMENT = 0.01  # relative, of the holdout error
 
 
-@struct.dataclass
+@pytree
 class EnsembleState:
     """N tasks x K members. `best` is what relabelling uses."""
 
@@ -37,13 +38,13 @@ class EnsembleState:
 class Ensemble(NamedTuple):
     """Functions of the ensembles of all training tasks."""
 
-    init: callable  # (key) -> EnsembleState
-    step: callable  # (EnsembleState, data, hp, key, index) -> (EnsembleState, Metrics)
+    init: Callable  # (key) -> EnsembleState
+    step: Callable  # (EnsembleState, data, hp, key, index) -> (EnsembleState, Metrics)
     num_steps: int
-    predict: callable  # (params of one task [K, ...], obs, action) -> (reward, next_obs or None)
+    predict: Callable  # (params of one task [K, ...], obs, action) -> (reward, next_obs or None)
 
 
-def sizes(rows_per_task, batch_size):
+def sizes(rows_per_task: int, batch_size: int) -> tuple[int, int, int]:
     """Returns (holdout rows, training rows, steps per epoch); raises UserError for too few rows."""
     holdout = min(int(HOLDOUT_SHARE * rows_per_task), HOLDOUT_MAX)
     if holdout < 1:
@@ -71,7 +72,15 @@ class _Setup(NamedTuple):
     decay: tuple  # weight decay of each layer
 
 
-def make(spec, width, members, batch_size, max_epochs, patience, predict_next_obs):
+def make(
+    spec: Spec,
+    width: int,
+    members: int,
+    batch_size: int,
+    max_epochs: int,
+    patience: int,
+    predict_next_obs: bool,
+) -> Ensemble:
     """Returns an Ensemble. Members see [s, a] and predict r, or r and s' - s."""
     depth = 3 if predict_next_obs else 2
     out = 1 + (spec.obs_dim if predict_next_obs else 0)
@@ -123,7 +132,7 @@ def _init(setup, key):
     return EnsembleState(
         trained=learner.Trained.of(params),
         best=learner.copy(params),
-        best_error=jnp.full((num_tasks, members), jnp.inf),
+        best_error=jnp.full((num_tasks, members), jnp.inf, jnp.float32),
         stale=jnp.zeros(num_tasks, jnp.int32),
         holdout=rows[:, : setup.num_holdout],
         order=jnp.take_along_axis(kept, boot, axis=-1),

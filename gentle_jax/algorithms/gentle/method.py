@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from gentle_jax import compose, encoders, errors, learner, losses, networks, objectives
 from gentle_jax import data as data_lib
 from gentle_jax.algorithms.gentle import dynamics, relabelling
-from gentle_jax.types import Stage
+from gentle_jax.algorithms.gentle.settings import Config
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Algorithm, Backbone, Spec, Stage
 
 
-def make(config, train, spec, rl):
-    """Returns the Algorithm. Args: config, a Config; train, a TrainConfig; spec; rl, a Backbone."""
+def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algorithm:
+    """Returns the Algorithm."""
     _check(config, spec)
     models = dynamics.make(
         spec, config.width, config.ensemble_size, config.model_batch, config.max_epochs,

@@ -3,16 +3,21 @@
 Source: docs/methods/gentle.md, "Relabelling". A source gives states; a target's models label them.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Array, Int
 
 from gentle_jax import data as data_lib
 from gentle_jax import learner
-from gentle_jax.types import Transition
+from gentle_jax.algorithms.gentle import dynamics
+from gentle_jax.algorithms.gentle.settings import Config
+from gentle_jax.config import TrainConfig
+from gentle_jax.types import Backbone, RandomKey, Representation, Spec, Transition, pytree
 
 
-@struct.dataclass
+@pytree
 class Relabelled:
     """Rows of each source task under its own and other tasks' models; (s, a) stored once."""
 
@@ -24,7 +29,7 @@ class Relabelled:
     count: jax.Array  # [target] int32: blocks of the target
 
 
-def empty(config, spec):
+def empty(config: Config, spec: Spec) -> Relabelled:
     """Returns the Relabelled that the first relabelling fills."""
     num_tasks, slots = spec.num_train_tasks, 1 + config.num_cross_tasks
     rows = config.relabel_rows if config.relabel else 1
@@ -40,8 +45,10 @@ def empty(config, spec):
     )
 
 
-def targets_of_sources(num_tasks, num_cross, balanced, key):
-    """Returns [source, 1 + num_cross]: the tasks whose models label a source's rows, itself first.
+def targets_of_sources(
+    num_tasks: int, num_cross: int, balanced: bool, key: RandomKey
+) -> Int[Array, "source slot"]:
+    """Returns the tasks whose models label a source's rows, itself first.
 
     balanced=False: distinct others at random per source, so a target has
     Binomial(N - 1, c / (N - 1)) cross sources (the release). True: cyclic shifts of one random
@@ -57,8 +64,10 @@ def targets_of_sources(num_tasks, num_cross, balanced, key):
     return jnp.concatenate([own[:, None], others], axis=1)
 
 
-def blocks_of_targets(targets, num_tasks):
-    """Inverts `targets_of_sources`: returns (pair [target, N], count [target]).
+def blocks_of_targets(
+    targets: Int[Array, "source slot"], num_tasks: int
+) -> tuple[Int[Array, "target N"], Int[Array, " target"]]:
+    """Inverts `targets_of_sources`: returns (pair, count).
 
     pair = source * slots + slot. Entries of a row past its count belong to other targets and are
     never drawn.
@@ -68,7 +77,9 @@ def blocks_of_targets(targets, num_tasks):
     return order.astype(jnp.int32), hit.sum(1).astype(jnp.int32)
 
 
-def make(config, spec, models, rep, rl):
+def make(
+    config: Config, spec: Spec, models: dynamics.Ensemble, rep: Representation, rl: Backbone
+) -> Callable:
     """Returns relabel(state, data, key) -> Relabelled, for all training tasks (Algorithm 1)."""
     num_tasks, rows = spec.num_train_tasks, config.relabel_rows
 
@@ -76,9 +87,7 @@ def make(config, spec, models, rep, rl):
         k_rows, k_z, k_action, k_targets = jax.random.split(key, 4)
         ids = jnp.arange(num_tasks)
         real = data_lib.rl_batch(data, ids, rows, k_rows)  # [N, rows, ...]
-        z = learner.encode_tasks(
-            rep, state.rep, real, ids, k_z
-        )  # of real rows, never relabelled ones
+        z = learner.encode_tasks(rep, state.rep, real, ids, k_z)  # never of relabelled rows
         targets = targets_of_sources(
             num_tasks, config.num_cross_tasks, config.balanced_sources, k_targets
         )
@@ -111,7 +120,14 @@ def make(config, spec, models, rep, rl):
     return relabel
 
 
-def mixed_context(config, train, buffer, data, task_id, key):
+def mixed_context(
+    config: Config,
+    train: TrainConfig,
+    buffer: Relabelled,
+    data: data_lib.Dataset,
+    task_id: Int[Array, " T"],
+    key: RandomKey,
+) -> Transition:
     """Returns contexts [T, C, ...]: relabelled rows, then real ones (95 : 5 in the release)."""
     k_block, k_row, k_real, k_kind = jax.random.split(key, 4)
     slots = 1 + config.num_cross_tasks

@@ -4,7 +4,6 @@ import dataclasses
 
 from gentle_jax.config import from_zero, static
 
-PROTOCOL = "given_context"  # the paper's first
 PERIODIC = "relabel_every"
 DEFAULT_FIDELITY = "release"
 FIDELITY = {
@@ -19,7 +18,7 @@ FIDELITY = {
 }
 
 
-# the paper's names of its Table 2 in `experiments/reference`
+# the paper's names of its Table 2 in `experiments/papers`
 VARIANTS = {
     "gentle_contrastive": {"objective": "contrastive"},
     "gentle_no_relabel": {"relabel": False},

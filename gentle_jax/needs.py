@@ -1,0 +1,85 @@
+"""What protocols need of an environment or an algorithm, and which of them can run.
+
+A protocol's module names its needs in `NEEDS`; modules of environments and algorithms name what
+they have in `OFFERS`. A protocol whose needs are not offered is left out of the default list, and
+refused where it is asked for. A name that is not in FEATURES may be used too: whoever offers it has
+it. A context is no need: an algorithm without one runs everywhere, as a floor for the others.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from gentle_jax import errors, registry
+from gentle_jax.types import Env, Representation
+
+
+class Feature(NamedTuple):
+    """Something that not all have."""
+
+    kind: str  # the table of `registry` whose entries may have it
+    there: Callable[[Env, Representation], bool]  # whether the bundles have it: OFFERS are claims
+
+
+FEATURES = {
+    "relabel": Feature("environment", lambda env, rep: env.relabel is not None),
+    "predict_reward": Feature("algorithm", lambda env, rep: rep.predict_reward is not None),
+}
+
+
+def able(algorithm: str, env: str) -> tuple[str, ...]:
+    """Returns the names of the protocols that can run. Args: names of the registry."""
+    return tuple(name for name in registry.PROTOCOLS if not _lacking(name, algorithm, env))
+
+
+def check(protocols: Iterable[str], algorithm: str, env: str) -> None:
+    """Raises UserError for a protocol that is unknown or whose needs are not offered."""
+    for name in protocols:
+        missing = _lacking(name, algorithm, env)
+        if missing:
+            raise _refusal(name, missing[0], _without(missing[0], algorithm, env), algorithm, env)
+
+
+def check_built(
+    protocols: Iterable[str], algorithm: str, env: Env, representation: Representation
+) -> None:
+    """Raises UserError for a need that the module offers but this bundle, with its settings, lacks.
+
+    Args: algorithm, its name.
+    """
+    for name in protocols:
+        for need in needs_of(name):
+            feature = FEATURES.get(need)
+            if feature is not None and not feature.there(env, representation):
+                who = _without(need, algorithm, env.name) + " with these settings"
+                raise _refusal(name, need, who, algorithm, env.name)
+
+
+def needs_of(protocol: str) -> tuple[str, ...]:
+    """Returns what a protocol needs."""
+    return tuple(getattr(registry.load("protocol", protocol), "NEEDS", ()))
+
+
+def offers_of(kind: str, name: str) -> tuple[str, ...]:
+    """Returns what an entry of the registry offers. Args: kind, "environment" or "algorithm"."""
+    return tuple(getattr(registry.load(kind, name), "OFFERS", ()))
+
+
+def _lacking(protocol, algorithm, env):
+    """Returns what a protocol needs and neither algorithm nor environment offers."""
+    offered = offers_of("algorithm", algorithm) + offers_of("environment", env)
+    return [need for need in needs_of(protocol) if need not in offered]
+
+
+def _without(need, algorithm, env):
+    """Returns, in words, who lacks a need."""
+    names = {"algorithm": f"algorithm {algorithm!r}", "environment": f"environment {env!r}"}
+    if need in FEATURES:
+        return f"{names[FEATURES[need].kind]} lacks"
+    return f"both {names['algorithm']} and {names['environment']} lack"
+
+
+def _refusal(protocol, need, who, algorithm, env):
+    others = [name for name in able(algorithm, env) if need not in needs_of(name)]
+    return errors.UserError(
+        f"protocol {protocol!r} needs {need!r}, which {who}: choose from {', '.join(others)}"
+    )

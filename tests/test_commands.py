@@ -1,0 +1,235 @@
+"""What all commands share: the list of them, `--help`, refused flags, exit codes."""
+
+import configparser
+import itertools
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from experiments import __main__ as listing
+from experiments import collect, run
+from experiments.cli import command, exit_codes, flags
+from experiments.host import preemption
+from gentle_jax import config as config_lib
+from gentle_jax import errors, registry
+
+pytestmark = pytest.mark.usefixtures("no_cache")
+ROOT = pathlib.Path(__file__).parent.parent
+COMMANDS = {each.name: each for each in listing.commands()}
+# those that read flags: a command of several parts reads none itself
+READING = {each.name: each for whole in COMMANDS.values() for each in whole.parts or (whole,)}
+SETTINGS = {name: f"config.{name}.key" for name in flags.SECTIONS}
+
+
+def words_of(each):
+    """Returns argv of a command without flags."""
+    return ["x", *each.name.split()[1:]]
+
+
+def stub(each, function):
+    """Returns the command, or the whole that it is a part of, with another function."""
+    whole = COMMANDS[each.name.split()[0]]
+    mine = each._replace(function=function, needed=())
+    if not whole.parts:
+        return mine
+    return whole._replace(parts=tuple(mine if p.name == each.name else p for p in whole.parts))
+
+
+def test_every_command_is_listed(capsys):
+    found = [path.stem for path in (ROOT / "experiments").glob("*.py")]
+    found += [path.parent.name for path in (ROOT / "experiments").glob("*/__main__.py")]
+    assert set(COMMANDS) == set(listing.NAMES) == set(found) - {"__init__", "__main__"} - {
+        "build", "presets",
+    }  # fmt: skip
+    for words in ([], ["--help"], ["-h"]):
+        assert command.guard(lambda words=words: listing.run(["x", *words])) == 0
+        text = capsys.readouterr().out
+        for name, each in COMMANDS.items():
+            (line,) = re.findall(rf"^  {name} +(.*)$", text, re.M)
+            assert line and each.summary.startswith(line)
+        assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    "word,part",
+    [
+        ("colect", "unknown argument 'colect'"),
+        ("--hlep", "did you mean '--help'"),
+        ("colect", "did you mean 'collect'"),
+        ("run", "python -m experiments.run"),
+    ],
+)
+def test_an_unknown_argument_of_the_list_is_one_line(capsys, word, part):
+    assert command.guard(lambda: listing.run(["x", word])) == exit_codes.USAGE
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: ") and err.count("\n") == 1 and part in err
+
+
+def test_the_list_is_a_program():
+    found = subprocess.run(
+        [sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0 and found.stdout == listing.listing() + "\n", found.stderr
+
+
+@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_shows_what_the_command_reads_and_nothing_else(capsys, name, word):
+    each = READING[name]
+    assert command.main(stub(each, None), [*words_of(each), "--algo=nonsense", word]) == 0
+    text, err = capsys.readouterr()
+    lines = text.splitlines()
+    assert not err and len(lines) <= 80 and max(map(len, lines)) <= 100
+    assert lines[0] == f"python -m experiments.{name} [flags]"
+    own = [flag for flag, *_ in each.own]
+    taken = [*own, *(flag for flag in each.shared if not flag.startswith("config."))]
+    assert sorted(re.findall(r"^  --(\w+) ", text, re.M)) == sorted(taken)
+    assert set(taken) <= {*own, *flags.NAMES}
+    sections = re.findall(r"SECTION one of ([a-z\s]+)[;,]", text)
+    named = sections[0].replace("and", "").split() if sections else []
+    assert [f"config.{section}" for section in named] == [
+        entry for entry in each.shared if re.fullmatch(r"config\.\w+", entry)
+    ]
+
+
+@pytest.mark.parametrize("name", READING)
+def test_flags_that_a_command_does_not_read_are_refused(capsys, name):
+    each = READING[name]
+    whole = stub(each, lambda line: pytest.fail(f"took {line.given}"))
+    others = [flag for flag in (*flags.NAMES, *SETTINGS.values()) if not flags.takes(each, flag)]
+    for flag in [*others, "nonsense"]:
+        assert command.main(whole, [*words_of(each), f"--{flag}=1"]) == exit_codes.USAGE
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and flag in err
+        if flag != "nonsense":
+            assert f"{name} does not use --{flag}: " in err
+            assert dict(each.refused).get(flag, "expected some of --") in err
+        if flag not in dict(each.refused):
+            for allowed in (flag for flag, *_ in each.own):
+                assert allowed in err
+    assert name == "run" or others
+
+
+@pytest.mark.parametrize("name", READING)
+def test_flags_that_a_command_takes_reach_it(name):
+    each, seen = READING[name], []
+    values = {str: "3", int: "3", bool: "true", list: "3"}
+    entries = [*each.own, *(e for e in flags.ENTRIES if e[0] in each.shared)]
+    words = [f"--{flag}={values[kind]}" for flag, kind, *_ in entries]
+    words += [f"--{s}" for s in SETTINGS.values() if flags.takes(each, s)]
+    assert command.main(stub(each, seen.append), [*words_of(each), *words]) == 0
+    (line,) = seen
+    expected = {str: "3", int: 3, bool: True, list: ["3"]}
+    assert line.given == {flag: expected[kind] for flag, kind, *_ in entries}
+    assert line.given == {
+        **{f: line.shared[f] for f in each.shared if f in line.shared},
+        **line.own,
+    }
+    assert set(line.shared) == set(flags.NAMES)
+    assert len(line.words) == len(words) - len(each.own)
+
+
+def test_a_misspelt_flag_gets_the_nearest_match_among_those_that_are_taken(capsys):
+    for name, word, near in (
+        ("run", "--num_sed=1", "'num_seeds'"), ("report", "--markdwon", "'markdown'"),
+        ("gather", "--num_steps=3", "--num_seeds"), ("collect", "--num_seed=1", None),
+        ("launch", "--num_run=3", "'num_runs'"),
+    ):  # fmt: skip
+        assert command.main(COMMANDS[name], ["x", word]) == exit_codes.USAGE
+        err = capsys.readouterr().err
+        assert (f"did you mean {near}" in err) if near else ("num_seeds" not in err)
+
+
+def test_a_needed_flag_is_asked_for(capsys):
+    each = command.Command("x", "", lambda line: 0, own=(("a", str, "", ""),), needed=("a",))
+    assert command.main(each, ["x"]) == exit_codes.USAGE
+    assert "x needs --a: pass it" in capsys.readouterr().err
+    assert command.main(each, ["x", "--a", "1"]) == exit_codes.DONE
+
+
+def raising(error):
+    """Returns a function of a Line that raises."""
+
+    def function(line):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "function,code",
+    [
+        (lambda line: None, exit_codes.DONE),
+        (lambda line: exit_codes.DIVERGED, exit_codes.DIVERGED),
+        (raising(errors.UserError("mend it")), exit_codes.USAGE),
+        (raising(PermissionError(13, "Permission denied", "there")), exit_codes.USAGE),
+        (raising(KeyboardInterrupt()), exit_codes.INTERRUPTED),
+        (raising(preemption.Preempted("SIGTERM")), exit_codes.INTERRUPTED),
+    ],
+)
+def test_how_a_command_ends_is_its_exit_code(capsys, function, code):
+    assert command.main(command.Command("x", "", function), ["x"]) == code
+    err = capsys.readouterr().err
+    assert err.count("\n") == (code in (exit_codes.USAGE, exit_codes.INTERRUPTED))
+    assert "Traceback" not in err
+
+
+def test_errors_of_ours_are_not_hidden():
+    for error in (OSError(5, "Input/output error"), ValueError("ours"), ZeroDivisionError()):
+        with pytest.raises(type(error)):
+            command.main(command.Command("x", "", raising(error)), ["x"])
+
+
+def test_exit_codes_differ_and_are_the_documented_ones():
+    codes = {k: v for k, v in vars(exit_codes).items() if k.isupper()}
+    assert len(set(codes.values())) == len(codes)
+    assert (exit_codes.DONE, exit_codes.USAGE, exit_codes.DIVERGED) == (0, 2, 3)
+    assert (exit_codes.INTERRUPTED, exit_codes.UNHEARD) == (42, 143)
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast", "quick", "smoke"])
+def test_data_do_not_depend_on_flags_that_collect_refuses(preset):
+    for env in registry.ENVIRONMENTS:
+        for suite in registry.load("environment", env).SETTINGS:
+            names = (f"--preset={preset}", f"--env={env}", f"--suite={suite}")
+            mine = flags.parse(collect.COMMAND, ["collect", *names]).config
+            for algo, fidelity in itertools.product(registry.ALGORITHMS, config_lib.FIDELITIES):
+                line = ["run", *names, f"--algo={algo}", f"--fidelity={fidelity}"]
+                other = flags.parse(run.COMMAND, line).config
+                assert config_lib.data_identity(mine) == config_lib.data_identity(other), line
+
+
+@pytest.mark.parametrize(
+    "word,expected",
+    [("--multihost", True), ("--multihost=1", True), ("--nomultihost", False), (None, False)],
+)
+def test_other_processes_are_joined_where_it_is_asked_for(monkeypatch, capsys, word, expected):
+    seen = []
+
+    def start(multihost):
+        seen.append(multihost)
+        raise errors.UserError("enough")
+
+    monkeypatch.setattr(run.computer, "start", start)
+    for each in (run.COMMAND, collect.COMMAND):
+        assert command.main(each, ["x", *filter(None, [word])]) == exit_codes.USAGE
+    assert seen == [expected] * 2 and capsys.readouterr().err == "error: enough\n" * 2
+
+
+def test_files_that_commands_read_are_part_of_the_package():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set()
+    for package, patterns in setup["options.package_data"].items():
+        folder = ROOT / package.replace(".", "/")
+        assert (folder / "__init__.py").exists(), package
+        for pattern in patterns.split():
+            found = set(folder.glob(pattern))
+            assert found, (package, pattern)
+            listed |= found
+    ours = {p for p in (ROOT / "experiments").rglob("*") if p.is_file() and p.suffix != ".py"}
+    ours = {p for p in ours if not {"__pycache__", "results"} & set(p.parts)}
+    assert ours == listed
