@@ -212,6 +212,39 @@ def test_statistics_ignore_padding_and_normalize_z_scores_both_observations():
     np.testing.assert_array_equal(scaled.rows.reward, made.rows.reward)  # raw
 
 
+def test_summary_is_of_the_real_rows_of_all_tasks():
+    made = build(LENGTHS)
+    ends = made.episode_start[:, -1]
+    real = lambda x: np.concatenate([x[t, : ends[t]] for t in range(TASKS)]).astype(float)
+    obs, reward = real(made.rows.obs), real(made.rows.reward)
+    found = data_lib.summary(made)
+    np.testing.assert_allclose(found.obs_mean, obs.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.obs_std, obs.std(0), rtol=1e-4)
+    np.testing.assert_allclose(found.reward_mean, reward.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.reward_std, reward.std(), rtol=1e-4)
+    assert isinstance(found.reward_mean, float) and isinstance(found.reward_std, float)
+
+
+def test_whole_episodes_are_in_time_order_cut_at_the_horizon_and_never_missing():
+    lengths = LENGTHS.copy()
+    for place in ((0, 1, 3), (1, 0, 1), (2, 1, 2), (2, 1, 3)):
+        lengths[place] = 0
+    made = jax.tree.map(jnp.asarray, build(lengths))
+    ids, count, horizon = jnp.array([2, 0]), 40, STEPS - 2
+    rows, mask = data_lib.episodes(made, ids, count, horizon, jax.random.key(0))
+    assert rows.obs.shape == (2, count, horizon, 2) and mask.shape == (2, count, horizon)
+    task, level, episode = parts(rows)
+    assert (task == np.asarray(ids)[:, None, None]).all()
+    assert (level == level[..., :1]).all() and (episode == episode[..., :1]).all()
+    length = np.minimum(lengths[task[..., 0], level[..., 0], episode[..., 0]], horizon)
+    np.testing.assert_array_equal(np.asarray(mask), np.arange(horizon) < length[..., None])
+    steps = np.asarray(rows.obs)[..., 0]
+    np.testing.assert_array_equal(np.where(mask > 0, steps, 0), np.arange(horizon) * mask)
+    for row, one in enumerate(np.asarray(ids)):  # each one that there is, empty ones packed last
+        drawn = set(zip(level[row, :, 0], episode[row, :, 0], strict=True))
+        assert drawn == set(zip(*np.nonzero(lengths[one]), strict=True))
+
+
 def test_statistics_of_a_constant_coordinate_do_not_divide_by_zero():
     made = build()
     constant = made.replace(rows=made.rows._replace(obs=np.ones_like(made.rows.obs)))
