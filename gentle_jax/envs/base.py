@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from gentle_jax import errors
 from gentle_jax.types import Action, Env, HostArray
 
-Ids = Int[HostArray, " ids"]
+Ids = Int[HostArray, "_ids"]  # of any number: `_` binds no size, so sets may differ in theirs
 Split = tuple[Ids, Ids]  # (train ids, test ids)
 DERIVE_CONSTANTS = ("release", "physical")
 
