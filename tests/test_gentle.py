@@ -79,7 +79,7 @@ def tagged_buffer(targets):
     source = np.arange(N, dtype=np.float32)[:, None, None]
     row = np.arange(ROWS, dtype=np.float32)
     block = np.arange(N * SLOTS, dtype=np.float32).reshape(N, SLOTS, 1)
-    pair, count = relabelling.blocks_of_targets(targets, N)
+    pair, count = relabelling.blocks_of_targets(jnp.asarray(targets), N)
     return relabelling.Relabelled(
         obs=jnp.array(np.broadcast_to(source, (N, ROWS, 1))),
         action=jnp.array(np.broadcast_to(row[:, None], (N, 1, ROWS, 1))),
