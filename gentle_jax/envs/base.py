@@ -10,11 +10,7 @@ from jaxtyping import Float, Int
 from gentle_jax import errors
 from gentle_jax.types import Action, Env, HostArray
 
-<<<<<<< HEAD
 Ids = Int[HostArray, " _"]  # of any number
-=======
-Ids = Int[HostArray, "_ids"]  # of any number: `_` binds no size, so sets may differ in theirs
->>>>>>> tests2
 Split = tuple[Ids, Ids]  # (train ids, test ids)
 DERIVE_CONSTANTS = ("release", "physical")
 
