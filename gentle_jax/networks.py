@@ -126,8 +126,8 @@ def mlp(
 def _init(key, style, widths, heads):
     """Returns parameters from one draw for all of them. Args: widths, of the input and all layers.
 
-    XLA takes 0.03 to 0.2 s to compile a draw or a key for one: those for each array were four fifths
-    of what the initialisation of a run took to compile.
+    XLA takes 0.03 to 0.2 s to compile a draw, or a key for one: those for each array were four
+    fifths of what the initialisation of a run took to compile.
     """
     shapes = [(size + 1, width) for size, width in itertools.pairwise(widths)]
     depth = len(shapes)
