@@ -185,7 +185,7 @@ def spec_of(config: config_lib.ExperimentConfig, env: Env, dataset: data_lib.Dat
     else:
         rows = np.asarray(dataset.episode_start)[:num_train, -1]
         least, most = int(rows.min()), int(rows.max())
-        statistics = data_lib.summary(data_lib.take_tasks(dataset, np.arange(num_train)))
+        statistics = data_lib.summary(dataset, num_train)
     return Spec(
         obs_dim=env.obs_dim,
         action_dim=env.action_dim,

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from gentle_jax import data as data_lib
+from gentle_jax.config import TrainConfig
 from gentle_jax.learner import Trained
 from gentle_jax.types import (
     Belief,
@@ -62,7 +63,7 @@ class Seen(NamedTuple):
     codes: Float[Array, "T C Z"] | None  # of each context transition
     z: Float[Array, "T Z"]
     batch: MetaBatch
-    dz: Float[Array, "T Z"]  # gradient of the critics' loss in z
+    dz: Float[Array, "G Z"]  # gradient of the critics' loss in z
     encode: Callable  # (Transition [T, C, ...], task_id [T], key) -> (codes, z), with `params`
     params: Params  # name -> parameters; inside of `loss` those that it is differentiated in
     own: dict  # name -> what each term owns
@@ -108,14 +109,14 @@ class RepState:
 def representation(
     encoder: Encoder,
     terms: dict[str, Term],
-    train: Any,
+    train: TrainConfig,
     active: Iterable[str] | None = None,
     frozen: Iterable[str] = (),
     **fields: Any,
 ) -> Representation:
     """Returns the Representation whose encoder descends the sum of terms, {name: Term}.
 
-    Args: train, a TrainConfig; active, names of the terms in use (default: all), so that stages can
+    Args: active, names of the terms in use (default: all), so that stages can
     share one state; frozen, parts of the encoder that do not learn; fields, those of a
     Representation to replace.
     """

@@ -45,6 +45,11 @@ def from_zero(default: int) -> Any:
     return dataclasses.field(default=default, metadata={"from_zero": True})
 
 
+def by_fidelity(default: str) -> Any:
+    """Returns a field of an algorithm that only `--fidelity` sets."""
+    return dataclasses.field(default=default, metadata={"by_fidelity": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Names and counts: what is run, how often."""
@@ -231,11 +236,23 @@ def resolve(
     layers.append(("fidelity", getattr(algorithm, "FIDELITY", {}).get(run.fidelity, {})))
     layers += [("preset", layer) for layer in preset_layers]
     layers.append(("--config", overrides or {}))
+    _refuse_fidelity(algorithm, overrides or {})
     for source, layer in layers:
         _apply(sections, layer, names, source)
     config = ExperimentConfig(**sections)
     validate(config)
     return config
+
+
+def _refuse_fidelity(algorithm, overrides):
+    """Raises UserError where a user overrides what a fidelity stands for."""
+    for field in dataclasses.fields(algorithm.Config):
+        name = f"algo.{field.name}"
+        if field.metadata.get("by_fidelity") and name in overrides:
+            raise errors.UserError(
+                f"{name} is {overrides[name]!r}: the fidelity chooses it; leave it out and pass "
+                f"--fidelity={' or --fidelity='.join(FIDELITIES)}"
+            )
 
 
 def validate(config: ExperimentConfig) -> None:

@@ -6,7 +6,6 @@ an episode are contiguous, episodes of a behaviour level too.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
+from gentle_jax.config import TrainConfig
 from gentle_jax.types import HostArray, RandomKey, Statistics, Transition, pytree
 
 Ids = Int[Array, " ids"] | Int[HostArray, " ids"]
@@ -123,14 +123,15 @@ def split_tasks(dataset: Dataset, num_devices: int) -> Dataset:
 
 def statistics(dataset: Dataset) -> tuple[Float[HostArray, " obs"], Float[HostArray, " obs"]]:
     """Returns (mean, std) of current observations (docs/methods/data.md, "Normaliser")."""
-    rows = _real_rows(dataset, dataset.rows.obs)
-    return rows.mean(0), np.sqrt(rows.var(0) + 1e-8)
+    mean, variance = _moments(dataset, dataset.rows.obs, dataset.episode_start.shape[0])
+    return mean, np.sqrt(variance + np.float32(1e-8))
 
 
-def summary(dataset: Dataset) -> Statistics:
-    """Returns the Statistics of a Dataset's observations and dense rewards."""
-    obs, reward = (_real_rows(dataset, x) for x in (dataset.rows.obs, dataset.rows.reward))
-    return Statistics(obs.mean(0), obs.std(0), float(reward.mean()), float(reward.std()))
+def summary(dataset: Dataset, num_train: int) -> Statistics:
+    """Returns the Statistics of the first tasks' observations and dense rewards."""
+    obs_mean, obs_variance = _moments(dataset, dataset.rows.obs, num_train)
+    mean, variance = _moments(dataset, dataset.rows.reward, num_train)
+    return Statistics(obs_mean, np.sqrt(obs_variance), float(mean), float(np.sqrt(variance)))
 
 
 def no_summary(obs_dim: int) -> Statistics:
@@ -138,10 +139,17 @@ def no_summary(obs_dim: int) -> Statistics:
     return Statistics(np.zeros(obs_dim, np.float32), np.ones(obs_dim, np.float32), 0.0, 1.0)
 
 
-def _real_rows(dataset, column):
-    """Returns a column of all tasks [row, ...] without padding."""
-    ends = np.asarray(dataset.episode_start)[:, -1]
-    return np.concatenate([np.asarray(x)[:n] for x, n in zip(column, ends, strict=True)])
+def _moments(dataset, column, num_tasks):
+    """Returns (mean, variance) of a column over the rows of the first tasks, without padding.
+
+    Sums are float64: those of millions of float32 rows would lose most of their digits.
+    """
+    ends = np.asarray(dataset.episode_start)[:num_tasks, -1]
+    tasks = [np.asarray(column[task])[:end] for task, end in enumerate(ends)]
+    total = lambda of: sum(of(rows).sum(0, dtype=np.float64) for rows in tasks)
+    mean = total(lambda rows: rows) / ends.sum()
+    variance = total(lambda rows: (rows - mean) ** 2) / ends.sum()
+    return np.float32(mean), np.float32(variance)
 
 
 def normalize(
@@ -204,24 +212,6 @@ def rl_batch(dataset: Dataset, task_id: Int[Array, " T"], size: int, key: Random
     return gather(dataset, task_id, draw_rows(dataset, task_id, size, key))
 
 
-def episodes(
-    dataset: Dataset, task_id: Int[Array, " T"], count: int, horizon: int, key: RandomKey
-) -> tuple[Transition, Float[Array, "T count horizon"]]:
-    """Returns (whole episodes, leaves [T, count, horizon, ...]; mask).
-
-    Uniform over the episodes that have rows, in time order; one longer than `horizon` is cut.
-    """
-    starts = dataset.episode_start[task_id]
-    length = jnp.diff(starts, axis=1)
-    score = jnp.where(length > 0, 0.0, -jnp.inf)[:, None]
-    number = jax.random.categorical(key, score, shape=(task_id.shape[0], count))
-    low = jnp.take_along_axis(starts, number, 1)[..., None]
-    length = jnp.take_along_axis(length, number, 1)[..., None]
-    step = jnp.arange(horizon)
-    rows = gather(dataset, task_id, low + jnp.minimum(step, length - 1))
-    return rows, (step < length).astype(jnp.float32)
-
-
 def context_batch(
     dataset: Dataset,
     task_id: Int[Array, " T"],
@@ -268,7 +258,7 @@ def context_batch(
 
 
 def context_of(
-    dataset: Dataset, task_id: Int[Array, " T"], train: Any, key: RandomKey
+    dataset: Dataset, task_id: Int[Array, " T"], train: TrainConfig, key: RandomKey
 ) -> Transition:
     """Returns `context_batch` with the size and draw of a TrainConfig."""
     return context_batch(

@@ -4,16 +4,36 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from gentle_jax import data as data_lib
 from gentle_jax import learner, sweep
+from gentle_jax.config import TrainConfig
 from gentle_jax.rng import stream
-from gentle_jax.types import Belief, Env, Offline, RandomKey, Scalar, Task, Transition
+from gentle_jax.types import (
+    Action,
+    Algorithm,
+    Belief,
+    Env,
+    HostArray,
+    Index,
+    Offline,
+    Protocol,
+    RandomKey,
+    Scalar,
+    Task,
+    Transition,
+)
 
 
 def rollout(
-    env: Env, task: Task, policy: Callable, key: RandomKey, steps: int | None = None, restarts=False
+    env: Env,
+    task: Task,
+    policy: Callable,
+    key: RandomKey,
+    steps: int | None = None,
+    restarts: bool = False,
 ) -> tuple[Transition, Float[Array, " steps"]]:
     """Runs `policy(obs, key, step) -> action` for one horizon, or `steps` steps.
 
@@ -57,7 +77,7 @@ def play_whole(
     key: RandomKey,
     belief: Belief = None,
     observe: Callable | None = None,
-    enough=1,
+    enough: Index = 1,
 ) -> tuple[Transition, Float[Array, " steps"], Belief]:
     """Runs whole episodes, as `play` does, until there are `enough` rows; 1: a single episode.
 
@@ -132,13 +152,15 @@ def episode_return(rows: Transition, mask: Float[Array, " steps"]) -> Scalar:
     return (rows.context_reward * mask).sum()
 
 
-def uniform_action(env, key):
-    """Returns a uniform random action [action_dim] in [-1, 1)."""
+def uniform_action(env: Env, key: RandomKey) -> Action:
+    """Returns a uniform random action in [-1, 1)."""
     return jax.random.uniform(key, (env.action_dim,), minval=-1.0, maxval=1.0)
 
 
-def random_returns(env, num_episodes, key, mesh=None):
-    """Returns [num_tasks]: the mean return of uniform random actions.
+def random_returns(
+    env: Env, num_episodes: int, key: RandomKey, mesh: Mesh | None = None
+) -> Float[HostArray, " task"]:
+    """Returns the mean return of uniform random actions in every task.
 
     Args: mesh, from `sweep.make_mesh`: the devices that tasks are split over.
     """
@@ -158,13 +180,19 @@ def random_returns(env, num_episodes, key, mesh=None):
     return sweep.fetch(found, num_tasks)
 
 
-def stored_data(dataset, index, num_train):
+def stored_data(dataset: data_lib.Dataset, index: Int[Array, ""], num_train: int) -> Offline:
     """Returns the Offline of task `index`. Args: dataset, of all tasks, training tasks first."""
     train = data_lib.view_tasks(dataset, jnp.arange(num_train))
     return Offline(data_lib.view_tasks(dataset, index[None]), train)
 
 
-def make_evaluate(algorithm, env, protocols, num_repeats, tasks_at_once=64):
+def make_evaluate(
+    algorithm: Algorithm,
+    env: Env,
+    protocols: dict[str, Protocol],
+    num_repeats: int,
+    tasks_at_once: int = 64,
+) -> Callable:
     """Returns evaluate(state, run_key, tasks, offline, at) -> {protocol: returns [task, E]}.
 
     Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the
@@ -210,7 +238,7 @@ def mean_over_repeats(returns: Float[Array, "repeat E"]) -> Float[Array, " E"]:
     return mean.at[ends].set(returns[:, ends].mean(0))
 
 
-def make_trace(algorithm, env, protocol):
+def make_trace(algorithm: Algorithm, env: Env, protocol: Protocol) -> Callable:
     """Returns trace(state, run_key, tasks, offline, at) -> the last scored episode of every task.
 
     Result: (obs [task, H + 1, obs_dim] with the start first, mask [task, H]); for figures.
@@ -232,7 +260,7 @@ def make_trace(algorithm, env, protocol):
     return trace
 
 
-def make_embed(algorithm, train, contexts_per_task):
+def make_embed(algorithm: Algorithm, train: TrainConfig, contexts_per_task: int) -> Callable:
     """Returns embed(state, run_key, offline, at): what figures show of every task's contexts.
 
     Result: {"z": [task, contexts_per_task, Z], and each name of `rep.describe`: [task, ...]}.

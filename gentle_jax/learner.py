@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from gentle_jax import data as data_lib
+from gentle_jax.config import TrainConfig
 from gentle_jax.types import (
     Advance,
     AgentState,
@@ -104,7 +105,7 @@ def encode_tasks(
     return sample(extend(context, everything), jax.random.split(key, num_tasks))
 
 
-def decayed(hp: HyperParams, train: Any, at: Index) -> HyperParams:
+def decayed(hp: HyperParams, train: TrainConfig, at: Index) -> HyperParams:
     """Returns `hp` with every rate of DECAYED scaled linearly from 1 to `train.final_lr`."""
     progress = jnp.minimum(at / train.num_steps, 1.0)
     scale = 1.0 - (1.0 - train.final_lr) * progress
@@ -117,7 +118,7 @@ def decayed(hp: HyperParams, train: Any, at: Index) -> HyperParams:
 
 
 def joint_step(
-    rep: Representation, rl: Backbone, train: Any, num_train_tasks: int, offset: int = 0
+    rep: Representation, rl: Backbone, train: TrainConfig, num_train_tasks: int, offset: int = 0
 ) -> Advance:
     """Returns step(state, data, key, index): one RL and one representation update on a batch.
 
@@ -168,14 +169,14 @@ def _condition(rep, state, data, context, task_id, drawn, key):
 def joint(
     rep: Representation,
     rl: Backbone,
-    train: Any,
+    train: TrainConfig,
     spec: Spec,
     before: tuple[Stage, ...] = (),
     shown: tuple = (),
 ) -> Algorithm:
     """Returns the Algorithm whose last stage, `train`, is the joint step.
 
-    Args: train, a TrainConfig; before, Stages of its own; shown, the metrics that say most.
+    Args: before, Stages of its own; shown, the metrics that say most.
     """
     step = joint_step(rep, rl, train, spec.num_train_tasks)
     return assemble(rep, rl, (*before, Stage("train", train.num_steps, step, shown=shown)))

@@ -1,10 +1,9 @@
 """Seed sweeps: one compiled program for all runs, as chunks (a host in between) or fused.
 
 Both drivers call the same chunk and evaluate functions: bit-equal when XLA does not optimise (a
-test says so) and, where runs are taken in turn, in smoke runs of both algorithms with it; side by
-side, XLA fuses the two programs differently and a step agrees to some 1e-6. Runs are mapped, the
-dataset is shared, state is donated, and every program is compiled once, ahead of time: a shape
-that changes later is an error, not a silent second compilation.
+test says so); with its optimisations it may fuse the two programs differently, and a step agrees to
+some 1e-6. Runs are mapped, the dataset is shared, state is donated, and every program is compiled
+once, ahead of time: a shape that changes later is an error, not a silent second compilation.
 
 Runs are split over the devices of a mesh; where they do not divide, the last run is repeated and
 its copies are dropped on the host. On each device, an accelerator takes its runs side by side

@@ -230,7 +230,7 @@ class Env(NamedTuple):
     parameters: Float[HostArray, "num_tasks P"]  # for colouring figures
     parameter_names: tuple  # P names
     landmarks: Float[HostArray, "num_tasks 2"] | None = None  # goals in the plane of obs[:2]
-    optimal_return: Callable | None = None  # (num_samples) -> [num_tasks], where it is known
+    optimal_return: Callable | None = None  # (num_samples, horizon) -> [num_tasks]; None: unknown
     system: Any = None  # the physics.System behind it, where there is one
     context_reward: Callable | None = None  # dense reward -> Step.context_reward; None: equal
     # The dense reward of stored rows in `task`; None where a row does not hold what it depends on.

@@ -128,7 +128,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments):
     [
         ("--config.algo.num_codes=31", "algo.num_codes is 31: expected 2 to 30"),
         ("--config.algo.num_codes=1", "algo.num_codes is 1"),
-        ("--config.algo.form=papre", "did you mean 'paper'"),
+        ("--config.algo.form=release", "pass --fidelity=paper or --fidelity=release"),
     ],
 )
 def test_settings_that_no_data_could_train_are_refused_before_it_is_made(

@@ -65,7 +65,7 @@ def dataset_of(fields, mask):
 
 def spec_of(data):
     rows = np.asarray(data.episode_start)[:, -1]
-    sizes = {"max_rows_per_task": int(rows.max()), "statistics": data_lib.summary(data)}
+    sizes = {"max_rows_per_task": int(rows.max()), "statistics": data_lib.summary(data, len(rows))}
     return Spec(2, 2, len(rows), int(rows.min()), HORIZON, **sizes)
 
 
@@ -274,7 +274,10 @@ def test_sample_reads_the_state_and_draws_what_encode_draws():
     belief = rep.extend(state, rep.prior(state), one, jnp.ones(6))
     sample = jax.jit(jax.vmap(lambda k: rep.sample(state, belief, k)))
     draws = sample(jax.random.split(key, 4000))
-    statistics, params = data_lib.summary(data), state.params["encoder"]
+    statistics, params = (
+        data_lib.summary(data, data.episode_start.shape[0]),
+        state.params["encoder"],
+    )
     rewards = (np.asarray(one.context_reward) - statistics.reward_mean) / statistics.reward_std
     code = np.tanh(ref.mlp(params["net"], rewards[:, None], 1)).mean(0)
     middle, log_std = np.split(ref.mlp(params["heads"], code, 1), 2)

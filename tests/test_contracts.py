@@ -307,7 +307,7 @@ def bandit_data():
 
 
 PROBES = [(name, MAIN) for name in registry.ALGORITHMS]
-PROBES += [(name, "brac_sac") for name in ("focal", "gentle")]
+PROBES += [(name, "brac_sac") for name in registry.ALGORITHMS]
 
 
 @pytest.mark.parametrize("algorithm,backbone", PROBES)

@@ -212,12 +212,12 @@ def test_statistics_ignore_padding_and_normalize_z_scores_both_observations():
     np.testing.assert_array_equal(scaled.rows.reward, made.rows.reward)  # raw
 
 
-def test_summary_is_of_the_real_rows_of_all_tasks():
+def test_summary_is_of_the_real_rows_of_the_first_tasks():
     made = build(LENGTHS)
     ends = made.episode_start[:, -1]
-    real = lambda x: np.concatenate([x[t, : ends[t]] for t in range(TASKS)]).astype(float)
+    real = lambda x: np.concatenate([x[t, : ends[t]] for t in range(TASKS - 1)]).astype(float)
     obs, reward = real(made.rows.obs), real(made.rows.reward)
-    found = data_lib.summary(made)
+    found = data_lib.summary(made, TASKS - 1)
     np.testing.assert_allclose(found.obs_mean, obs.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found.obs_std, obs.std(0), rtol=1e-4)
     np.testing.assert_allclose(found.reward_mean, reward.mean(), rtol=1e-5)
@@ -225,24 +225,16 @@ def test_summary_is_of_the_real_rows_of_all_tasks():
     assert isinstance(found.reward_mean, float) and isinstance(found.reward_std, float)
 
 
-def test_whole_episodes_are_in_time_order_cut_at_the_horizon_and_never_missing():
-    lengths = LENGTHS.copy()
-    for place in ((0, 1, 3), (1, 0, 1), (2, 1, 2), (2, 1, 3)):
-        lengths[place] = 0
-    made = jax.tree.map(jnp.asarray, build(lengths))
-    ids, count, horizon = jnp.array([2, 0]), 40, STEPS - 2
-    rows, mask = data_lib.episodes(made, ids, count, horizon, jax.random.key(0))
-    assert rows.obs.shape == (2, count, horizon, 2) and mask.shape == (2, count, horizon)
-    task, level, episode = parts(rows)
-    assert (task == np.asarray(ids)[:, None, None]).all()
-    assert (level == level[..., :1]).all() and (episode == episode[..., :1]).all()
-    length = np.minimum(lengths[task[..., 0], level[..., 0], episode[..., 0]], horizon)
-    np.testing.assert_array_equal(np.asarray(mask), np.arange(horizon) < length[..., None])
-    steps = np.asarray(rows.obs)[..., 0]
-    np.testing.assert_array_equal(np.where(mask > 0, steps, 0), np.arange(horizon) * mask)
-    for row, one in enumerate(np.asarray(ids)):  # each one that there is, empty ones packed last
-        drawn = set(zip(level[row, :, 0], episode[row, :, 0], strict=True))
-        assert drawn == set(zip(*np.nonzero(lengths[one]), strict=True))
+def test_moments_of_many_rows_keep_their_digits():
+    # float32 sums of so many rows stop growing at 2^24
+    many = np.broadcast_to(np.ones((1, 1, 1), np.float32), (1, 2**25, 1))
+    data = build()
+    long = data.replace(
+        rows=data.rows._replace(obs=many), episode_start=np.array([[0, 2**25]], np.int32)
+    )
+    mean, std = data_lib.statistics(long)
+    np.testing.assert_allclose(mean, 1.0)
+    np.testing.assert_allclose(std, 1e-4, rtol=1e-3)
 
 
 def test_statistics_of_a_constant_coordinate_do_not_divide_by_zero():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import machine
 from gentle_jax import config as config_lib
 from gentle_jax import errors, learner, networks, registry
 from gentle_jax.types import Spec, Transition
@@ -239,21 +240,32 @@ def test_bfloat16_keeps_the_state_in_float32_and_the_losses_close(inputs, name):
     assert np.linalg.norm(dz_rounded - dz) < 0.2 * np.linalg.norm(dz)
 
 
+def kinds_of_products(function, *args):
+    """Returns the types of the operands of all products in the jaxpr of a function."""
+    pending, kinds = [jax.make_jaxpr(function)(*args).jaxpr], set()
+    while pending:
+        for eqn in pending.pop().eqns:
+            pending += machine.jaxprs_in(eqn.params)
+            if eqn.primitive.name == "dot_general":
+                kinds |= {str(atom.aval.dtype) for atom in eqn.invars}
+    return kinds
+
+
 def test_every_network_of_an_experiment_takes_the_precision(tiny):
-    """A step's products are all bfloat16, those of the algorithm's own networks too."""
-    for algorithm, suite in (("gentle", "gentle"), ("ctmrl", "ctmrl")):
+    """Products of the encoder and of the policy are bfloat16."""
+    for algorithm, suite in (("gentle", "gentle"), ("ctmrl", "ctmrl"), ("focal", "ctmrl")):
         made = tiny(algorithm, suite=suite, **{"train.precision": "bfloat16"})
         context = jax.tree.map(lambda x: jnp.asarray(x[:, :8]), made.train.rows)
         state = jax.eval_shape(made.algorithm.init, jax.tree.map(lambda x: x[0], made.hp),
-                               jax.random.key(0))  # fmt: skip
-        encode = lambda s, made=made, c=context: learner.encode_tasks(
-            made.algorithm.rep, s.rep, c, jax.random.key(0)
+                               jax.random.key(0), made.train)  # fmt: skip
+        ids = jnp.arange(context.reward.shape[0])
+        encode = lambda s, made=made, c=context, ids=ids: learner.encode_tasks(
+            made.algorithm.rep, s.rep, c, ids, jax.random.key(0)
         )
-        text = str(jax.make_jaxpr(encode)(state))
-        assert "bf16" in text, algorithm
+        assert kinds_of_products(encode, state) == {"bfloat16"}, algorithm
         obs, z = jnp.zeros(made.spec.obs_dim), jnp.zeros(made.config.train.latent_dim)
-        text = str(jax.make_jaxpr(made.algorithm.rl.mode)(state.rl, obs, z))
-        assert "bf16" in text, algorithm
+        kinds = kinds_of_products(made.algorithm.rl.mode, state.rl, obs, z)
+        assert kinds == {"bfloat16"}, algorithm
 
 
 def test_an_unknown_precision_is_a_user_error():
@@ -262,11 +274,14 @@ def test_an_unknown_precision_is_a_user_error():
         config_lib.resolve(run, (), {"train.precision": "float16"})
 
 
-@pytest.mark.parametrize("algorithm", ["gentle", "ctmrl"])
-def test_encode_is_what_the_belief_says(tiny, algorithm):
-    made = tiny(algorithm, suite=algorithm)
+@pytest.mark.parametrize(
+    "algorithm,suite", [("gentle", "gentle"), ("ctmrl", "ctmrl"), ("focal", "gentle")]
+)
+def test_encode_is_what_the_belief_says(tiny, algorithm, suite):
+    made = tiny(algorithm, suite=suite)
     context = jax.tree.map(lambda x: jnp.asarray(x[:, :8]), made.train.rows)
     rep, state = made.algorithm.rep, made.state().rep
-    z = learner.encode_tasks(rep, state, context, jax.random.key(0))
-    belief = learner.encode_tasks(rep._replace(encode=None), state, context, jax.random.key(0))
+    ids = jnp.arange(context.reward.shape[0])
+    z = learner.encode_tasks(rep, state, context, ids, jax.random.key(0))
+    belief = learner.encode_tasks(rep._replace(encode=None), state, context, ids, jax.random.key(0))
     np.testing.assert_allclose(z, belief, rtol=1e-5, atol=1e-6)

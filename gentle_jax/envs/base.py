@@ -49,9 +49,12 @@ def shorten(env: Env, settings: EnvConfig) -> Env:
     Tasks are chosen evenly along each split and keep their order; ids are counted anew.
     """
     kept, train, test = kept_tasks(env, settings)
-    optimum = env.optimal_return
     if settings.horizon:
         env = env._replace(horizon=settings.horizon)
+        if env.optimal_return is not None:
+            best = env.optimal_return
+            env = env._replace(optimal_return=lambda samples: best(samples, settings.horizon))
+    optimum = env.optimal_return
     if len(kept) == len(env.parameters):
         return env._replace(train_ids=train, test_ids=test)
     return env._replace(

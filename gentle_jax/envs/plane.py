@@ -52,10 +52,10 @@ def make(
         context_reward = near(reward) if sparse_radius > 0 else reward
         return obs, Step(obs, reward, context_reward, jnp.zeros(()))
 
-    def optimal_return(num_samples):
+    def optimal_return(num_samples, steps=horizon):
         keys = jax.random.split(jax.random.key(0), num_samples if random_start else 1)
         starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
-        return _best_returns(step, tasks, starts, horizon)
+        return _best_returns(step, tasks, starts, steps)
 
     parameters, names = colour if colour is not None else (goals, ("goal x", "goal y"))
     return Env(

@@ -31,15 +31,23 @@ def make(config: EvalConfig, env: Env) -> Protocol:
         k_prior, k_explore, k_score = jax.random.split(key, 3)
         z = base.prior_z(algorithm, state, k_prior)
         rows, mask, seen = base.play(
-            algorithm, state, env, task, act, z, k_explore, steps=explored, restarts=True
+            algorithm,
+            state,
+            env,
+            task,
+            act,
+            z,
+            k_explore,
+            steps=explored,
+            restarts=env.ends_early or explored > env.horizon,
         )
 
         def resample(k):
             index = jax.random.randint(k, (env.horizon,), 0, explored)
             return jax.tree.map(lambda x: x[index], rows), jnp.ones(env.horizon)
 
-        again = config.context_resample
-        draw = resample if again and not rep.ordered_context else lambda k: (rows, mask)
+        again = config.context_resample and not rep.ordered_context
+        draw = resample if again else lambda k: (rows, mask)
         known = rep.observe is not None
         return base.growing_context(
             algorithm, state, env, task, budget, k_score,

@@ -103,6 +103,10 @@ def kmeans(
     return lloyd(points, valid, points[first], unit_norm)
 
 
+def _start(centres, counts):
+    return Codebook(centres, jnp.copy(centres), counts)
+
+
 def refresh_schedule(num_iterations: int) -> tuple[int, tuple[int, int], int]:
     """Returns (first, warmup, period): when codes start, vectors count, K-means runs.
 
@@ -121,7 +125,6 @@ class Rules(NamedTuple):
     """What collection and K-means do to codes; `paper` and `release` differ here."""
 
     unit_norm: bool  # see `lloyd`
-    start: Callable  # (centres [N, Z], counts [N]) -> Codebook
     refresh: Callable  # (book, centres [N, Z], counts [N], hp) -> Codebook
     collect: Callable | None  # (book, vectors, hp) -> Codebook at every end of an iteration
 
@@ -152,7 +155,7 @@ def make_periodic(
         return jax.lax.dynamic_update_slice_in_dim(bag, z, slot * num_tasks, 0)
 
     def start(book, bag, key, step):
-        run = lambda: rules.start(*centres(bag, warmup[1] - warmup[0], key))
+        run = lambda: _start(*centres(bag, warmup[1] - warmup[0], key))
         return jax.lax.cond(step == first * per_iteration, run, lambda: book)
 
     def after_warmup(book, bag, vectors, key, step, hp):

@@ -22,7 +22,7 @@ def make(config: Config, train: TrainConfig, spec: Spec, bag_rows: int) -> parts
         coded["cross"] = _cross_prediction(nets)
     if config.use_contrast:
         coded["contrast"] = _contrast(config, train, spec.num_train_tasks)
-    return parts.Form(always, coded, codebook.Rules(False, _start, _refresh, collect=None))
+    return parts.Form(always, coded, codebook.Rules(False, _refresh, collect=None))
 
 
 def _prediction(nets):
@@ -80,10 +80,6 @@ def _codebook(config, latent_dim, bag_rows):
         return codebook.move(book, seen.z, matched, hp["eta"]).codes, own
 
     return parts.codebook_term(config, latent_dim, bag_rows, before=before, after=after)
-
-
-def _start(centres, counts):
-    return codebook.Codebook(centres, jnp.copy(centres), counts)
 
 
 def _refresh(book, centres, counts, hp):

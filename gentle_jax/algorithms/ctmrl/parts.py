@@ -121,8 +121,9 @@ def contrast_term(
         k_anchor, k_positive, k_filler = jax.random.split(key, 3)
 
         def view(k):
-            context = data_lib.context_of(seen.data, every, train, k)
-            return seen.encode(context, every, k)[1]
+            k_context, k_z = jax.random.split(k)
+            context = data_lib.context_of(seen.data, every, train, k_context)
+            return seen.encode(context, every, k_z)[1]
 
         def compute():
             positive, anchor = view(k_positive), view(k_anchor)

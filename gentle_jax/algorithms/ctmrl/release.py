@@ -32,7 +32,7 @@ def make(config: Config, train: TrainConfig, spec: Spec, bag_rows: int) -> parts
         coded["contrast"] = _contrast(config, train, spec.num_train_tasks)
     if config.use_code_loss:  # after `contrast`, whose pass moves the codes that it contrasts
         coded["code_contrast"] = Term(_code_contrast)
-    return parts.Form(always, coded, codebook.Rules(True, _start, _refresh, _collect))
+    return parts.Form(always, coded, codebook.Rules(True, _refresh, _collect))
 
 
 def _prediction(nets):
@@ -147,10 +147,6 @@ def _codebook(config, latent_dim, bag_rows):
         return book.codes + step, own.replace(mean=book.mean, size=book.size)
 
     return parts.codebook_term(config, latent_dim, bag_rows, before=before, after=after)
-
-
-def _start(centres, counts):
-    return codebook.Codebook(centres, jnp.copy(centres), counts)
 
 
 def _collect(book, vectors, hp):

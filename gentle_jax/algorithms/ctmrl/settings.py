@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gentle_jax.config import from_zero
+from gentle_jax.config import by_fidelity, from_zero
 
 DEFAULT_FIDELITY = "paper"
 FIDELITY = {"paper": {"algo.form": "paper"}, "release": {"algo.form": "release"}}
@@ -12,7 +12,7 @@ FIDELITY = {"paper": {"algo.form": "paper"}, "release": {"algo.form": "release"}
 class Config:
     """Constants of docs/methods/ctmrl.md; floats are leaves of `hp`."""
 
-    form: str = "paper"  # set by the fidelity
+    form: str = by_fidelity("paper")
     encoder_width: int = 200
     encoder_depth: int = 3
     width: int = 256  # decoders

@@ -84,8 +84,9 @@ def _task_vectors(rep, spec):
     every = jnp.arange(spec.num_train_tasks)
 
     def vectors(state, data, key):
-        context = rep.context(state, data, every, key)
-        return rep.encode(state, context, every, key)
+        k_context, k_z = jax.random.split(key)
+        context = rep.context(state, data, every, k_context)
+        return rep.encode(state, context, every, k_z)
 
     return vectors
 
