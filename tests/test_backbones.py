@@ -30,10 +30,11 @@ def test_a_z_per_row_is_the_z_of_its_task(name):
     batches, cond = batch_of(learner.rl.num_batches)
     by_task = Cond(*(z[:, :tasks] for z in cond))
     by_row = Cond(*(jnp.repeat(z, ROWS // tasks, axis=1) for z in by_task))
-    # Adam's first step has the size of its rate whatever the gradient: rounding would show
-    start, _, _ = learner.update(learner.init(), batches, by_task, index=1)
-    expected, dz, told = learner.update(start, batches, by_task, index=2)
-    found, dz_rows, told_rows = learner.update(start, batches, by_row, index=2)
+    # Adam's first steps have the size of the rate whatever the gradient: rounding would show
+    rates = {"lr": 1e-4, "policy_lr": 1e-4}
+    start, _, _ = learner.update(learner.init(), batches, by_task, index=1, **rates)
+    expected, dz, told = learner.update(start, batches, by_task, index=2, **rates)
+    found, dz_rows, told_rows = learner.update(start, batches, by_row, index=2, **rates)
     assert_close((found, told_rows), (expected, told), 1e-6)
     assert dz.shape == (tasks, 1) and dz_rows.shape == (ROWS, 1)
     assert_close(dz_rows.reshape(tasks, -1, 1).sum(1), dz, 1e-6)
@@ -139,7 +140,7 @@ MEANS = {  # mean: (exact, the released 1 - a^2 + 1e-6 under the logarithm, in 6
 def test_log_probabilities_exact_and_as_released(monkeypatch, mean):
     noise = jnp.array([0.7, -1.1])
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: noise)
-    heads = jnp.array(mean), jnp.array([-0.5, -2.0]), None
+    heads = jnp.array(mean), jnp.array([-0.5, -2.0]), jax.random.key(0)
     exact, released = MEANS[mean]
     action, log_p = distributions.sample_exact(*heads)
     np.testing.assert_allclose(log_p, exact, rtol=1e-6)
