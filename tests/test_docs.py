@@ -38,7 +38,6 @@ PENDING = {
     "citations": (
         "CONTRIBUTING.md",
         "README.md",
-        "experiments/cli/flags.py",
         "gentle_jax/algorithms/",
         "gentle_jax/backbones/",
         "gentle_jax/data.py",
@@ -57,7 +56,6 @@ PENDING = {
         "tests/test_data.py",
         "tests/test_envs.py",
         "tests/test_gentle.py",
-        "tests/test_locomotion.py",
         "tests/test_protocols.py",
         "tests/test_sweep.py",
     ),

@@ -36,7 +36,7 @@ def task(env, index):
 
 
 def test_speeds_and_angles_are_the_releases():
-    # checksums of gentle_suite.md sec. 1.1
+    # checksums in docs/methods/environments.md, "Cheetah-Vel" and "Ant-Dir"
     np.testing.assert_allclose(
         make("cheetah_vel", "gentle").tasks["speed"][:3], [1.5721, 0.9521, 1.6688], atol=5e-4
     )
@@ -93,7 +93,7 @@ def test_suites_have_their_task_counts(name, suite, sizes):
     assert (len(env.train_ids), len(env.test_ids), env.horizon) == (*sizes, 200)
 
 
-def test_the_tasks_of_suite_b_are_those_of_the_released_one_where_the_sheet_says_so():
+def test_the_tasks_of_suite_b_are_those_of_the_released_one_where_the_page_says_so():
     for name in ("ant_goal", "hopper_params", "walker_params"):
         a, b = make(name, "ctmrl").tasks, make(name, "ctmrl_b").tasks
         assert all(np.array_equal(a[field], b[field]) for field in a)
@@ -132,7 +132,7 @@ def test_time_steps_and_integrators(name, seconds, substeps):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_resets_are_spread_as_the_sheets_say(name):
+def test_resets_are_spread_as_the_page_says(name):
     env = make(name)
     states, obs = jax.vmap(env.reset, (None, 0))(
         task(env, 0), jax.random.split(jax.random.key(0), 400)
@@ -180,7 +180,8 @@ def test_a_cheetah_at_its_speed_pays_for_control_only():
 
 # --- settings
 
-# ctmrl_suite.md sec. 12.2 and 14: E, Z, T, N, CLUB, alpha, alpha_max, steps, B, levels
+# docs/methods/environments.md, "Settings of the ctmrl suites"; docs/methods/ctmrl.md, "Published
+# settings": E, Z, T, N, CLUB, alpha, alpha_max, steps, B, levels
 CTMRL_SIZES = {
     "cheetah_vel": (100, 20, 16, 16, 10.0, 50.0, 2_000.0, 105_000, 600, (100_000, 18)),
     "ant_goal": (512, 20, 10, 2, 50.0, 500.0, 2_000.0, 210_000, 800, (100_000, 18)),
@@ -219,7 +220,7 @@ def test_published_sizes_of_ctmrl(name):
     ],
 )
 def test_published_sizes_of_gentle(name, latent, meta, cross, episodes, next_obs):
-    # gentle_suite.md sec. 3.5 and 9.1
+    # docs/methods/gentle.md, "Published settings"
     run = config_lib.RunConfig(algorithm="gentle", suite="gentle", env=name, preset="paper")
     config = config_lib.resolve(run)
     train, algo, data = config.train, config.algo, config.behaviour
@@ -347,9 +348,8 @@ def test_copies_fill_one_ring_learn_and_compile_once():
         assert learned == (start >= 8) and np.isfinite(loss).all()
     assert advance._cache_size() == 1
     # 24 steps of learning by 4 copies at 0.5 updates a step: 12, two after each of six steps
-    counts = [
-        leaf for leaf in jax.tree.leaves(state.agent.critic_moments) if leaf.dtype == jnp.int32
-    ]
+    moments = jax.tree.leaves(state.agent.critics.moments)
+    counts = [leaf for leaf in moments if leaf.dtype == jnp.int32]
     assert counts and all((np.asarray(count) == 12).all() for count in counts)
     rows = state.replay
     assert rows.obs.shape == (6, 16, env.obs_dim)

@@ -1,4 +1,4 @@
-"""Command-line flags, shared by every command with the same meaning (product.md sec. 3).
+"""Command-line flags, shared by every command with the same meaning.
 
 A `command.Command` declares which of them it takes; `read` refuses all others. `resolve` makes of
 what was read what is to be run.
