@@ -39,7 +39,8 @@ GROUPS = {
          "program; other settings of train eval algo backbone: one program after the other"),
     ),
     "testing": (
-        ("protocol", list, [], "repeatable: " + " ".join(registry.PROTOCOLS) + "; default: all that fit"),
+        ("protocol", list, [],
+         "repeatable: " + " ".join(registry.PROTOCOLS) + "; default: all that can run"),
     ),
     "devices": (
         ("shard_data", bool, False, "split the data by task over devices: they do not fit on one"),
