@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gentle_jax
 from experiments import collect
 from experiments.host import preemption
 from gentle_jax import behaviour as behaviour_lib
@@ -192,6 +193,12 @@ def test_the_same_command_gives_the_same_bits(small, dataset, tmp_path):
     again, again_meta, _ = ensure(tmp_path)
     check_same(again, fields)
     assert without_environment(again_meta) == without_environment(meta)
+
+
+def test_data_made_in_memory_are_those_of_the_command(small, dataset):
+    config, _ = small
+    _, fields, _ = dataset
+    check_same(gentle_jax.collect(config), fields)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])

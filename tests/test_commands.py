@@ -249,8 +249,8 @@ def test_files_that_commands_read_are_in_the_checkout():
     inside = ROOT / "experiments"
     read = [inside / "show" / "viewer.html", check.HERE / "Dockerfile"]
     read += [check.HERE / "schemas" / f"{name}.json" for name in check.SCHEMAS.values()]
-    tables = [name for names in paper_tables.TABLES.values() for name in names]
-    read += [paper_tables.FOLDER / f"{name}.csv" for name in tables]
+    tables = {name for _, names in paper_tables.papers().values() for name in names}
+    read += [paper_tables.FOLDER / f"{name}.csv" for name in {"papers", *tables}]
     assert all(path.stat().st_size > 100 and inside in path.parents for path in read)
     files = {path for path in inside.rglob("*") if path.is_file() and path.suffix != ".py"}
     files = {path for path in files if not {"__pycache__", "results"} & set(path.parts)}
