@@ -16,7 +16,7 @@ from experiments import collect
 from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
-from experiments.runs import code_identity, events, grids, outputs, remote
+from experiments.runs import code_identity, data_code, events, grids, outputs, remote
 from gentle_jax import assembly, checkpoint, errors, storage, sweep, training
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
@@ -224,9 +224,14 @@ def needs(request):
     print(f"compile cache: {cached} programs", flush=True)
 
 
-def write_environment(folder, run):
-    """Writes environment.json; that of a run that goes on stays, and gets what differs now."""
+def write_environment(folder, run, meta=None):
+    """Writes environment.json; that of a run that goes on stays, and gets what differs now.
+
+    Args: meta, of the run's data: the hashes of the code that collected them are recorded.
+    """
     path, now = folder / "environment.json", computer.environment() | code_identity.of(run)
+    if meta is not None and not storage.source_of(meta):
+        now["data_source_hash"] = code_identity.spell(data_code.recorded(meta))
     if path.exists() and code_identity.begun(folder):
         first = storage.read_json(path)
         last = dict(collections.ChainMap(*reversed(first.get("resumed_with", [])), first))
@@ -243,7 +248,10 @@ def train(request, folder, hits, tell=events.silent):
 
     Args: tell, of `events`.
     """
-    fields, meta, collected = collect.ensure(request.config, request.data, request.save_every, tell)
+    code = request.fresh, request.accept_code
+    fields, meta, collected = collect.ensure(
+        request.config, request.data, request.save_every, tell, *code
+    )
     tell("compile")
     task = assembly.make_sweep(
         request.config, fields, request.points, hosts.devices(), request.shard_data
@@ -253,7 +261,7 @@ def train(request, folder, hits, tell=events.silent):
         size = training.state_bytes(training.state_shapes(task))
         computer.prepare_folder(folder, 4 * size + 20e6, "--out")
         storage.write_json(folder / "config.json", identity(request))
-        write_environment(folder, request.config.run)
+        write_environment(folder, request.config.run, meta)
     session = Session(request, folder, task, assembly.task_sets(env)["test"], tell)
     programs, compiled = compile_programs(task, hits)
     check_memory(task, programs)

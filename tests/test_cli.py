@@ -9,6 +9,7 @@ import pytest
 from experiments import collect, run
 from experiments.cli import flags
 from experiments.cli.command import main
+from experiments.runs import data_code
 from gentle_jax import assembly, errors, presets, registry, storage
 from gentle_jax import config as config_lib
 
@@ -51,7 +52,8 @@ def toy_root(tmp_path_factory):
         array[:] = 1.0 if name == "mask" else rng.uniform(size=array.shape)
         array.flush()
     meta = {"random_return": [0.0] * count, "reference_return": [1.0] * count}
-    storage.commit(folder, {"identity": config_lib.data_identity(request.config), **meta})
+    meta |= {"identity": config_lib.data_identity(request.config), **data_code.of(request.config)}
+    storage.commit(folder, meta)
     return root
 
 
