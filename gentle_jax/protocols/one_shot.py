@@ -6,7 +6,7 @@
     until B scored steps
 
 `exploration_steps` is the number of transitions (0: H); `context_resample=False` encodes them once.
-An encoder of ordered contexts gets the exploration as it came instead of single rows. Where a
+An encoder of ordered contexts gets the exploration as it came, once, not single rows. Where a
 belief moves within an episode, it goes on over the episodes of the exploration, which is then in it
 already: nothing is drawn, each scored episode begins at that belief, and what it has seen is
 forgotten after it. docs/methods/protocols.md.
