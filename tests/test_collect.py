@@ -374,7 +374,7 @@ def test_data_of_other_code_are_refused_unless_it_is_said(
     assert storage.read_meta(folder)["version"] == data_code.of(config)["version"]
     collect.ensure(config, tmp_path, fresh=True)
     text = capsys.readouterr().out
-    assert "data: --fresh changes nothing: " in text and "reusing" in text
+    assert "data: --fresh changes nothing of the data" in text and "reusing" in text
     assert len(list(aside.parent.iterdir())) == 1
 
 

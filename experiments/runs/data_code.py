@@ -63,7 +63,7 @@ def settle(config, folder, fresh=False, accept_code=False):
     here, codes = of(config)[HASH], recorded(meta)
     if here is not None and here in codes:
         if fresh:
-            print("data: --fresh changes nothing: the same code made them", flush=True)
+            print("data: --fresh changes nothing of the data: the same code made them", flush=True)
         if len(codes) > 1:
             print(f"data: the code has changed on the way: {spell(codes)} had a part in them")
         return
