@@ -6,6 +6,7 @@ is taken every `--save_every` seconds, and when the command is asked to stop.
 
 import dataclasses
 import functools
+import pathlib
 import shutil
 import textwrap
 import time
@@ -17,7 +18,7 @@ import numpy as np
 from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
-from experiments.runs import events
+from experiments.runs import data_code, events
 from gentle_jax import assembly, checkpoint, errors, evaluation, storage, sweep, training
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
@@ -33,17 +34,27 @@ def num_tasks(env):
 
 
 def dataset_folder(config, root):
-    """Returns the dataset's folder: `root` itself if it holds one, else a folder below it."""
-    return root if storage.is_complete(root) else storage.folder_of(root, config)
+    """Returns the dataset's folder: `root` itself if it holds one, else a folder below it.
+
+    One that is being made again in the place of another counts.
+    """
+    root = pathlib.Path(root)
+    if storage.is_complete(root) or (root / data_code.PROGRESS).is_dir():
+        return root
+    return storage.folder_of(root, config)
 
 
-def ensure(config, root, save_every=30, tell=events.silent):
+def ensure(config, root, save_every=30, tell=events.silent, fresh=False, accept_code=False):
     """Returns (fields, meta, seconds spent) of the config's dataset, making it if it is absent.
 
-    Args: save_every, seconds between checkpoints while it is made; tell, of `events`.
+    Args: save_every, seconds between checkpoints while it is made; tell, of `events`; fresh and
+    accept_code, what is done with data of other code. Raises UserError for these without either.
     """
     begin = time.perf_counter()
     folder = dataset_folder(config, root)
+    if hosts.leader():
+        data_code.settle(config, folder, fresh, accept_code)
+    hosts.agree(0)  # the others look only after the leader has settled it
     hosts.wait_for(lambda: storage.is_complete(folder), f"it makes {folder}")
     if storage.is_complete(folder):
         fields, meta = storage.load(folder, config)
@@ -138,13 +149,13 @@ def _collect(config, env, folder, wanted, save_every, tell):
     print(f"data: compiled in {seconds:.1f} s", flush=True)
     tell("collection", compile_seconds=seconds)
     if not storage.fits(folder, wanted):  # the levels that the checkpoint counts are not all there
-        shutil.rmtree(folder / "progress", ignore_errors=True)
+        shutil.rmtree(folder / data_code.PROGRESS, ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
-    with preemption.held(), checkpoint.Checkpoints(folder / "progress") as saves:
-        saver = Saver(saves, num_tasks(env), save_every)
+    with preemption.held(), checkpoint.Checkpoints(folder / data_code.PROGRESS) as saves:
+        saver = Saver(saves, num_tasks(env), save_every, data_code.of(config))
         carry = _advance(settings, programs, arrays, saver, state, whose, mesh)
     preemption.check()
-    _finish(config, env, folder, carry)
+    _finish(config, env, folder, carry, saver.code)
 
 
 def compile_programs(collector, whose, state, mesh):
@@ -192,7 +203,8 @@ def check_memory(state, episodes, mesh):
 class Saver:
     """Keeps checkpoints of a collection: every so many seconds, and when it is asked to stop."""
 
-    def __init__(self, saves, num_tasks, every):
+    def __init__(self, saves, num_tasks, every, code):
+        self.code = code  # as `data_code.of` has it; what it goes on from may add to it
         self.saves, self.num_tasks, self.every = saves, num_tasks, every
         self.saved = time.perf_counter()
 
@@ -201,7 +213,7 @@ class Saver:
         stop = preemption.requested()
         if last or stop or time.perf_counter() - self.saved >= self.every:
             kept = carry | {"state": sweep.fetch(carry["state"], self.num_tasks)}
-            self.saves.save(done, kept, {"steps": done})
+            self.saves.save(done, kept, {"steps": done, **self.code})
             self.saved = time.perf_counter()
         if stop:
             print(f"\ndata: stopping after step {done}", flush=True)
@@ -222,6 +234,7 @@ def _advance(settings, programs, arrays, saver, state, whose, mesh):
     else:
         carry, done = jax.tree.map(np.copy, found[0]), found[1]["steps"]
         carry["state"] = sweep.place(carry["state"], mesh)
+        saver.code = data_code.extended(found[1], saver.code)
         print(f"data: resuming after step {done} of {settings.num_steps}", flush=True)
     at_level = {step: level for level, step in enumerate(behaviour_lib.levels(settings))}
     progress, shown = console.Progress("collect", max(at_level), done), ""
@@ -270,11 +283,12 @@ def pieces(levels, done, multiple=1, count=20):
     return sorted({*levels, *(n for n in range(every, max(levels), every))} - {*range(done + 1)})
 
 
-def _finish(config, env, folder, carry):
-    """Writes meta.json: identity, tasks, returns, the normaliser's ends; removes the checkpoint."""
+def _finish(config, env, folder, carry, code):
+    """Writes meta.json: identity, code, tasks, returns that normalize; removes the checkpoint."""
     scored = carry["scored"]
     meta = {
         "identity": config_lib.data_identity(config),
+        **code,
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
         "train_ids": env.train_ids.tolist(),
         "test_ids": env.test_ids.tolist(),
@@ -286,7 +300,7 @@ def _finish(config, env, folder, carry):
         "environment": computer.environment(),
     }
     storage.commit(folder, meta)
-    for name in ("progress", "progress_damaged"):
+    for name in (data_code.PROGRESS, f"{data_code.PROGRESS}_damaged"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -294,7 +308,13 @@ def run(line):
     """The command."""
     computer.start(line.shared["multihost"])
     request = flags.resolve(line, computer.on_accelerator)
-    _, meta, seconds = ensure(request.config, request.data, request.save_every)
+    _, meta, seconds = ensure(
+        request.config,
+        request.data,
+        request.save_every,
+        fresh=request.fresh,
+        accept_code=request.accept_code,
+    )
     last = np.array(meta["expert_return"])[-1]
     print(f"data: {len(last)} tasks, last level's deterministic return {last.mean():.2f}", end=" ")
     print(f"(reference {np.mean(meta['reference_return']):.2f}), {seconds:.0f} s")
@@ -308,8 +328,12 @@ COMMAND = Command(
     run,
     # what `config.data_identity` depends on; the sizes of `--preset` do not depend on the algorithm
     shared=(
-        "suite", "env", "preset", "physics", "multihost", "save_every", "data",
-        "config.env", "config.behaviour", "config.eval.random_episodes",
+        "suite", "env", "preset", "physics", "multihost", "save_every", "fresh",
+        "accept_code", "data", "config.env", "config.behaviour", "config.eval.random_episodes",
+    ),
+    texts=(
+        ("fresh", "put data of other code aside and make them anew; the same code resumes"),
+        ("accept_code", "go on with data that other code began, or take what it made"),
     ),
 )  # fmt: skip
 

@@ -274,7 +274,7 @@ def damages(folder):
 OWN = {
     name: (name, kind, default, text)
     for name, kind, default, text in (
-        ("format", str, "", "what the other side is: focal corro minari; export writes minari"),
+        ("format", str, "", f"the other side: {' '.join(interop.FORMATS)}; export writes minari"),
         ("from", str, "", "folder to import"),
         (
             "to",
@@ -298,8 +298,8 @@ OWN = {
     )
 }
 TEXTS = (
-    ("suite", "task definitions that the imported data are of [ctmrl]"),
-    ("env", "environment that the imported data are of [point_robot]"),
+    ("suite", f"task definitions that the imported data are of [{flags.DEFAULT.suite}]"),
+    ("env", f"environment that the imported data are of [{flags.DEFAULT.env}]"),
     ("physics", "what the random policy's return is measured in; default: as `experiments.run`"),
 )
 

@@ -49,7 +49,7 @@ class Restored(NamedTuple):
     """A run as it was at its newest checkpoint."""
 
     config: config_lib.ExperimentConfig
-    task: training.Sweep
+    sweep: training.Sweep
     env: object  # normalised where the suite says so
     scale: tuple  # (mean, std) of observations
     state: object  # leaves [S, ...]
@@ -135,14 +135,14 @@ def restore(folder, config, points, checksums, root):
         )
     if storage.source_of(meta):
         fields, _ = collect.part_of(fields, meta, config)
-    task = assembly.make_sweep(config, fields, points)
-    env, scale = task.env, task.scale
-    like = training.carry_shapes(task)
+    sweep = assembly.make_sweep(config, fields, points)
+    env, scale = sweep.env, sweep.scale
+    like = training.carry_shapes(sweep)
     with computer.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
         kept = saves.restore(like)
     if kept is None:
         raise no_checkpoint(folder)
-    return Restored(config, task, env, scale, kept[0]["state"], kept[1]["done"])
+    return Restored(config, sweep, env, scale, kept[0]["state"], kept[1]["done"])
 
 
 def no_checkpoint(folder):
@@ -192,11 +192,11 @@ def episode(restored, index, seed, task, protocol):
     config, env, order = restored.config, restored.env, assembly.task_order(restored.env)
     position = int(np.flatnonzero(order == task)[0])
     run_protocol = registry.load("protocol", protocol).make(config.eval, env).run
-    algorithm, seen = exposed(restored.task.algorithm, env)
+    algorithm, seen = exposed(restored.sweep.algorithm, env)
     key = rng.stream(rng.run_keys(1, seed)[0], "trace", restored.done)
     host = lambda tree: jax.tree.map(np.asarray, tree)
     state = jax.tree.map(lambda leaf: np.asarray(leaf)[index], restored.state)
-    taken = lambda ids: host(data_lib.take_tasks(restored.task.data, ids))
+    taken = lambda ids: host(data_lib.take_tasks(restored.sweep.data, ids))
     offline = Offline(taken(np.array([position])), taken(np.arange(len(env.train_ids))))
     mine = jax.tree.map(lambda leaf: leaf[task], env.tasks)
 

@@ -16,9 +16,10 @@ from experiments import collect
 from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
-from experiments.runs import code_identity, events, grids, outputs, remote
-from gentle_jax import assembly, checkpoint, errors, storage, sweep, training
+from experiments.runs import code_identity, data_code, events, grids, outputs, remote
+from gentle_jax import assembly, checkpoint, errors, storage, training
 from gentle_jax import config as config_lib
+from gentle_jax import sweep as sweep_lib
 from gentle_jax.protocols import base
 
 SUMMARY = (
@@ -57,7 +58,7 @@ def describe(request, folder):
         f"run: {run.num_seeds} seeds{grid}, {train.num_steps} steps of {train.meta_batch} tasks x ",
         end="",
     )
-    mesh = sweep.make_mesh(points * run.num_seeds, hosts.devices())
+    mesh = sweep_lib.make_mesh(points * run.num_seeds, hosts.devices())
     where = f"{1 if mesh is None else mesh.size} x {jax.devices()[0].device_kind}"
     where += f" of {jax.process_count()} processes" if hosts.several() else ""
     print(f"({train.batch_size} RL + {train.context_size} context) rows on {where}")
@@ -67,14 +68,14 @@ def describe(request, folder):
 class Session:
     """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
 
-    def __init__(self, request, folder, task, test, tell=events.silent):
+    def __init__(self, request, folder, sweep, test, tell=events.silent):
         self.tell = tell
-        self.request, self.folder, self.task, self.saves = request, folder, task, None
+        self.request, self.folder, self.sweep, self.saves = request, folder, sweep, None
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
         self.begin = time.perf_counter()
         self.stage = None  # the number of the stage whose progress is shown
-        self.total = sum(stage.num_steps for stage in task.algorithm.stages)
-        self.runs = task.runs
+        self.total = sum(stage.num_steps for stage in sweep.algorithm.stages)
+        self.runs = sweep.runs
         self.progress = self.log = None
         self.before = 0.0  # total seconds of earlier invocations
         self.saved = time.perf_counter()
@@ -94,7 +95,7 @@ class Session:
 
     def on_piece(self, chunk, position, steps, seconds):
         self.seconds["train"] += seconds
-        stage = self.task.algorithm.stages[chunk.stage]
+        stage = self.sweep.algorithm.stages[chunk.stage]
         done = chunk.start + chunk.length - (chunk.done - position.done)
         if self.stage != chunk.stage:  # one bar for each stage: their steps cost differently
             self.close()
@@ -104,7 +105,7 @@ class Session:
         self.progress.update(done, f"{rate:.0f} seed-steps/s{self.metrics}{self.score}")
 
     def on_chunk(self, chunk, metrics):
-        stage = self.task.algorithm.stages[chunk.stage]
+        stage = self.sweep.algorithm.stages[chunk.stage]
         if self.log is not None:
             self.log.write(chunk, stage.name, metrics)
         phase = events.EVALUATION if chunk.evaluate else events.TRAINING
@@ -156,7 +157,7 @@ class Session:
         """Saves a carry, in the background."""
         self.saved = time.perf_counter()
         self.seconds["total"] = self.before + self.saved - self.begin
-        kept = training.to_host(self.task, carry)
+        kept = training.to_host(self.sweep, carry)
         if hosts.leader():
             lost = np.flatnonzero(self.lost).tolist()
             meta = {**position._asdict(), "seconds": dict(self.seconds), "lost": lost}
@@ -169,7 +170,7 @@ class Session:
         self.before = self.seconds["total"]
 
 
-def compile_programs(task, hits):
+def compile_programs(sweep, hits):
     """Compiles everything, saying what came from the cache; returns (programs, seconds)."""
     begin = time.perf_counter()
 
@@ -181,19 +182,19 @@ def compile_programs(task, hits):
             print(f"compile: {name} {where} in {program.compile_seconds:.1f} s", flush=True)
 
     seen = collections.Counter(hits)
-    programs = training.compile_all(task, training.Hooks(on_compile=tell))
+    programs = training.compile_all(sweep, training.Hooks(on_compile=tell))
     seconds = time.perf_counter() - begin
     print(f"compile: {len(programs.all())} programs in {seconds:.1f} s, {len(hits)} from the cache")
     return programs, seconds
 
 
-def check_memory(task, programs):
+def check_memory(sweep, programs):
     """Prints the memory that the run takes; raises UserError if the device has less."""
-    state = training.state_bytes(training.state_shapes(task))
+    state = training.state_bytes(training.state_shapes(sweep))
     scratch = max(program.temp_bytes for program in programs.all())
-    count = 1 if task.mesh is None else task.mesh.size
-    parts = task.data.split
-    data = training.state_bytes(task.data) / parts  # of one device
+    count = 1 if sweep.mesh is None else sweep.mesh.size
+    parts = sweep.data.split
+    data = training.state_bytes(sweep.data) / parts  # of one device
     if computer.on_accelerator():  # each device has a memory of its own
         needed = data + 2 * state / count + scratch
     else:  # all of this process
@@ -212,7 +213,7 @@ def check_memory(task, programs):
         )
 
 
-def needs(request):
+def tell_needs(request):
     """Prints what data and states will take, before any is made; raises UserError as `check`."""
     data, state = assembly.check(request.config)
     if storage.imported(request.data):  # as large as it is, whatever the settings say
@@ -224,9 +225,14 @@ def needs(request):
     print(f"compile cache: {cached} programs", flush=True)
 
 
-def write_environment(folder, run):
-    """Writes environment.json; that of a run that goes on stays, and gets what differs now."""
+def write_environment(folder, run, meta=None):
+    """Writes environment.json; that of a run that goes on stays, and gets what differs now.
+
+    Args: meta, of the run's data: the hashes of the code that collected them are recorded.
+    """
     path, now = folder / "environment.json", computer.environment() | code_identity.of(run)
+    if meta is not None and not storage.source_of(meta):
+        now["data_source_hash"] = code_identity.spell(data_code.recorded(meta))
     if path.exists() and code_identity.begun(folder):
         first = storage.read_json(path)
         last = dict(collections.ChainMap(*reversed(first.get("resumed_with", [])), first))
@@ -243,20 +249,23 @@ def train(request, folder, hits, tell=events.silent):
 
     Args: tell, of `events`.
     """
-    fields, meta, collected = collect.ensure(request.config, request.data, request.save_every, tell)
+    code = request.fresh, request.accept_code
+    fields, meta, collected = collect.ensure(
+        request.config, request.data, request.save_every, tell, *code
+    )
     tell("compile")
-    task = assembly.make_sweep(
+    sweep = assembly.make_sweep(
         request.config, fields, request.points, hosts.devices(), request.shard_data
     )
-    env, scale = task.env, task.scale
+    env, scale = sweep.env, sweep.scale
     if hosts.leader():
-        size = training.state_bytes(training.state_shapes(task))
+        size = training.state_bytes(training.state_shapes(sweep))
         computer.prepare_folder(folder, 4 * size + 20e6, "--out")
         storage.write_json(folder / "config.json", identity(request))
-        write_environment(folder, request.config.run)
-    session = Session(request, folder, task, assembly.task_sets(env)["test"], tell)
-    programs, compiled = compile_programs(task, hits)
-    check_memory(task, programs)
+        write_environment(folder, request.config.run, meta)
+    session = Session(request, folder, sweep, assembly.task_sets(env)["test"], tell)
+    programs, compiled = compile_programs(sweep, hits)
+    check_memory(sweep, programs)
     spent = {"collect": collected, "compile": compiled}
     with preemption.held():  # what was trained since the last save is worth one
         if hosts.leader():
@@ -266,15 +275,15 @@ def train(request, folder, hits, tell=events.silent):
             carry = advance(programs, None, session, spent)
     if not hosts.several():  # one of several may not leave alone
         preemption.check()
-    args = (carry["state"], task.run_keys, task.tasks, task.data, last_step(task))
-    trace = sweep.fetch(programs.trace.call(*args), task.runs)
+    args = (carry["state"], sweep.run_keys, sweep.tasks, sweep.data, last_step(sweep))
+    trace = sweep_lib.fetch(programs.trace.call(*args), sweep.runs)
     trace = (trace[0] * scale[1] + scale[0], trace[1])
     session.seconds["total"] = session.before + time.perf_counter() - session.begin
     if not hosts.leader():
         return None
     print("run: writing results", flush=True)
     tell("results")
-    return outputs.write(request, folder, task, env, meta, carry, trace, session)
+    return outputs.write(request, folder, sweep, env, meta, carry, trace, session)
 
 
 def advance(programs, saves, session, spent):
@@ -282,12 +291,13 @@ def advance(programs, saves, session, spent):
 
     Args: spent, {phase: seconds} of this invocation so far.
     """
-    task, session.saves = session.task, saves
-    position, kept = restore(task, saves, session)
+    sweep, session.saves = session.sweep, saves
+    position, kept = restore(sweep, saves, session)
     if position == training.Position():
-        carry = training.empty_carry(task, programs.init.call(task.hp, task.run_keys, task.data))
+        state = programs.init.call(sweep.hp, sweep.run_keys, sweep.data)
+        carry = training.empty_carry(sweep, state)
     else:
-        carry = training.to_device(task, kept)
+        carry = training.to_device(sweep, kept)
         print(f"run: resuming after step {position.done} of {session.total}", flush=True)
     for phase, seconds in spent.items():
         session.seconds[phase] += seconds
@@ -301,17 +311,17 @@ def advance(programs, saves, session, spent):
         on_pause=session.on_pause,
     )
     pace = training.Pace(agree=hosts.agree)
-    carry = training.chunked(task, programs, carry, position, hooks, pace)
+    carry = training.chunked(sweep, programs, carry, position, hooks, pace)
     session.close()
     return carry
 
 
-def restore(task, saves, session):
+def restore(sweep, saves, session):
     """Returns (Position, numpy carry) of the newest checkpoint, or (Position(), None).
 
     The leader reads it; other processes get it from there and pass saves=None.
     """
-    like = training.carry_shapes(task)
+    like = training.carry_shapes(sweep)
     found = saves.restore(like) if saves is not None else None
     position, kept = training.Position(), None
     if found is not None:
@@ -341,7 +351,7 @@ def execute(request):
         outputs.print_table(summary, folder)
         return summary
     hits = computer.count_cache_hits()
-    needs(request)
+    tell_needs(request)
     if not hosts.leader():
         train(request, folder, hits)
         return {"failed_seeds": []}
@@ -353,9 +363,9 @@ def execute(request):
     return summary
 
 
-def last_step(task):
+def last_step(sweep):
     """Returns the last step of a run as a scalar."""
-    return np.int32(sweep.plan(task.algorithm.stages, task.num_evals)[-1].done)
+    return np.int32(sweep_lib.plan(sweep.algorithm.stages, sweep.num_evals)[-1].done)
 
 
 def run(line):

@@ -58,15 +58,20 @@ def collect(config: config_lib.ExperimentConfig) -> dict[str, np.ndarray]:
     """Makes the behaviour data of a config in memory: what `make_sweep` takes.
 
     {field: array [task, level, episode, step, ...]}, the same numbers that the command
-    `experiments.collect` keeps on a disk with progress, resume and checks of memory.
+    `experiments.collect` keeps on a disk with progress, resume and checks of memory. Tasks are
+    split over all local devices, as there.
     """
     env, settings = env_of(config), config.behaviour
-    init, advance, episodes = map(jax.jit, behaviour.make(env, settings))
-    agents = env.tasks, behaviour.task_keys(settings, len(env.parameters))
+    num_tasks = len(env.parameters)
+    mesh = sweep_lib.make_mesh(num_tasks)
+    init, advance, episodes = map(jax.jit, behaviour.make(env, settings, mesh))
+    keys = behaviour.task_keys(settings, num_tasks)
+    agents = sweep_lib.place(env.tasks, mesh), sweep_lib.place(keys, mesh)
     state, done, levels = init(*agents), 0, []
     for step in behaviour.levels(settings):
         state, _ = advance(*agents, state, jnp.int32(done), jnp.int32(step - done))
-        levels.append(jax.device_get(episodes(*agents, state, jnp.int32(step))[0]))
+        stored, _, _ = episodes(*agents, state, jnp.int32(step))
+        levels.append(sweep_lib.fetch(stored, num_tasks))
         done = step
     return {name: np.stack([level[name] for level in levels], axis=1) for name in levels[0]}
 

@@ -66,6 +66,20 @@ class Checkpoints:
                 self._set_aside(step)
         return None
 
+    def newest_meta(self) -> dict | None:
+        """Returns the meta of the newest checkpoint in which it can be read, None if there is none.
+
+        No array is read.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # `restore` warns of damage
+                return self._meta(step)
+        return None
+
+    def _meta(self, step):
+        only = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=only).meta
+
     def _set_aside(self, step):
         """Moves a damaged checkpoint out of the way: its step will be saved again."""
         folder = pathlib.Path(self._manager.directory)
@@ -77,8 +91,7 @@ class Checkpoints:
 
     def _read(self, step, like):
         leaves, structure = jax.tree.flatten(like)
-        only_meta = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self._manager.restore(step, args=only_meta).meta
+        meta = self._meta(step)
         if meta.pop("layout") != _layout(leaves):
             raise errors.UserError(
                 f"the checkpoint in {self._manager.directory} was written by another version of "

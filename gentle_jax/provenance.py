@@ -25,6 +25,7 @@ CORE = (
     "gentle_jax.sweep",
     "gentle_jax.training",
 )
+COLLECTOR = "gentle_jax.behaviour"
 TABLES = "gentle_jax.registry"  # left out: a new entry changes no result
 DIGITS = 16
 
@@ -37,6 +38,14 @@ def entries(algorithm: str, backbone: str, env: str, protocols: Iterable[str]) -
     chosen = [("algorithm", algorithm), ("backbone", backbone), ("environment", env)]
     chosen += [("protocol", name) for name in protocols]
     return (*(registry.name_of(kind, name) for kind, name in chosen), *CORE)
+
+
+def data_entries(env: str) -> tuple[str, ...]:
+    """Returns the names of the modules that collecting an environment's data is made of.
+
+    Raises UserError for a name that is not in the registry.
+    """
+    return (COLLECTOR, registry.name_of("environment", env))
 
 
 def source_hash(names: Iterable[str]) -> str:
@@ -82,7 +91,7 @@ def _path(name):
         return None
     origin = pathlib.Path(spec.origin)
     if not parts:
-        return origin
+        return origin if origin.suffix == ".py" else None
     base = origin.parent.joinpath(*parts)
     files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
     return next((path for path in files if path.is_file()), None)

@@ -9,6 +9,7 @@ import pytest
 from experiments import collect, run
 from experiments.cli import flags
 from experiments.cli.command import main
+from experiments.runs import data_code
 from gentle_jax import assembly, errors, presets, registry, storage
 from gentle_jax import config as config_lib
 
@@ -51,7 +52,8 @@ def toy_root(tmp_path_factory):
         array[:] = 1.0 if name == "mask" else rng.uniform(size=array.shape)
         array.flush()
     meta = {"random_return": [0.0] * count, "reference_return": [1.0] * count}
-    storage.commit(folder, {"identity": config_lib.data_identity(request.config), **meta})
+    meta |= {"identity": config_lib.data_identity(request.config), **data_code.of(request.config)}
+    storage.commit(folder, meta)
     return root
 
 
@@ -129,13 +131,14 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments):
         ("--config.algo.num_codes=31", "algo.num_codes is 31: expected 2 to 30"),
         ("--config.algo.num_codes=1", "algo.num_codes is 1"),
         ("--config.algo.form=release", "pass --fidelity=paper or --fidelity=release"),
+        ("--algo=gentle --config.algo.objective=contrastve", "did you mean 'contrastive'"),
     ],
 )
 def test_settings_that_no_data_could_train_are_refused_before_it_is_made(
     tmp_path, capsys, monkeypatch, argument, part
 ):
     monkeypatch.setattr(collect, "_collect", lambda *_: pytest.fail("collected data first"))
-    assert part in refused(capsys, *SMOKE, argument)
+    assert part in refused(capsys, *SMOKE, *argument.split())
     assert not written(tmp_path)
 
 
@@ -289,17 +292,68 @@ def test_a_preset_key_that_does_not_exist_raises(monkeypatch, key):
         parse(*SMOKE, "--backbone=brac_sac")
 
 
-def test_special_layers_name_what_exists():
-    known = {*registry.ALGORITHMS, *registry.BACKBONES}
-    for table in (presets.QUICK_OF, presets.SMOKE_OF):
-        for name, layer in table.items():
-            first, _, second = name.partition(":")
-            if first == "suite":
-                assert second in flags.suites.SUITES
-            else:
-                assert first in known and second in ("", *config_lib.FIDELITIES)
-            sections = {key.split(".")[0] for key in layer}
-            assert sections <= {*known, "train", "behaviour", "eval", "algo", "backbone"}
+def tables():
+    """Yields (who, algorithms that it is for, {key: layer}) of every table of overrides."""
+    yield "presets.OF_SUITE", tuple(registry.ALGORITHMS), presets.OF_SUITE
+    for kind in ("algorithm", "environment"):
+        for name in registry.TABLES[kind]:
+            module = registry.load(kind, name)
+            users = (name,) if kind == "algorithm" else tuple(registry.ALGORITHMS)
+            for table in ("SETTINGS", "PRESETS", "FIDELITY"):
+                if hasattr(module, table):
+                    yield f"{name}.{table}", users, getattr(module, table)
+
+
+LAYERS = {f"{who} {key}": (users, key, layer)
+          for who, users, table in tables() for key, layer in table.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", LAYERS)
+def test_every_key_of_every_table_exists_in_a_resolved_config(where):
+    users, _, layer = LAYERS[where]
+    for name in layer:
+        section, _, field = name.partition(".")
+        chosen = {"algorithm": users, "backbone": tuple(registry.BACKBONES)}
+        for kind, known in (("algorithm", registry.ALGORITHMS), ("backbone", registry.BACKBONES)):
+            if section in known:  # a key that only counts where this one is chosen
+                chosen[kind] = (section,)
+                section = {"algorithm": "algo", "backbone": "backbone"}[kind]
+        for algorithm, backbone in itertools.product(*chosen.values()):
+            config = config_lib.resolve(config_lib.RunConfig(algorithm, backbone=backbone))
+            assert section != "run" and hasattr(getattr(config, section), field), name
+
+
+@pytest.mark.parametrize("where", LAYERS)
+def test_every_table_is_for_something_that_exists(where):
+    _, key, _ = LAYERS[where]
+    table = where.split()[0].split(".")[1]
+    if table == "FIDELITY":
+        assert key in config_lib.FIDELITIES
+    elif table == "SETTINGS" and isinstance(key, tuple):  # of an algorithm
+        suite, env = key
+        assert suite in registry.load("environment", env).SETTINGS
+    elif table == "SETTINGS":
+        assert key in flags.suites.SUITES
+    else:
+        preset, colon, of = key.partition(":")
+        assert preset in {*presets.PRESETS} - {"auto", "paper"}  # `paper` changes nothing
+        known = {*flags.suites.SUITES, *registry.ENVIRONMENTS, *config_lib.FIDELITIES}
+        assert of in known if colon else not of
+
+
+def test_a_key_of_a_table_reaches_the_config(monkeypatch):
+    """The last layer wins: the environment's, then the algorithm's, in each the finer one."""
+    algorithm = registry.load("algorithm", "focal")
+    env = registry.load("environment", "cheetah_vel")
+    line = ("--algo=focal", "--env=cheetah_vel", "--preset=quick")
+    before = parse(*line).config
+    assert before.algo.lr == env.PRESETS["quick"]["algo.lr"] != presets.QUICK["algo.lr"]
+    assert before.algo.width == presets.QUICK["algo.width"]
+    table = {"quick": {"algo.lr": 0.25, "algo.width": 7}, "quick:cheetah_vel": {"algo.width": 9}}
+    monkeypatch.setattr(algorithm, "PRESETS", table, raising=False)
+    after = parse(*line).config
+    assert (after.algo.lr, after.algo.width) == (0.25, 9)
+    assert parse(*line, "--config.algo.width=11").config.algo.width == 11
 
 
 def test_the_fake_dataset_builds_a_task(toy_root):

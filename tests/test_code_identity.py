@@ -13,6 +13,7 @@ from tests.test_report import make_summary
 
 OLD, NOW, NEXT = "a" * 16, "b" * 16, "c" * 16
 SMOKE = ("--preset=smoke", "--num_seeds=1")
+PRESENT = code_identity.present.__wrapped__  # neither stubbed nor cached
 
 pytestmark = pytest.mark.usefixtures("no_cache")
 
@@ -88,6 +89,7 @@ def test_the_same_code_goes_on_whatever_the_flags(runs, capsys, finished, flag):
     assert runs.trained == ([] if finished else [True])
     assert "-4.50" in text and "other code" not in text and "the code" not in text
     assert not (runs.folder.parent / "replaced").exists()
+    assert ("run: --fresh changes nothing: " in text) == ("--fresh" in flag)
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -201,7 +203,29 @@ def test_report_says_which_rows_come_from_other_code(runs, tmp_path, capsys):
 
 
 def test_a_run_of_an_algorithm_that_is_gone_comes_from_other_code():
-    assert code_identity.present.__wrapped__("no_such", "td3_bc", "point_robot", ()) is None
+    assert PRESENT("no_such", "td3_bc", "point_robot", ()) is None
+
+
+def test_a_module_without_a_source_file_is_of_unknown_code(runs, monkeypatch, capsys):
+    monkeypatch.setattr(
+        code_identity.provenance, "entries", lambda *_: ("gentle_jax.config", "no_such_module")
+    )
+    here(monkeypatch, PRESENT("focal", "td3_bc", "point_robot", ()))
+    runs.begin(None, True)
+    assert runs.command() == 2  # two unknown ones are not known to be the same
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "than that here (no source hash)" in line
+    assert code_identity.note([(runs.folder, None)]) is not None
+
+
+def test_environment_json_has_the_code_of_the_data(runs):
+    runs.folder.mkdir(parents=True)
+    made = {"identity": {}, "source_hash": OLD, "resumed_with": [{"source_hash": NEXT}]}
+    run.write_environment(runs.folder, runs.request.config.run, made)
+    assert runs.environment()["data_source_hash"] == f"{OLD} and {NEXT}"
+    imported = {"identity": {"source": {"format": "focal"}}}
+    run.write_environment(runs.folder, runs.request.config.run, imported)
+    assert "data_source_hash" not in runs.environment()
 
 
 def test_a_grid_says_which_programs_come_from_other_code(runs, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Behaviour data: deterministic, resumable, and honest about what it holds."""
 
 import os
+import shutil
 import signal
 
 import jax
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gentle_jax
 from experiments import collect
 from experiments.host import preemption
+from experiments.runs import data_code
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
-from gentle_jax import errors, registry, storage
+from gentle_jax import errors, provenance, registry, storage
 
 # levels: two in the random phase, one learned
 SIZES = {
@@ -154,7 +157,7 @@ def test_a_known_optimum_is_the_reference(small, tmp_path, monkeypatch):
     monkeypatch.setattr(collect.storage, "commit", lambda folder, meta: written.update(meta))
     env = small_env()._replace(optimal_return=lambda samples: np.arange(TASKS) - 9.5)
     carry = {"scored": np.zeros((3, TASKS), np.float32), "sampled": np.zeros((3, TASKS))}
-    collect._finish(config, env, tmp_path, carry)
+    collect._finish(config, env, tmp_path, carry, {})
     assert written["reference_return"] == [-9.5, -8.5, -7.5, -6.5, -5.5]
 
 
@@ -192,6 +195,12 @@ def test_the_same_command_gives_the_same_bits(small, dataset, tmp_path):
     again, again_meta, _ = ensure(tmp_path)
     check_same(again, fields)
     assert without_environment(again_meta) == without_environment(meta)
+
+
+def test_data_made_in_memory_are_those_of_the_command(small, dataset):
+    config, _ = small
+    _, fields, _ = dataset
+    check_same(gentle_jax.collect(config), fields)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -311,3 +320,123 @@ def test_one_dataset_folder_of_another_configuration_is_refused(small, dataset):
     folder = storage.folder_of(root, config)
     with pytest.raises(errors.UserError, match=r"behaviour.seed=0.*asks for 5"):
         collect.ensure(other, folder)
+
+
+# --- data of other code than that here
+
+OLD, NOW, NEXT = "a" * 16, "b" * 16, "c" * 16
+
+
+def here(monkeypatch, code):
+    """Collecting has this hash here."""
+    monkeypatch.setattr(data_code, "present", lambda *_: code)
+
+
+def made_by(dataset, config, root, code):
+    """Copies the dataset below `root`, as `code` would have left it; returns its folder."""
+    folder = storage.folder_of(root, config)
+    shutil.copytree(storage.folder_of(dataset[0], config), folder)
+    dropped = ("sha256", "checksum", "schema", *data_code.of(config))
+    meta = {name: value for name, value in dataset[2].items() if name not in dropped}
+    storage.commit(folder, meta | ({"version": "0", "source_hash": code} if code else {}))
+    return folder
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("code", [OLD, None])
+def test_data_of_other_code_are_refused_unless_it_is_said(
+    small, dataset, tmp_path, monkeypatch, capsys, code
+):
+    config, _ = small
+    here(monkeypatch, NOW)
+    folder = made_by(dataset, config, tmp_path, code)
+    before, named = files(folder), code or "no source hash"
+    for root in (tmp_path, folder):
+        with pytest.raises(errors.UserError) as caught:
+            collect.ensure(config, root)
+        for part in (str(folder), named, NOW, "--fresh", "--accept_code to take them"):
+            assert part in str(caught.value)
+    with pytest.raises(errors.UserError, match="both given"):
+        collect.ensure(config, tmp_path, fresh=True, accept_code=True)
+    assert "reusing" not in capsys.readouterr().out
+    fields, meta, seconds = collect.ensure(config, tmp_path, accept_code=True)
+    assert f"of other code ({named}) than that here ({NOW})" in capsys.readouterr().out
+    assert seconds == 0 and data_code.recorded(meta) == {code} and files(folder) == before
+    check_same(fields, dataset[1])
+    # anew, in the same place, also where the dataset's folder itself was named; nothing is lost
+    _, meta, seconds = collect.ensure(config, folder, fresh=True)
+    aside = folder.parent / "replaced" / f"{folder.name}_1"
+    assert str(aside) in capsys.readouterr().out and files(aside) == before
+    assert seconds > 0 and data_code.recorded(meta) == {NOW}
+    assert storage.read_meta(folder)["version"] == data_code.of(config)["version"]
+    collect.ensure(config, tmp_path, fresh=True)
+    text = capsys.readouterr().out
+    assert "data: --fresh changes nothing of the data" in text and "reusing" in text
+    assert len(list(aside.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("flag", ["fresh", "accept_code"])
+def test_an_interrupted_collection_of_other_code_goes_on_only_where_it_is_said(
+    small, dataset, tmp_path, monkeypatch, capsys, flag
+):
+    config, ensure = small
+
+    def interrupted(arrays, number, values):
+        if number == 1:
+            raise KeyboardInterrupt
+        write(arrays, number, values)
+
+    write = storage.write_level
+    here(monkeypatch, OLD)
+    with monkeypatch.context() as patch:
+        patch.setattr(collect.storage, "write_level", interrupted)
+        with WaitingForSaves(patch), pytest.raises(KeyboardInterrupt):
+            ensure(tmp_path)
+    here(monkeypatch, NOW)
+    capsys.readouterr()
+    with pytest.raises(errors.UserError, match=rf"begun by other code .{OLD}. .*--fresh.*to go on"):
+        ensure(tmp_path)
+    fields, meta, _ = collect.ensure(config, tmp_path, **{flag: True})
+    assert ("resuming" in capsys.readouterr().out) == (flag == "accept_code")
+    assert data_code.recorded(meta) == ({NOW} if flag == "fresh" else {OLD, NOW})
+    check_same(fields, dataset[1])
+    ensure(tmp_path)  # the code that is here had a part in it: told where another had one too
+    mixed = f"{OLD} and {NOW} had a part" in capsys.readouterr().out
+    assert mixed == (flag == "accept_code")
+    here(monkeypatch, NEXT)
+    with pytest.raises(errors.UserError, match="were made by other code"):
+        ensure(tmp_path)
+
+
+def test_the_code_of_imported_data_is_not_ours(small, dataset, tmp_path, monkeypatch):
+    config, _ = small
+    folder = made_by(dataset, config, tmp_path, None)
+    meta = storage.read_meta(folder)
+    kept = {name: meta[name] for name in meta if name not in ("sha256", "checksum")}
+    kept["identity"]["source"] = {"format": "focal"}
+    storage.commit(folder, kept)
+    here(monkeypatch, NOW)
+    data_code.settle(config, folder, fresh=True)
+    assert storage.is_complete(folder) and not (folder.parent / "replaced").exists()
+
+
+def test_data_of_another_environment_are_not_put_aside(small, dataset, tmp_path, monkeypatch):
+    folder = made_by(dataset, small[0], tmp_path, OLD)
+    here(monkeypatch, NOW)
+    other = config_lib.resolve(config_lib.RunConfig(env="sparse_point_robot"), (SIZES,))
+    with pytest.raises(errors.UserError, match=r"env=point_robot.*asks for sparse_point_robot"):
+        data_code.settle(other, folder, fresh=True)
+    assert storage.is_complete(folder)
+
+
+def test_what_data_depend_on_is_part_of_what_a_run_depends_on():
+    """Or `run --fresh` would make data anew and go on with a run that began on the old ones."""
+    ours = provenance.modules(provenance.data_entries("point_robot"))
+    runs = provenance.modules(provenance.entries("focal", "td3_bc", "point_robot", ()))
+    assert {"gentle_jax.backbones.sac", "gentle_jax.envs.point_robot"} < set(ours) <= set(runs)
+    config = config_lib.RunConfig(env="point_robot")
+    assert data_code.present.__wrapped__(config.env) == provenance.source_hash(list(ours))
+    assert data_code.present.__wrapped__("no_such") is None

@@ -1,5 +1,6 @@
 """What all commands share: the list of them, `--help`, refused flags, exit codes."""
 
+import ast
 import configparser
 import itertools
 import pathlib
@@ -13,6 +14,8 @@ from experiments import __main__ as listing
 from experiments import collect, run
 from experiments.cli import command, exit_codes, flags
 from experiments.host import preemption
+from experiments.launch import check
+from experiments.show import paper_tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors, registry
 
@@ -41,9 +44,7 @@ def stub(each, function):
 def test_every_command_is_listed(capsys):
     found = [path.stem for path in (ROOT / "experiments").glob("*.py")]
     found += [path.parent.name for path in (ROOT / "experiments").glob("*/__main__.py")]
-    assert set(COMMANDS) == set(listing.NAMES) == set(found) - {"__init__", "__main__"} - {
-        "build", "presets",
-    }  # fmt: skip
+    assert set(COMMANDS) == set(listing.NAMES) == set(found) - {"__init__", "__main__"}
     for words in ([], ["--help"], ["-h"]):
         assert command.guard(lambda words=words: listing.run(["x", *words])) == 0
         text = capsys.readouterr().out
@@ -219,17 +220,39 @@ def test_other_processes_are_joined_where_it_is_asked_for(monkeypatch, capsys, w
     assert seen == [expected] * 2 and capsys.readouterr().err == "error: enough\n" * 2
 
 
-def test_files_that_commands_read_are_part_of_the_package():
+def test_the_wheel_is_the_library_and_commands_run_from_a_checkout():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    listed = set()
-    for package, patterns in setup["options.package_data"].items():
-        folder = ROOT / package.replace(".", "/")
-        assert (folder / "__init__.py").exists(), package
-        for pattern in patterns.split():
-            found = set(folder.glob(pattern))
-            assert found, (package, pattern)
-            listed |= found
-    ours = {p for p in (ROOT / "experiments").rglob("*") if p.is_file() and p.suffix != ".py"}
-    ours = {p for p in ours if not {"__pycache__", "results"} & set(p.parts)}
-    assert ours == listed
+    chosen = setup["options.packages.find"]["include"].split()
+    assert setup["options"]["packages"] == "find:" and chosen == ["gentle_jax*"]
+    folders = {path.parent for path in (ROOT / "gentle_jax").rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders)  # else not in the wheel
+    files = {path for path in (ROOT / "gentle_jax").rglob("*") if path.is_file()}
+    # a wheel has other files only where setup.cfg lists them, and it lists none
+    assert {path.suffix for path in files if "__pycache__" not in path.parts} == {".py"}
+    assert "options.package_data" not in setup and "data_files" not in setup["options"]
+
+
+def test_the_library_imports_no_command():
+    """It is installed alone: an import of `experiments` works in a checkout only."""
+    for path in (ROOT / "gentle_jax").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        names += [
+            each.name for node in nodes if isinstance(node, ast.Import) for each in node.names
+        ]
+        wrong = {name.split(".")[0] for name in names} & {"experiments", "benchmarks", "tests"}
+        assert not wrong, path
+
+
+def test_files_that_commands_read_are_in_the_checkout():
+    inside = ROOT / "experiments"
+    read = [inside / "show" / "viewer.html", check.HERE / "Dockerfile"]
+    read += [check.HERE / "schemas" / f"{name}.json" for name in check.SCHEMAS.values()]
+    tables = {name for _, names in paper_tables.papers().values() for name in names}
+    read += [paper_tables.FOLDER / f"{name}.csv" for name in {"papers", *tables}]
+    assert all(path.stat().st_size > 100 and inside in path.parents for path in read)
+    files = {path for path in inside.rglob("*") if path.is_file() and path.suffix != ".py"}
+    files = {path for path in files if not {"__pycache__", "results"} & set(path.parts)}
+    kept_apart = {paper_tables.FOLDER / "gentle_table3.csv"}  # its rows vary the context data
+    assert files == {*read} | kept_apart

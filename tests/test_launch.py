@@ -343,3 +343,14 @@ def test_the_notice_of_the_end_reaches_the_process(tmp_path, program, log):
         process.communicate(timeout=20)
     assert time.monotonic() - begin < 10
     assert process.returncode == (42 if "saved" in log else 143) and cluster.log() == log
+
+
+def test_a_notice_before_there_is_a_process_is_not_lost(tmp_path):
+    cluster = Cluster(tmp_path, "exec sleep 60\n")
+    path = tmp_path / "array.sbatch"
+    path.write_text(broken(path.read_text(), "child=$!\n", "kill -TERM $$\nchild=$!\n"))
+    begin = time.monotonic()
+    with cluster.start() as process:
+        process.communicate(timeout=20)
+    assert time.monotonic() - begin < 15
+    assert process.returncode == 143 and cluster.log() == "requeue 77_1\n"

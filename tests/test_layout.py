@@ -20,8 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "gentle_jax").rglob("*.py"))
 COMMANDS = sorted((ROOT / "experiments").rglob("*.py"))
 NAMES = tuple(registry.ALGORITHMS)
-# tables of what the papers report and how to make it again: they are about algorithms
-REPORTS = {"experiments/reproduce.py", "experiments/show/paper_tables.py"}
+REPORTS = {"experiments/reproduce.py"}  # how to make the papers' tables again
 
 
 def short(path):

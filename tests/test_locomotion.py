@@ -348,9 +348,8 @@ def test_copies_fill_one_ring_learn_and_compile_once():
         assert learned == (start >= 8) and np.isfinite(loss).all()
     assert advance._cache_size() == 1
     # 24 steps of learning by 4 copies at 0.5 updates a step: 12, two after each of six steps
-    counts = [
-        leaf for leaf in jax.tree.leaves(state.agent.critic_moments) if leaf.dtype == jnp.int32
-    ]
+    moments = jax.tree.leaves(state.agent.critics.moments)
+    counts = [leaf for leaf in moments if leaf.dtype == jnp.int32]
     assert counts and all((np.asarray(count) == 12).all() for count in counts)
     rows = state.replay
     assert rows.obs.shape == (6, 16, env.obs_dim)

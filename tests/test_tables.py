@@ -11,6 +11,7 @@ from experiments.cli import flags
 from experiments.runs import outputs
 from experiments.show import paper_tables, tables
 from gentle_jax import registry, suites
+from gentle_jax.protocols import base
 
 pytestmark = pytest.mark.filterwarnings("error")
 META = {
@@ -66,9 +67,9 @@ def test_lookup_is_none_where_the_paper_has_no_number():
 
 
 def test_suites_agree_with_the_paper_tables():
-    assert set(paper_tables.PAPER_OF_SUITE) == set(suites.SUITES)
-    for paper in paper_tables.PAPER_OF_SUITE.values():
-        assert paper_tables.cells(paper)
+    assert set(paper_tables.papers()) == set(suites.SUITES)
+    for metric, names in paper_tables.papers().values():
+        assert paper_tables.cells(names) and metric in base.METRICS
 
 
 def test_results_hold_the_last_point_native_metric_first():
@@ -169,7 +170,10 @@ def test_the_papers_number_is_shown_only_beside_what_it_describes(arguments, exp
 
 
 def test_every_variant_has_a_row_in_the_papers_tables():
-    named = {name for paper in paper_tables.TABLES for _, name, _, _ in paper_tables.cells(paper)}
+    every = [
+        cell for _, names in paper_tables.papers().values() for cell in paper_tables.cells(names)
+    ]
+    named = {name for _, name, _, _ in every}
     for algorithm in registry.ALGORITHMS:
         module = registry.load("algorithm", algorithm)
         assert set(getattr(module, "VARIANTS", {})) <= named

@@ -14,13 +14,13 @@ from experiments.cli import settings
 from gentle_jax import config as config_lib
 from gentle_jax import errors, presets, registry, suites
 
+DEFAULT = config_lib.RunConfig()
 # group -> (flag, kind, default, help)
 GROUPS = {
     "what to run": (
-        ("algo", str, next(iter(registry.ALGORITHMS)),
-         "algorithm: " + " ".join(registry.ALGORITHMS)),
-        ("suite", str, "ctmrl", "task definitions and protocol: " + " ".join(suites.SUITES)),
-        ("env", str, "point_robot", "environment: " + " ".join(registry.ENVIRONMENTS)),
+        ("algo", str, DEFAULT.algorithm, "algorithm: " + " ".join(registry.ALGORITHMS)),
+        ("suite", str, DEFAULT.suite, "task definitions and protocol: " + " ".join(suites.SUITES)),
+        ("env", str, DEFAULT.env, "environment: " + " ".join(registry.ENVIRONMENTS)),
         ("backbone", str, "",
          "RL learner: " + " ".join(registry.BACKBONES) + "; default: the suite's"),
         ("fidelity", str, "",
@@ -31,15 +31,16 @@ GROUPS = {
          "MuJoCo: reference (published integrator and solver) or fast; default: the preset's"),
     ),
     "how often": (
-        ("num_seeds", int, 8, "seeds, all in one compiled program"),
-        ("seed_offset", int, 0, "the first seed"),
+        ("num_seeds", int, DEFAULT.num_seeds, "seeds, all in one compiled program"),
+        ("seed_offset", int, DEFAULT.seed_offset, "the first seed"),
         ("num_steps", int, None, "gradient steps beside pretraining; default: the preset's"),
         ("sweep", list, [],
          "KEY=V1,V2,... crossed with seeds; repeatable. Floats of algo and backbone: in one "
          "program; other settings of train eval algo backbone: one program after the other"),
     ),
     "testing": (
-        ("protocol", list, [], "repeatable: " + " ".join(registry.PROTOCOLS) + "; default: all"),
+        ("protocol", list, [],
+         "repeatable: " + " ".join(registry.PROTOCOLS) + "; default: all that can run"),
     ),
     "devices": (
         ("shard_data", bool, False, "split the data by task over devices: they do not fit on one"),

@@ -31,6 +31,7 @@ ended=
 trap 'told=1; ended=1; [ -z "$child" ] || kill -TERM "$child"' TERM INT
 {command} &
 child=$!
+[ -z "$ended" ] || kill -TERM "$child" # told before there was a child to tell
 while :; do
     told=
     wait "$child" && code=0 || code=$?

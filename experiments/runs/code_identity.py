@@ -35,10 +35,17 @@ def hash_of(run):
 
 @functools.cache
 def present(algorithm, backbone, env, protocols):
-    """Returns the source hash of these parts as they are here, None if one is not in a table."""
+    """Returns the source hash of these parts as they are here, None if it is unknown."""
+    return hash_or_none(lambda: provenance.entries(algorithm, backbone, env, protocols))
+
+
+def hash_or_none(entries):
+    """Returns the source hash of the modules that `entries` returns, None if it is unknown."""
     try:
-        return provenance.source_hash(provenance.entries(algorithm, backbone, env, protocols))
-    except errors.UserError:  # a run of a version that had it
+        return provenance.source_hash(entries())
+    except errors.UserError:  # not in a table: a run of a version that had it
+        return None
+    except ModuleNotFoundError:  # no source file: compiled, say
         return None
 
 
@@ -70,30 +77,38 @@ def settle(request, folder):
     With `--fresh` it makes way, with `--accept_code` it is taken as it is and that is recorded.
     Raises UserError without either. Says in one line what is done.
     """
-    if request.fresh and request.accept_code:
-        raise errors.UserError("--fresh and --accept_code are both given: leave one out")
+    check_flags(request.fresh, request.accept_code)
     if not begun(folder):
         return
     now, codes = of(request.config.run), recorded(folder)
     done = (folder / "summary.json").exists()
-    if now[HASH] in codes:
+    if now[HASH] is not None and now[HASH] in codes:
+        if request.fresh:
+            print("run: --fresh changes nothing: this run is of the same code", flush=True)
         if len(codes) > 1:
             print(f"run: the code has changed on the way: {spell(codes)} had a part in this run")
         return
+    here = spell([now[HASH]])
     if request.fresh:
         aside = put_aside(folder)
         print(f"run: the code has changed: starting anew, the old run is in {aside}", flush=True)
     elif request.accept_code and done:
-        print(f"run: this table is of other code ({spell(codes)}) than that here ({now[HASH]})")
+        print(f"run: this table is of other code ({spell(codes)}) than that here ({here})")
         _record_showing(folder, now)
     elif request.accept_code:
-        print(f"run: going on with other code ({now[HASH]}) than before ({spell(codes)})")
+        print(f"run: going on with other code ({here}) than before ({spell(codes)})")
     else:
         what = "show its table" if done else "go on with the code that is here"
         raise errors.UserError(
-            f"{folder} was begun by other code ({spell(codes)}) than that here ({now[HASH]}): pass "
+            f"{folder} was begun by other code ({spell(codes)}) than that here ({here}): pass "
             f"--fresh to start anew (it is put aside), or --accept_code to {what} all the same"
         )
+
+
+def check_flags(fresh, accept_code):
+    """Raises UserError where both flags are given."""
+    if fresh and accept_code:
+        raise errors.UserError("--fresh and --accept_code are both given: leave one out")
 
 
 def spell(codes):
@@ -103,7 +118,7 @@ def spell(codes):
 
 
 def put_aside(folder):
-    """Moves a run folder out of the way; returns where it is now.
+    """Moves a run's or a dataset's folder out of the way; returns where it is now.
 
     Raises UserError while another process works in it.
     """
@@ -164,7 +179,7 @@ def note(runs):
 
     Args: runs, [(folder, HASH that such a run has here)].
     """
-    other = [f.name for f, now in runs if begun(f) and recorded(f) != {now}]
+    other = [f.name for f, now in runs if begun(f) and (now is None or recorded(f) != {now})]
     if not other:
         return None
     rest = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""

@@ -108,13 +108,13 @@ class Arrays(NamedTuple):
     trace: tuple  # (paths [S, task, H + 1, obs], mask [S, task, H])
 
 
-def arrays_of(config, task, env, meta, carry):
+def arrays_of(config, sweep, env, meta, carry):
     """Returns the contents of returns.npz (axes: see "axes") and of embeddings.npz.
 
     Protocols come in the order of the command line, by default the suite's own first.
     """
     sets = assembly.task_sets(env)
-    steps = np.array(training.eval_steps(task))
+    steps = np.array(training.eval_steps(sweep))
     returns = {  # contiguous: sums are those of the arrays that a reader of the file has
         f"{task_set}/{protocol}": np.ascontiguousarray(carry["returns"][protocol][:, :, positions])
         for protocol in config.run.protocols
@@ -166,12 +166,12 @@ def draw(folder, request, env, returns, embeddings, trace):
         )
 
 
-def write(request, folder, task, env, meta, carry, trace, session):
+def write(request, folder, sweep, env, meta, carry, trace, session):
     """Writes arrays, figures and summary.json; returns the summary.
 
     Args: trace, (paths [S, task, H + 1, obs] in the environment's units, mask [S, task, H]).
     """
-    returns, embeddings = arrays_of(request.config, task, env, meta, carry)
+    returns, embeddings = arrays_of(request.config, sweep, env, meta, carry)
     seconds = session.seconds
     costs = {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
