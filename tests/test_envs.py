@@ -109,7 +109,8 @@ def test_goals_lie_evenly_on_the_upper_half_circle(name):
     [(-1.0, -0.1), (0.0, 0.0), (1.0, 0.1), (0.5, 0.05), (7.0, 0.1), (-3.0, -0.1)],
 )
 def test_actions_are_scaled_linearly_and_clipped(action, expected):
-    np.testing.assert_allclose(base.scale_action(action, -0.1, 0.1), expected, atol=1e-8)
+    scaled = base.scale_action(jnp.array([action]), -0.1, 0.1)
+    np.testing.assert_allclose(scaled, [expected], atol=1e-8)
 
 
 def test_asymmetric_bounds_are_scaled_linearly():
