@@ -102,15 +102,15 @@ def part_of(fields, meta, config):
         print(f"data: taking {len(kept)} of its {num_tasks} tasks, {length} of {steps} steps each")
         fields = {name: values[kept][:, :, :, :length] for name, values in fields.items()}
         meta = meta | {name: np.asarray(meta[name])[..., kept].tolist() for name in RETURNS}
-    own = {}
+    changed = {}
     env = assembly.env_of(config)
     if length < steps:  # returns of whole episodes say nothing about shorter ones
-        own["behaviour_return"] = own["expert_return"] = returns_of(fields).tolist()
-        own["reference_return"] = reference_of(env, returns_of(fields)[-1])
+        changed["behaviour_return"] = changed["expert_return"] = returns_of(fields).tolist()
+        changed["reference_return"] = reference_of(env, returns_of(fields)[-1])
     if length < steps or meta["identity"]["random_physics"] != config.run.physics:
         print("data: measuring the random policy as this run tests", flush=True)
-        own["random_return"] = random_of(config, env)
-    return fields, meta | own
+        changed["random_return"] = random_of(config, env)
+    return fields, meta | changed
 
 
 def returns_of(fields):
@@ -139,12 +139,12 @@ def _collect(config, env, folder, wanted, save_every, tell):
     mesh = sweep.make_mesh(num_tasks(env))
     collector = behaviour_lib.make(env, settings, mesh)
     keys = sweep.place(behaviour_lib.task_keys(settings, num_tasks(env)), mesh)
-    whose = (sweep.place(env.tasks, mesh), keys)  # the last task again where devices are left over
-    state = jax.eval_shape(collector.init, *whose)
+    agents = (sweep.place(env.tasks, mesh), keys)  # the last task again where devices are left over
+    state = jax.eval_shape(collector.init, *agents)
     check_memory(training.state_bytes(state), storage.num_bytes(wanted) / settings.num_levels, mesh)
     tell("compile")
     begin = time.perf_counter()
-    programs = compile_programs(collector, whose, state, mesh)
+    programs = compile_programs(collector, agents, state, mesh)
     seconds = time.perf_counter() - begin
     print(f"data: compiled in {seconds:.1f} s", flush=True)
     tell("collection", compile_seconds=seconds)
@@ -153,20 +153,20 @@ def _collect(config, env, folder, wanted, save_every, tell):
     arrays = storage.open_arrays(folder, wanted)
     with preemption.held(), checkpoint.Checkpoints(folder / data_code.PROGRESS) as saves:
         saver = Saver(saves, num_tasks(env), save_every, data_code.of(config))
-        carry = _advance(settings, programs, arrays, saver, state, whose, mesh)
+        carry = _advance(settings, programs, arrays, saver, state, agents, mesh)
     preemption.check()
     _finish(config, env, folder, carry, saver.code)
 
 
-def compile_programs(collector, whose, state, mesh):
-    """Returns the Collector's functions as compiled Programs. Args: whose, (tasks, keys)."""
+def compile_programs(collector, agents, state, mesh):
+    """Returns the Collector's functions as compiled Programs. Args: agents, (tasks, keys)."""
     step, sharding = jax.ShapeDtypeStruct((), jnp.int32), sweep.run_sharding(mesh)
     state = training.on_devices(state, sharding)
     build = functools.partial(sweep.compile_program, out_sharding=sharding)
     jobs = [
-        functools.partial(build, collector.init, whose),
-        functools.partial(build, collector.advance, (*whose, state, step, step), (2,)),
-        functools.partial(build, collector.episodes, (*whose, state, step)),
+        functools.partial(build, collector.init, agents),
+        functools.partial(build, collector.advance, (*agents, state, step, step), (2,)),
+        functools.partial(build, collector.episodes, (*agents, state, step)),
     ]
     return behaviour_lib.Collector(*sweep.together(jobs))
 
@@ -220,21 +220,21 @@ class Saver:
             preemption.check()
 
 
-def _advance(settings, programs, arrays, saver, state, whose, mesh):
+def _advance(settings, programs, arrays, saver, state, agents, mesh):
     """Trains from the newest checkpoint, or from the start, storing levels; returns the carry."""
     count = saver.num_tasks
     blank = np.full((settings.num_levels, count), np.nan, np.float32)
     cut = lambda s: jax.ShapeDtypeStruct((count, *s.shape[1:]), s.dtype)
-    found = saver.saves.restore(
+    newest = saver.saves.restore(
         {"state": jax.tree.map(cut, state), "sampled": blank, "scored": blank}
     )
-    if found is None:
+    if newest is None:
         done, carry = 0, {"sampled": blank.copy(), "scored": blank.copy()}
-        carry["state"] = programs.init.call(*whose)
+        carry["state"] = programs.init.call(*agents)
     else:
-        carry, done = jax.tree.map(np.copy, found[0]), found[1]["steps"]
+        carry, done = jax.tree.map(np.copy, newest[0]), newest[1]["steps"]
         carry["state"] = sweep.place(carry["state"], mesh)
-        saver.code = data_code.extended(found[1], saver.code)
+        saver.code = data_code.extended(newest[1], saver.code)
         print(f"data: resuming after step {done} of {settings.num_steps}", flush=True)
     at_level = {step: level for level, step in enumerate(behaviour_lib.levels(settings))}
     progress, shown = console.Progress("collect", max(at_level), done), ""
@@ -243,7 +243,7 @@ def _advance(settings, programs, arrays, saver, state, whose, mesh):
         while done < at:  # pieces of some seconds
             size, begin = pace.size(0, (at - done) // copies) * copies, time.perf_counter()
             span = np.int32(done), np.int32(size)
-            carry["state"], loss = programs.advance.call(*whose, carry["state"], *span)
+            carry["state"], loss = programs.advance.call(*agents, carry["state"], *span)
             jax.block_until_ready(loss)
             pace.took(0, size // copies, time.perf_counter() - begin)
             done += size
@@ -252,8 +252,8 @@ def _advance(settings, programs, arrays, saver, state, whose, mesh):
                 saver.pause(done, carry)
         if at in at_level:
             level = at_level[at]
-            made = programs.episodes.call(*whose, carry["state"], np.int32(at))
-            fields, sampled, scored = sweep.fetch(made, count)
+            episodes = programs.episodes.call(*agents, carry["state"], np.int32(at))
+            fields, sampled, scored = sweep.fetch(episodes, count)
             check_finite(fields, at)
             storage.write_level(arrays, level, fields)
             carry["sampled"][level], carry["scored"][level] = sampled, scored

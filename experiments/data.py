@@ -33,14 +33,14 @@ def import_(line):
             "data: WARNING: --allow_pickle lets the files of this folder run any code", flush=True
         )
     print(f"data: reading {folder} as {own['format']}", flush=True)
-    found = reader.read(folder, env, options)
-    for note in found.notes:
+    table = reader.read(folder, env, options)
+    for note in table.notes:
         print(f"data: {note}")
-    identity = identity_of(found, config)
+    identity = identity_of(table, config)
     name = f"imported_{config_lib.fingerprint(identity)}"
     target = pathlib.Path(line.shared["data"]) / config.run.suite / config.run.env / name
     target = pathlib.Path(own["to"]) if own["to"] else target
-    write(found, identity, env, config, target, "--to" if own["to"] else "--data")
+    write(table, identity, env, config, target, "--to" if own["to"] else "--data")
     print(f"data: imported into {target}; train with --data={target}")
 
 
@@ -68,12 +68,12 @@ def existing(text, flag):
     return folder
 
 
-def identity_of(found, config):
+def identity_of(table, config):
     """Returns the identity of imported data: what they are, by their content, and whence."""
     digest = hashlib.sha256()
     for name in storage.FIELDS:
-        digest.update(np.ascontiguousarray(found.fields[name]))
-    ours = found.source.get("exported") or {}  # an identity, where we wrote the data ourselves
+        digest.update(np.ascontiguousarray(table.fields[name]))
+    ours = table.source.get("exported") or {}  # an identity, where we wrote the data ourselves
     made_in = ours.get("physics", "imported")
     return {
         "env": config.run.env,
@@ -84,11 +84,11 @@ def identity_of(found, config):
         "random_episodes": ours.get("random_episodes", config.eval.random_episodes),
         # of the random policy: measured here, unless the source says
         "random_physics": ours.get("random_physics", made_in) if ours else config.run.physics,
-        "source": {**found.source, "content": digest.hexdigest()[:12]},
+        "source": {**table.source, "content": digest.hexdigest()[:12]},
     }
 
 
-def write(found, identity, env, config, folder, flag):
+def write(table, identity, env, config, folder, flag):
     """Writes a Table as a dataset; raises UserError if the folder holds anything else already."""
     ours = {f"{name}.npy" for name in storage.FIELDS} | {".lock"}
     if storage.is_complete(folder):
@@ -97,23 +97,23 @@ def write(found, identity, env, config, folder, flag):
         )
     if folder.exists() and {path.name for path in folder.iterdir()} - ours:
         raise errors.UserError(f"{folder} is not empty: pass another --to")
-    shapes = {name: values.shape for name, values in found.fields.items()}
+    shapes = {name: values.shape for name, values in table.fields.items()}
     computer.prepare_folder(folder, storage.num_bytes(shapes), flag)
     with computer.disk_may_fill(folder), computer.alone(folder):
         arrays = storage.open_arrays(folder, shapes)
-        for level in range(len(found.levels)):
-            fields = {name: values[:, level] for name, values in found.fields.items()}
+        for level in range(len(table.levels)):
+            fields = {name: values[:, level] for name, values in table.fields.items()}
             storage.write_level(arrays, level, fields)
-        storage.commit(folder, meta_of(found, identity, env, config))
+        storage.commit(folder, meta_of(table, identity, env, config))
 
 
-def meta_of(found, identity, env, config):
+def meta_of(table, identity, env, config):
     """Returns meta.json of imported data, with what `experiments.collect` writes.
 
     The reference is the known optimum, else what the source says, else the last level's mean.
     """
-    scores = collect.returns_of(found.fields)
-    known = dict(found.known)
+    scores = collect.returns_of(table.fields)
+    known = dict(table.known)
     if "random_return" not in known:
         count = config.eval.random_episodes
         print(f"data: measuring the random policy, {count} episodes a task", flush=True)
@@ -123,7 +123,7 @@ def meta_of(found, identity, env, config):
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
         "train_ids": env.train_ids.tolist(),
         "test_ids": env.test_ids.tolist(),
-        "levels": found.levels,
+        "levels": table.levels,
         "behaviour_return": scores.tolist(),
         "expert_return": scores.tolist(),  # no other episodes are known
         "reference_return": collect.reference_of(env, scores[-1]),
@@ -157,13 +157,13 @@ def export(line):
 
 def datasets(root):
     """Returns the folders of datasets below `root`, itself included, finished or not."""
-    found = {path.parent for name in ("meta.json", "mask.npy") for path in root.rglob(name)}
-    if not found:
+    folders = {path.parent for name in ("meta.json", "mask.npy") for path in root.rglob(name)}
+    if not folders:
         raise errors.UserError(
             f"{root} holds no dataset: pass another --data, or make one with "
             f"`python -m experiments.collect` or `python -m experiments.data import`"
         )
-    return sorted(found)
+    return sorted(folders)
 
 
 def list_(line):
@@ -221,8 +221,8 @@ def show(line):
     source = (storage.source_of(meta) or {"format": "collected"})["format"]
     title = f"{identity['env']}, suite {identity['suite']} ({source})"
     with computer.disk_may_fill(target):
-        made = figures.behaviour_returns(target, meta["levels"], scores, random, reference, title)
-    print(f"figure: {made[0]}")
+        drawn = figures.behaviour_returns(target, meta["levels"], scores, random, reference, title)
+    print(f"figure: {drawn[0]}")
 
 
 def parameters_of(tasks):
@@ -245,9 +245,9 @@ def verify(line):
             print(f"unfinished  {folder}")
             continue
         count += 1
-        found = damages(folder)
-        print(f"{'damaged' if found else 'whole':<11} {folder}", flush=True)
-        bad += found
+        damage = damages(folder)
+        print(f"{'damaged' if damage else 'whole':<11} {folder}", flush=True)
+        bad += damage
     if bad:
         lines = "; ".join(table_lib.limited(bad))
         raise errors.UserError(

@@ -131,8 +131,8 @@ def check(shards, wanted):
             )
     points = len(shards[0].identity["sweep"])
     count = sum(shard.count for shard in shards)
-    for name, found in (("num_runs", points * count), ("num_seeds", count)):
-        if wanted[name] not in (None, found):
+    for name, there in (("num_runs", points * count), ("num_seeds", count)):
+        if wanted[name] not in (None, there):
             raise errors.UserError(
                 f"seeds {shards[0].first} to {shards[-1].end - 1} of {points} grid point(s) below "
                 f"{shards[0].folder.parent} are {points * count} runs: --{name} asks for "
@@ -162,8 +162,8 @@ def join(parts, axis, points):
     split = [
         part.reshape(*part.shape[:axis], points, -1, *part.shape[axis + 1 :]) for part in parts
     ]
-    whole = np.concatenate(split, axis + 1)
-    return whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
+    both = np.concatenate(split, axis + 1)
+    return both.reshape(*both.shape[:axis], -1, *both.shape[axis + 2 :])
 
 
 def joined(shards, name, axis):
@@ -224,13 +224,13 @@ def write_metrics(folder, lines):
 
 def environments(shards):
     """Returns the environment.json of the whole; prints a warning line for shards that differ."""
-    found = []
+    each = []
     for shard in shards:
         path = shard.folder / "environment.json"
-        found.append(storage.read_json(path) if path.exists() else {})
-    whole, others = found[0], []
-    for shard, one in zip(shards[1:], found[1:], strict=True):
-        keys = [key for key in sorted({*whole, *one}) if whole.get(key) != one.get(key)]
+        each.append(storage.read_json(path) if path.exists() else {})
+    first, others = each[0], []
+    for shard, one in zip(shards[1:], each[1:], strict=True):
+        keys = [key for key in sorted({*first, *one}) if first.get(key) != one.get(key)]
         if keys:
             others.append({"folder": str(shard.folder), **{key: one.get(key) for key in keys}})
     if others:
@@ -239,8 +239,8 @@ def environments(shards):
             f"gather: WARNING: {len(others)} of {len(shards)} shards differ from the first in "
             f"{', '.join(names)} (environment.json has them)"
         )
-        whole = whole | {"shards_with": others}
-    return whole
+        first = first | {"shards_with": others}
+    return first
 
 
 def costs_of(shards):
@@ -276,8 +276,8 @@ def root_of(shards, searched):
     names = [run[name] for name in ("suite", "env", "algorithm")]
     parents = [*shard.folder.parents]
     regular = len(parents) > 3 and [folder.name for folder in parents[2::-1]] == names
-    own = parents[3] if regular else parents[0]
-    return own if searched is None or searched in parents[:3] else searched
+    above = parents[3] if regular else parents[0]
+    return above if searched is None or searched in parents[:3] else searched
 
 
 def target_of(shards, root):

@@ -73,7 +73,7 @@ def exposed(algorithm, env):
     if env.system is None:
         return algorithm, env
     rep, rl = algorithm.rep, algorithm.rl
-    own = lambda obs: obs[..., : env.obs_dim]
+    visible = lambda obs: obs[..., : env.obs_dim]
     longer = lambda obs, state: jnp.concatenate([obs, state.qpos])
 
     def reset(task, key):
@@ -86,14 +86,14 @@ def exposed(algorithm, env):
 
     def over(function, at):
         """`function` with its own part of the rows, its argument number `at`; None stays None."""
-        shorter = lambda rows: rows._replace(obs=own(rows.obs), next_obs=own(rows.next_obs))
+        shorter = lambda rows: rows._replace(obs=visible(rows.obs), next_obs=visible(rows.next_obs))
         blind = lambda *args: function(*args[:at], shorter(args[at]), *args[at + 1 :])
         return function and blind
 
     size = env.obs_dim + env.system.c_model.nq
     blind = rl._replace(
-        act=lambda state, obs, z, key: rl.act(state, own(obs), z, key),
-        mode=lambda state, obs, z: rl.mode(state, own(obs), z),
+        act=lambda state, obs, z, key: rl.act(state, visible(obs), z, key),
+        mode=lambda state, obs, z: rl.mode(state, visible(obs), z),
     )
     rep = rep._replace(
         extend=over(rep.extend, 2),
@@ -123,15 +123,16 @@ def read_config(folder):
 
 def restore(folder, config, points, checksums, root):
     """Returns the Restored run. Args: root, as `--data`; raises UserError for what is missing."""
-    found = collect.dataset_folder(config, root)
-    if not storage.is_complete(found):
+    dataset = collect.dataset_folder(config, root)
+    if not storage.is_complete(dataset):
         raise errors.UserError(
-            f"the run's dataset is not in {found}: pass --data with the root that the run used"
+            f"the run's dataset is not in {dataset}: pass --data with the root that the run used"
         )
-    fields, meta = storage.load(found, config)
+    fields, meta = storage.load(dataset, config)
     if (meta["sha256"] if storage.source_of(meta) else None) != checksums:
         raise errors.UserError(
-            f"the run was trained on other data than {found}: pass --data with the dataset's folder"
+            f"the run was trained on other data than {dataset}: pass --data with the dataset's "
+            f"folder"
         )
     if storage.source_of(meta):
         fields, _ = collect.part_of(fields, meta, config)
@@ -198,13 +199,15 @@ def episode(restored, index, seed, task, protocol):
     state = jax.tree.map(lambda leaf: np.asarray(leaf)[index], restored.state)
     taken = lambda ids: host(data_lib.take_tasks(restored.sweep.data, ids))
     offline = Offline(taken(np.array([position])), taken(np.arange(len(env.train_ids))))
-    mine = jax.tree.map(lambda leaf: leaf[task], env.tasks)
+    this_task = jax.tree.map(lambda leaf: leaf[task], env.tasks)
 
-    def run(state, mine, offline, key):
-        outcome = run_protocol(algorithm, state, seen, mine, offline, key)
+    def run(state, this_task, offline, key):
+        outcome = run_protocol(algorithm, state, seen, this_task, offline, key)
         return jax.tree.map(lambda leaf: leaf[-1], outcome)
 
-    last = host(jax.jit(run)(state, mine, offline, jax.random.split(key, len(order))[position]))
+    last = host(
+        jax.jit(run)(state, this_task, offline, jax.random.split(key, len(order))[position])
+    )
     return cut(last, env.obs_dim, restored.scale)
 
 
@@ -246,21 +249,21 @@ def draw(env, task, shown):
                 f"{env.name} has neither physics nor a plane to draw: see the run's figures/"
             )
         path = shown.obs[:, :2].astype(np.float64)
-        made = scene.of_plane(path, goal)
-        return made | {"goal": goal}, lambda frames: (movies.plane(path, goal, frames), "")
+        content = scene.of_plane(path, goal)
+        return content | {"goal": goal}, lambda frames: (movies.plane(path, goal, frames), "")
     system = env.system
-    mine = jax.tree.map(lambda leaf: leaf[task], env.tasks)
-    model = physics.c_model_of(system, physics.fields_of(system, mine))
+    this_task = jax.tree.map(lambda leaf: leaf[task], env.tasks)
+    model = physics.c_model_of(system, physics.fields_of(system, this_task))
     bodies = scene.poses(model, shown.qpos, system.torso)
     camera = scene.camera_of(model, bodies)
-    made = scene.of_bodies(bodies, camera, system.dt)
+    content = scene.of_bodies(bodies, camera, system.dt)
 
     def make_movie(frames):
         view = (camera["azimuth"], camera["elevation"], camera["distance"])
         images, why = offscreen.render(model, shown.qpos[frames], system.torso, view)
         return (None if images is None else movies.pictures(images)), why
 
-    return made | {"goal": goal}, make_movie
+    return content | {"goal": goal}, make_movie
 
 
 def write(target, env, task, shown, texts, movie):
@@ -268,21 +271,21 @@ def write(target, env, task, shown, texts, movie):
 
     Args: texts, from `describe`; movie, whether the pictures are wanted.
     """
-    made, make_movie = draw(env, task, shown)
-    made |= {"title": texts[0], "details": texts[1], "rewards": shown.rewards}
-    pages = target.with_name(f"{target.name}.html")
-    pages.write_text(scene.page(made), encoding="utf-8")
+    content, make_movie = draw(env, task, shown)
+    content |= {"title": texts[0], "details": texts[1], "rewards": shown.rewards}
+    html = target.with_name(f"{target.name}.html")
+    html.write_text(scene.page(content), encoding="utf-8")
     if not movie:
-        return [pages]
-    stride = movies.stride_of(made["dt"])
+        return [html]
+    stride = movies.stride_of(content["dt"])
     frames = list(range(0, len(shown.rewards) + 1, stride))
     show, why_not = make_movie(frames)
     if show is None:
         print(f"render: no moving picture, no graphics library works here ({why_not})")
-        return [pages]
+        return [html]
     title = f"{texts[0]}: {texts[1]}"
-    pause = stride * made["dt"]
-    return [pages, *movies.write(target, frames, shown.rewards, pause, show, title)]
+    pause = stride * content["dt"]
+    return [html, *movies.write(target, frames, shown.rewards, pause, show, title)]
 
 
 def run(line):

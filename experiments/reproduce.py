@@ -63,7 +63,7 @@ def cells(table, words):
 
     Raises UserError for a flag that the table itself sets.
     """
-    found = {}
+    requests = {}
     for row, fixed in TABLES[table].items():
         taken = {flag.partition("=")[0] for flag in fixed}
         for word in words:
@@ -74,16 +74,16 @@ def cells(table, words):
                 )
         for env in ENVIRONMENTS[table]:
             line = ["run", *words, *fixed, f"--env={env}"]
-            found[row, env] = flags.parse(run.COMMAND, line, computer.on_accelerator)
-    return found
+            requests[row, env] = flags.parse(run.COMMAND, line, computer.on_accelerator)
+    return requests
 
 
 def native(summary, protocol, task_set="test"):
     """Returns a summary's entry for a protocol: the native metric's, which comes first."""
-    found = [
+    entries = [
         r for r in summary["results"] if r["protocol"] == protocol and r["task_set"] == task_set
     ]
-    return found[0] if found else None
+    return entries[0] if entries else None
 
 
 def text(entry):
@@ -96,7 +96,7 @@ def text(entry):
     return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {(high - low) / 2:.2f})"
 
 
-def write(table, found, folder, note=None):
+def write(table, summaries, folder, note=None):
     """Writes `table`.json and `table`.md from {(row, env): summary}; returns the Markdown.
 
     Args: note, a sentence below the table.
@@ -104,22 +104,22 @@ def write(table, found, folder, note=None):
     names = [(env, protocol) for env in ENVIRONMENTS[table] for protocol in PROTOCOLS[table]]
     lines = ["| " + " | ".join(["row", *(f"{e}, {p}" for e, p in names)]) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
-    done = {row for row, _ in found}
+    done = {row for row, _ in summaries}
     for row in (row for row in TABLES[table] if row in done):
         entries = [
-            native(found[row, env], protocol) if (row, env) in found else None
+            native(summaries[row, env], protocol) if (row, env) in summaries else None
             for env, protocol in names
         ]
         lines.append("| " + " | ".join([row, *map(text, entries)]) + " |")
-    sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in found.values()})
+    sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in summaries.values()})
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
     lines += ["", "Test tasks, last checkpoint: normalized return (mean return ± half of the 95% "]
     lines[-1] += f"bootstrap interval over seeds). {kept}. `-`: not run."
     lines += ["", note] if note else []
     (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
-    stored = [{"row": row, "env": env, **summary} for (row, env), summary in found.items()]
-    whole = {"table": table, "environment": computer.environment(), "cells": stored}
-    storage.write_json(folder / f"{table}.json", whole)
+    stored = [{"row": row, "env": env, **summary} for (row, env), summary in summaries.items()]
+    content = {"table": table, "environment": computer.environment(), "cells": stored}
+    storage.write_json(folder / f"{table}.json", content)
     return "\n".join(lines)
 
 
@@ -143,20 +143,20 @@ def main(line):
         )
     to = pathlib.Path(own["to"] or pathlib.Path(out) / "tables")
     computer.prepare_folder(to, 1e6, "--to")
-    found = {}
+    summaries = {}
     for (row, env), cell in requests.items():
         chosen = row in (own["rows"] or [row]) and env in (own["envs"] or [env])
         folder = run.folder_of(cell)
         if chosen:
             print(f"\n=== {table}: {row} on {env}", flush=True)
-            found[row, env] = run.execute(cell)
-            write(table, found, to)  # a kill loses the cell that is running, not the table
+            summaries[row, env] = run.execute(cell)
+            write(table, summaries, to)  # a kill loses the cell that is running, not the table
         elif (folder / "summary.json").exists():
-            found[row, env] = outputs.read_summary(folder)
-    runs = [(run.folder_of(requests[at]), code_identity.hash_of(s)) for at, s in found.items()]
+            summaries[row, env] = outputs.read_summary(folder)
+    runs = [(run.folder_of(requests[at]), code_identity.hash_of(s)) for at, s in summaries.items()]
     note = code_identity.note(runs)
-    print("\n" + write(table, found, to, note) + f"\n\ntable: {to / table}.md")
-    diverged = any(summary["failed_seeds"] for summary in found.values())
+    print("\n" + write(table, summaries, to, note) + f"\n\ntable: {to / table}.md")
+    diverged = any(summary["failed_seeds"] for summary in summaries.values())
     return exit_codes.DIVERGED if diverged else exit_codes.DONE
 
 

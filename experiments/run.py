@@ -322,10 +322,10 @@ def restore(sweep, saves, session):
     The leader reads it; other processes get it from there and pass saves=None.
     """
     like = training.carry_shapes(sweep)
-    found = saves.restore(like) if saves is not None else None
+    newest = saves.restore(like) if saves is not None else None
     position, kept = training.Position(), None
-    if found is not None:
-        kept, meta = found
+    if newest is not None:
+        kept, meta = newest
         position = training.Position(meta["done"], meta["scored"])
         session.resume(meta)
     position = training.Position(*(int(x) for x in hosts.share(np.array(position, np.int32))))

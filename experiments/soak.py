@@ -170,8 +170,8 @@ def judge(to, attempts, plain, productive, failures):
     differ, compared = [], 0
     for root in finished:
         for name, judge_one in (("data", same_bits.datasets), ("out", same_bits.runs)):
-            found, number = judge_one(to / "plain" / name, to / root / name)
-            differ += [f"{root}/{name}/{line}" for line in found]
+            unequal, number = judge_one(to / "plain" / name, to / root / name)
+            differ += [f"{root}/{name}/{line}" for line in unequal]
             compared += number
     wall = sum(a.seconds for a in attempts)
     last = [a.reached for a in attempts if a.reached]
@@ -273,10 +273,10 @@ def run(line):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(to.absolute() / "cache")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     command = [sys.executable, "-u", "-m", "experiments.run", *line.words]
-    found = soak(command, asked["kills"], asked["soak_seed"], asked["kinds"], to)
-    storage.write_json(to / "soak.json", found)
-    print("\n" + report(found) + f"\nresults: {to / 'soak.json'}", flush=True)
-    return exit_codes.DONE if found["equal"] else exit_codes.FAILED
+    outcome = soak(command, asked["kills"], asked["soak_seed"], asked["kinds"], to)
+    storage.write_json(to / "soak.json", outcome)
+    print("\n" + report(outcome) + f"\nresults: {to / 'soak.json'}", flush=True)
+    return exit_codes.DONE if outcome["equal"] else exit_codes.FAILED
 
 
 COMMAND = Command(

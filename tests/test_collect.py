@@ -168,8 +168,8 @@ def test_levels_of_the_random_phase_hold_uniform_actions(small, monkeypatch):
     )
     env = small_env()
     collector = behaviour_lib.make(env, many.behaviour)
-    whose = env.tasks, behaviour_lib.task_keys(many.behaviour, TASKS)
-    state = jax.jit(collector.init)(*whose)
+    agents = env.tasks, behaviour_lib.task_keys(many.behaviour, TASKS)
+    state = jax.jit(collector.init)(*agents)
     # a policy that is far from uniform: tanh(2) with little noise
     policy = jax.tree.map(jnp.zeros_like, state.agent.policy.params)
     width = policy["Dense_2"]["bias"].shape[-1] // 2
@@ -179,13 +179,13 @@ def test_levels_of_the_random_phase_hold_uniform_actions(small, monkeypatch):
     state = state.replace(agent=state.agent.replace(policy=trained))
     episodes = jax.jit(collector.episodes)
     for step in (8,):  # within the seed phase
-        actions = np.asarray(episodes(*whose, state, step)[0]["action"]).ravel()
+        actions = np.asarray(episodes(*agents, state, step)[0]["action"]).ravel()
         # a Kolmogorov-Smirnov distance of 4,800 draws: 1.95 / sqrt(n) at p = 0.001
         ordered = np.sort(actions)
         distance = np.abs((ordered + 1) / 2 - np.linspace(0, 1, ordered.size)).max()
         assert distance < 1.95 / np.sqrt(ordered.size)
     for step in (16, 24):  # its end, where the first update is due, and later
-        learned = np.asarray(episodes(*whose, state, step)[0]["action"])
+        learned = np.asarray(episodes(*agents, state, step)[0]["action"])
         assert learned.min() > 0.5
 
 

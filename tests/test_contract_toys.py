@@ -274,10 +274,7 @@ def test_sample_reads_the_state_and_draws_what_encode_draws():
     belief = rep.extend(state, rep.prior(state), one, jnp.ones(6))
     sample = jax.jit(jax.vmap(lambda k: rep.sample(state, belief, k)))
     draws = sample(jax.random.split(key, 4000))
-    statistics, params = (
-        data_lib.summary(data, data.episode_start.shape[0]),
-        state.params["encoder"],
-    )
+    statistics, params = spec_of(data).statistics, state.params["encoder"]
     rewards = (np.asarray(one.context_reward) - statistics.reward_mean) / statistics.reward_std
     code = np.tanh(ref.mlp(params["net"], rewards[:, None], 1)).mean(0)
     middle, log_std = np.split(ref.mlp(params["heads"], code, 1), 2)

@@ -335,13 +335,13 @@ def test_copies_fill_one_ring_learn_and_compile_once():
     assert mesh.size == 2
     collector = behaviour_lib.make(env, behaviour, mesh)
     keys = behaviour_lib.task_keys(behaviour, 6)
-    whose = sweep.place(env.tasks, mesh), sweep.place(keys, mesh)
+    agents = sweep.place(env.tasks, mesh), sweep.place(keys, mesh)
     sharding = sweep.run_sharding(mesh)
-    state = first = jax.jit(collector.init, out_shardings=sharding)(*whose)
+    state = first = jax.jit(collector.init, out_shardings=sharding)(*agents)
     advance = jax.jit(collector.advance, out_shardings=sharding)
     for start, length in ((0, 8), (8, 8), (16, 16)):
         before = jax.device_get(state)
-        state, loss = advance(*whose, state, jnp.int32(start), jnp.int32(length))
+        state, loss = advance(*agents, state, jnp.int32(start), jnp.int32(length))
         learned = not np.array_equal(
             jax.tree.leaves(before.agent.critics)[0], jax.tree.leaves(state.agent.critics)[0]
         )
@@ -377,8 +377,8 @@ def test_an_early_end_is_stored_and_its_copy_starts_anew():
 
     falls = env._replace(step=step, ends_early=True)
     collector = behaviour_lib.make(falls, dataclasses.replace(config.behaviour, seed_steps=16))
-    whose = env.tasks, behaviour_lib.task_keys(config.behaviour, 6)
-    state, _ = jax.jit(collector.advance)(*whose, jax.jit(collector.init)(*whose), 0, 16)
+    agents = env.tasks, behaviour_lib.task_keys(config.behaviour, 6)
+    state, _ = jax.jit(collector.advance)(*agents, jax.jit(collector.init)(*agents), 0, 16)
     first = jax.tree.map(lambda leaf: np.asarray(leaf)[0].reshape(8, 2, -1)[:, 0], state.replay)
     np.testing.assert_array_equal(first.terminal[:, 0], [0, 0, 1, 0, 0, 1, 0, 0])
     np.testing.assert_allclose(first.obs[:, 0], [0, 0.1, 0.2] * 2 + [0, 0.1], atol=1e-6)

@@ -16,7 +16,7 @@ FEWER = {
     "env.horizon": 5,
     "train.num_evals": 1,
     "algo.num_codes": 2,
-    "eval.two_phase_steps": 10,
+    "eval.online_steps": 10,
     "behaviour.episodes_per_level": 2,
 }
 

@@ -35,11 +35,11 @@ class Command(NamedTuple):
 
 def entries_of(command):
     """Returns {group: flags as in flags.GROUPS} that a command takes, its own last."""
-    texts, found = {name: (name, None, None, text) for name, text in command.texts}, {}
+    texts, groups = {name: (name, None, None, text) for name, text in command.texts}, {}
     for group, entries in flags.GROUPS.items():
         taken = [texts.get(entry[0], entry) for entry in entries if entry[0] in command.shared]
-        found |= {group: taken} if taken else {}
-    return found | ({"this command": list(command.own)} if command.own else {})
+        groups |= {group: taken} if taken else {}
+    return groups | ({"this command": list(command.own)} if command.own else {})
 
 
 def flag_lines(command, entries):

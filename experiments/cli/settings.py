@@ -97,8 +97,8 @@ def parse_sweep(config, entries):
 def _not_swept(config, key, fields):
     """Returns the UserError for a `--sweep` key that is not one of `fields`."""
     others = [s for s in config_lib.SECTIONS if s not in ("run", *SWEPT)]
-    found = {f"{s}.{k}": "changes the data" for s in others for k in vars(getattr(config, s))}
-    for name, why in (found | NOT_SWEPT).items():
+    refused = {f"{s}.{k}": "changes the data" for s in others for k in vars(getattr(config, s))}
+    for name, why in (refused | NOT_SWEPT).items():
         if key in (name, name.split(".")[1]):
             return errors.UserError(
                 f"--sweep={key}: {name} {why}; give a command for each value, with "
@@ -130,16 +130,16 @@ def _typed(config, entry, names, parts):
         try:
             if not part:
                 raise errors.UserError("empty value")
-            found = {v for n in names for v in overrides(config, [f"--config.{n}={part}"]).values()}
+            typed = {v for n in names for v in overrides(config, [f"--config.{n}={part}"]).values()}
         except errors.UserError:
-            found = ()
-        if len(found) != 1:
+            typed = ()
+        if len(typed) != 1:
             section, _, name = names[0].partition(".")
             kind = type(getattr(getattr(config, section), name)).__name__
             raise errors.UserError(
                 f"--sweep={entry}: expected values of type {kind} separated by commas, got {part!r}"
             )
-        values += found
+        values += typed
     return tuple(values)
 
 

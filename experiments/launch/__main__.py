@@ -22,26 +22,26 @@ SUMMARY = (
 def texts(job_plan):
     """Returns {name: text} of a Plan's files."""
     target = importlib.import_module(f"experiments.launch.{job_plan.target}")
-    found = target.files(job_plan)
+    files = target.files(job_plan)
     if job_plan.target == "jobset":
-        found["Dockerfile"] = (check.HERE / "Dockerfile").read_text()
-    return found
+        files["Dockerfile"] = (check.HERE / "Dockerfile").read_text()
+    return files
 
 
 def run(line):
     """The command."""
-    made, to = plan.make(line), line.own["to"]
-    found = texts(made)
-    check.check(made, found)
+    job_plan, to = plan.make(line), line.own["to"]
+    files = texts(job_plan)
+    check.check(job_plan, files)
     computer.prepare_folder(to, 1e6, "--to")
-    for name, text in found.items():
+    for name, text in files.items():
         (pathlib.Path(to) / name).write_text(text.replace("FOLDER/", f"{to.rstrip('/')}/"))
     print(
-        f"launch: {made.num_runs} runs ({made.seeds} seeds x {made.points} grid points), "
-        f"preset {made.preset}, as {made.jobs} jobs of {made.target} with up to {made.per_job} "
-        f"seeds each"
+        f"launch: {job_plan.num_runs} runs ({job_plan.seeds} seeds x {job_plan.points} grid "
+        f"points), preset {job_plan.preset}, as {job_plan.jobs} jobs of {job_plan.target} with up "
+        f"to {job_plan.per_job} seeds each"
     )
-    print(f"launch: checked and written: {', '.join(str(pathlib.Path(to) / n) for n in found)}")
+    print(f"launch: checked and written: {', '.join(str(pathlib.Path(to) / n) for n in files)}")
     print(f"\n{(pathlib.Path(to) / 'HOWTO.txt').read_text()}", end="")
 
 

@@ -46,12 +46,12 @@ def scripts(name, text):
     """Returns the shell scripts in a file."""
     if not name.endswith(".yaml"):
         return [text] if text.startswith("#!") else []
-    found = []
+    bodies = []
     for document in documents(name, text):
-        found += [document[key] for key in ("setup", "run") if key in document]
+        bodies += [document[key] for key in ("setup", "run") if key in document]
         for container in containers(document):
-            found.append(container["command"][2])
-    return found
+            bodies.append(container["command"][2])
+    return bodies
 
 
 def containers(document):
@@ -68,10 +68,10 @@ def check_schema(name, text):
     """Raises UserError unless every document of a file fits its schema."""
     validator = jsonschema.Draft202012Validator(schema(SCHEMAS[name]))
     for document in documents(name, text):
-        found = jsonschema.exceptions.best_match(validator.iter_errors(document))
-        if found:
-            where = "/".join(map(str, found.absolute_path)) or "the document"
-            raise errors.UserError(f"{name} is not valid: {where}: {found.message[:200]}")
+        mistake = jsonschema.exceptions.best_match(validator.iter_errors(document))
+        if mistake:
+            where = "/".join(map(str, mistake.absolute_path)) or "the document"
+            raise errors.UserError(f"{name} is not valid: {where}: {mistake.message[:200]}")
 
 
 def check_shell(name, text):
@@ -88,21 +88,23 @@ def commands(script, variables):
 
     Returns the arguments that python got each time; raises UserError where the script fails.
     """
-    found = []
+    arguments = []
     with tempfile.TemporaryDirectory() as folder:
         fake = pathlib.Path(folder) / "python"
         fake.write_text(FAKE)
         fake.chmod(0o755)
         plain = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "SLURM_SUBMIT_DIR": folder}
         plain["HOME"] = folder
-        for own in variables:
+        for environment in variables:
             done = subprocess.run(
-                ["bash", "-c", script], env=plain | own, capture_output=True, text=True
+                ["bash", "-c", script], env=plain | environment, capture_output=True, text=True
             )
             if done.returncode:
-                raise errors.UserError(f"a job's script fails with {own}: {done.stderr.strip()}")
-            found.append(done.stdout.split("\0")[:-1])
-    return found
+                raise errors.UserError(
+                    f"a job's script fails with {environment}: {done.stderr.strip()}"
+                )
+            arguments.append(done.stdout.split("\0")[:-1])
+    return arguments
 
 
 def job_commands(plan, texts):

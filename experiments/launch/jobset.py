@@ -153,7 +153,7 @@ def files(plan):
     """Returns {name: text} of everything that the cluster and the user need."""
     if plan.accelerator not in CHIPS:
         raise errors.unknown("--accelerator of jobset", plan.accelerator, CHIPS)
-    found = {
+    texts = {
         "jobset.yaml": plan_lib.dump(jobset(plan)),
         "kueue.yaml": "---\n".join(map(plan_lib.dump, kueue(plan))),
     }
@@ -167,7 +167,7 @@ def files(plan):
         "kubectl apply -f FOLDER/kueue.yaml   # an example; leave it out where there is a queue",
     ]
     if plan.volume:
-        found["collect.yaml"] = plan_lib.dump(collect(plan))
+        texts["collect.yaml"] = plan_lib.dump(collect(plan))
         steps += [
             f"kubectl apply -f FOLDER/collect.yaml   # once: fills the claim {plan.volume}",
             f"kubectl wait --for=condition=complete --timeout=-1s job/{plan.name}-data",
@@ -175,4 +175,4 @@ def files(plan):
     steps += ["kubectl apply -f FOLDER/jobset.yaml", f"kubectl get jobset {plan.name} -w"]
     steps += [plan_lib.gather_line(plan), ""]
     steps += ["The pods' service account must be allowed to write to the bucket of --out."]
-    return found | {"HOWTO.txt": "\n".join(steps) + "\n"}
+    return texts | {"HOWTO.txt": "\n".join(steps) + "\n"}

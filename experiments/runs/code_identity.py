@@ -147,12 +147,12 @@ def _record_showing(folder, now):
     shown = environment.get("shown_with", [])
     if now in shown:
         return
-    whole = environment | {"shown_with": [*shown, now]}
+    content = environment | {"shown_with": [*shown, now]}
     path = folder / "environment.json"
     if remote.is_remote(folder):
-        path.write_text(json.dumps(whole, indent=1))
+        path.write_text(json.dumps(content, indent=1))
     else:
-        storage.write_json(path, whole)
+        storage.write_json(path, content)
 
 
 def check_shards(folders, accepted):

@@ -82,20 +82,20 @@ def parse(line):
 
 def spans(events, begin, end):
     """Returns [(phase, seconds)] from `begin` to `end`, times as in events; the first: start-up."""
-    found, phase, since = [], "start-up", begin
+    parts, phase, since = [], "start-up", begin
     for event in events:
         if event["phase"] != phase:
-            found.append((phase, event["time"] - since))
+            parts.append((phase, event["time"] - since))
             phase, since = event["phase"], event["time"]
-    return [*found, (phase, max(end - since, 0.0))]
+    return [*parts, (phase, max(end - since, 0.0))]
 
 
 def totals(parts):
     """Returns {phase: seconds} of spans: a phase may come several times."""
-    found = {}
+    seconds_in = {}
     for phase, seconds in parts:
-        found[phase] = found.get(phase, 0.0) + seconds
-    return found
+        seconds_in[phase] = seconds_in.get(phase, 0.0) + seconds
+    return seconds_in
 
 
 def of_last_program(events):

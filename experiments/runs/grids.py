@@ -70,19 +70,19 @@ def execute(request, run_one, folder_of):
     """
     queue = programs(request)
     if len(queue) == 1:
-        found = [run_one(queue[0][1])]
+        summaries = [run_one(queue[0][1])]
     else:
         check(queue)
         print(f"grid: {len(queue)} programs, one after the other", flush=True)
-        found = [
+        summaries = [
             attempt(run_one, program, f"program {number} of {len(queue)}, {spell(choice)}")
             for number, (choice, program) in enumerate(queue, 1)
         ]
     if request.axes and hosts.leader():
-        show(request, [folder_of(program) for _, program in queue], found)
-    if None in found:
+        show(request, [folder_of(program) for _, program in queue], summaries)
+    if None in summaries:
         return exit_codes.USAGE
-    diverged = any(summary["failed_seeds"] for summary in found)
+    diverged = any(summary["failed_seeds"] for summary in summaries)
     return exit_codes.DIVERGED if diverged else exit_codes.DONE
 
 
@@ -107,14 +107,14 @@ def entries_of(summary, protocol, count):
 
     They stand in the order of the points.
     """
-    mine = [e for e in summary["results"] if (e["task_set"], e["protocol"]) == ("test", protocol)]
-    mine = [entry for entry in mine if entry["metric"] == mine[0]["metric"]]
-    if len(mine) != count:
+    native = [e for e in summary["results"] if (e["task_set"], e["protocol"]) == ("test", protocol)]
+    native = [entry for entry in native if entry["metric"] == native[0]["metric"]]
+    if len(native) != count:
         raise errors.UserError(
-            f"a run of this grid holds {len(mine)} grid points instead of {count}: delete its "
+            f"a run of this grid holds {len(native)} grid points instead of {count}: delete its "
             f"folder and give the command again"
         )
-    return mine
+    return native
 
 
 def cells(axes, folders, summaries, protocol):
@@ -128,20 +128,20 @@ def cells(axes, folders, summaries, protocol):
     count = int(np.prod(sizes(False), dtype=int))
     entries = [None if s is None else entries_of(s, protocol, count) for s in summaries]
     metric = next((e[0]["metric"] for e in entries if e), None)
-    made = []
+    listed = []
     for index in itertools.product(*(range(len(axis.values)) for axis in axes)):
-        own = lambda structural, index=index: [
+        position = lambda structural, index=index: [
             i for i, axis in zip(index, axes, strict=True) if axis.structural == structural
         ]
-        program = flat_index(own(True), sizes(True))
+        program = flat_index(position(True), sizes(True))
         at = {axis.name: axis.values[i] for i, axis in zip(index, axes, strict=True)}
         cell = {"at": at, "run": folders[program].name}
         if entries[program] is not None:
-            entry = entries[program][flat_index(own(False), sizes(False))]
+            entry = entries[program][flat_index(position(False), sizes(False))]
             cell |= {name: entry[name] for name in KEPT}
             cell["finite"] = int(np.isfinite(entry["per_seed"]).sum())
-        made.append(cell)
-    return made, metric
+        listed.append(cell)
+    return listed, metric
 
 
 def flat_index(index, sizes):
@@ -149,48 +149,48 @@ def flat_index(index, sizes):
     return int(np.ravel_multi_index(index, sizes)) if sizes else 0
 
 
-def best_of(found):
+def best_of(listed):
     """Returns the position of the cell whose interval lies above all others', or None.
 
     Cells with a run that diverged do not compete; one seed has no interval; a grid with a cell
     that did not run has no best one yet.
     """
-    if any("mean" not in cell or len(cell["per_seed"]) < 2 for cell in found):
+    if any("mean" not in cell or len(cell["per_seed"]) < 2 for cell in listed):
         return None
-    whole = [i for i, cell in enumerate(found) if np.isfinite(cell["mean"])]
-    if len(whole) < 2:
+    finite = [i for i, cell in enumerate(listed) if np.isfinite(cell["mean"])]
+    if len(finite) < 2:
         return None
-    first = max(whole, key=lambda i: found[i]["mean"])
-    others = max(found[i]["ci95"][1] for i in whole if i != first)
-    return first if found[first]["ci95"][0] > others else None
+    first = max(finite, key=lambda i: listed[i]["mean"])
+    others = max(listed[i]["ci95"][1] for i in finite if i != first)
+    return first if listed[first]["ci95"][0] > others else None
 
 
-def notes(found, best, protocol, metric):
+def notes(listed, best, protocol, metric):
     """Returns the sentences below the table and the figure."""
-    seeds = max((len(cell["per_seed"]) for cell in found if "mean" in cell), default=0)
+    seeds = max((len(cell["per_seed"]) for cell in listed if "mean" in cell), default=0)
     lines = [f"Test tasks, {protocol}, {tables.EPISODES.get(metric, metric)}, last checkpoint."]
     if seeds > 1:
         lines.append(f"Mean and 95% bootstrap interval over {seeds} seeds.")
-        whole = sum(bool(np.isfinite(cell.get("mean", np.nan))) for cell in found)
+        finite = sum(bool(np.isfinite(cell.get("mean", np.nan))) for cell in listed)
         if best is not None:
             lines.append("Marked best: its interval overlaps with no other.")
-        elif whole < 2 or any("mean" not in cell for cell in found):
+        elif finite < 2 or any("mean" not in cell for cell in listed):
             lines.append("None is marked best: too few cells have a mean.")
         else:
             lines.append("None is marked best: the highest interval overlaps with another's.")
     else:
         lines.append("One seed has no interval, so none is marked best.")
-    if any(cell.get("finite", seeds) < seeds for cell in found):
+    if any(cell.get("finite", seeds) < seeds for cell in listed):
         lines.append("The mean is NaN (in the figure: -) where a seed diverged.")
-    if any("mean" not in cell for cell in found):
+    if any("mean" not in cell for cell in listed):
         lines.append("-: did not run.")
     return [*lines, UNFAIR]
 
 
-def rows(axes, found, best):
+def rows(axes, listed, best):
     """Returns the table as rows of texts, a heading first."""
     lines = [[*(axis.name for axis in axes), "mean", "95% CI", "normalized", "finite seeds", ""]]
-    for i, cell in enumerate(found):
+    for i, cell in enumerate(listed):
         line = [heatmap.text(value) for value in cell["at"].values()]
         if "mean" in cell:
             low, high = map(tables.number, cell["ci95"])
@@ -206,31 +206,31 @@ def rows(axes, found, best):
 def show(request, folders, summaries):
     """Prints the table of a grid, and writes its folder; returns that, None where nothing ran."""
     axes, run = request.axes, request.config.run
-    found, metric = cells(axes, folders, summaries, run.protocols[0])
+    listed, metric = cells(axes, folders, summaries, run.protocols[0])
     if metric is None:
         return None  # nothing ran
-    best = best_of(found)
-    listed = [axis._asdict() for axis in axes]
-    name = config_lib.fingerprint({"axes": listed, "runs": [folder.name for folder in folders]})
-    lines, texts = rows(axes, found, best), notes(found, best, run.protocols[0], metric)
+    best = best_of(listed)
+    described = [axis._asdict() for axis in axes]
+    name = config_lib.fingerprint({"axes": described, "runs": [folder.name for folder in folders]})
+    lines, texts = rows(axes, listed, best), notes(listed, best, run.protocols[0], metric)
     now = code_identity.of(run)
     ran = [folder for folder, s in zip(folders, summaries, strict=True) if s is not None]
     other = code_identity.note([(folder, now[code_identity.HASH]) for folder in ran])
     texts += [other] if other else []
-    whole = {
+    content = {
         "algorithm": run.algorithm, "suite": run.suite, "env": run.env, "preset": run.preset,
-        "protocol": run.protocols[0], "metric": metric, "axes": listed, "cells": found,
+        "protocol": run.protocols[0], "metric": metric, "axes": described, "cells": listed,
         "best": best, "environment": computer.environment() | now,
     }  # fmt: skip
     print(f"\n{tables.plain_grid(lines, len(axes))}\n" + "\n".join(texts), flush=True)
     folder = folders[0].parent / f"grid_{name}"
     if remote.is_remote(folder):
         with tempfile.TemporaryDirectory() as work:
-            write(pathlib.Path(work), axes, whole, lines, texts)
+            write(pathlib.Path(work), axes, content, lines, texts)
             upload(pathlib.Path(work), folder)
     else:
         computer.prepare_folder(folder, 2e6, "--out")
-        write(folder, axes, whole, lines, texts)
+        write(folder, axes, content, lines, texts)
     print(f"grid: {folder}", flush=True)
     return folder
 
@@ -246,27 +246,27 @@ def upload(local, folder):
         ) from None
 
 
-def write(folder, axes, whole, lines, texts):
+def write(folder, axes, content, lines, texts):
     """Writes grid.json, grid.md and the heat map into a local folder.
 
-    Args: whole, what grid.json holds; lines, the table; texts, the sentences below it.
+    Args: content, what grid.json holds; lines, the table; texts, the sentences below it.
     """
-    found, best = whole["cells"], whole["best"]
-    storage.write_json(folder / "grid.json", whole)
+    listed, best = content["cells"], content["best"]
+    storage.write_json(folder / "grid.json", content)
     below = "\n\n".join([" ".join(texts), "![](heat_map.png)"])
     (folder / "grid.md").write_text(f"{tables.markdown_grid(lines, len(axes))}\n\n{below}\n")
     shape = [len(axis.values) for axis in axes]
     nothing = {"mean": np.nan, "ci95": [np.nan, np.nan]}
-    means = np.array([(nothing | cell)["mean"] for cell in found]).reshape(shape)
-    alone = len(next(cell for cell in found if "mean" in cell)["per_seed"]) == 1
-    bounds = [(nothing if alone else nothing | cell)["ci95"] for cell in found]
+    means = np.array([(nothing | cell)["mean"] for cell in listed]).reshape(shape)
+    alone = len(next(cell for cell in listed if "mean" in cell)["per_seed"]) == 1
+    bounds = [(nothing if alone else nothing | cell)["ci95"] for cell in listed]
     heatmap.draw(
         folder,
         [(axis.name, axis.values) for axis in axes],
         means,
         np.array(bounds).reshape(*shape, 2),
         None if best is None else tuple(map(int, np.unravel_index(best, shape))),
-        f"test return ({whole['protocol']})",
-        f"{whole['algorithm']} on {whole['env']}",
+        f"test return ({content['protocol']})",
+        f"{content['algorithm']} on {content['env']}",
         texts,
     )

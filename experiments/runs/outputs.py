@@ -37,9 +37,9 @@ class MetricsLog:
         if done and self.path.exists():
             lines = self.path.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= done]
-        whole = self.path.with_suffix(".tmp")  # a kill must not lose what was logged
-        whole.write_text("".join(line + "\n" for line in kept))
-        whole.replace(self.path)
+        shortened = self.path.with_suffix(".tmp")  # a kill must not lose what was logged
+        shortened.write_text("".join(line + "\n" for line in kept))
+        shortened.replace(self.path)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(self, chunk, stage, metrics):

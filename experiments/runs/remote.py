@@ -124,8 +124,8 @@ def mark_of(local, step):
 
 def files_in(local):
     """Returns the names of what belongs to a run beside its checkpoints, summary.json last."""
-    found = (path.relative_to(local) for path in local.rglob("*") if path.is_file())
-    names = [n.as_posix() for n in found if n.parts[0] not in PRIVATE and n.suffix != ".tmp"]
+    paths = (path.relative_to(local) for path in local.rglob("*") if path.is_file())
+    names = [n.as_posix() for n in paths if n.parts[0] not in PRIVATE and n.suffix != ".tmp"]
     return sorted(names, key=lambda name: (name in LAST, name))
 
 
@@ -209,13 +209,13 @@ class Mirror:
 
     def _pull(self):
         """Makes the working folder what the URL has, unless it is ahead of it."""
-        found = self.target / STATE
-        there = found.exists()
-        state = json.loads(found.read_text()) if there else {"files": [], "steps": {}}
+        listing = self.target / STATE
+        listed = listing.exists()
+        state = json.loads(listing.read_text()) if listed else {"files": [], "steps": {}}
         self._steps = {int(step): names for step, names in state["steps"].items()}
         self._there = {name for names in self._steps.values() for name in names}
-        self._sent = {STATE: state} if there else {}
-        if there and max(steps_in(self.local), default=-1) > max(self._steps, default=-1):
+        self._sent = {STATE: state} if listed else {}
+        if listed and max(steps_in(self.local), default=-1) > max(self._steps, default=-1):
             return
         for entry in self.local.iterdir():
             if entry.name != ".lock":
@@ -275,10 +275,10 @@ class Mirror:
         shutil.copytree(source, snapshot, copy_function=_link)
         files = sorted(path for path in snapshot.rglob("*") if path.is_file())
         names = []
-        for found in files:
-            names.append(f"checkpoints/{step}/{found.relative_to(snapshot).as_posix()}")
+        for file in files:
+            names.append(f"checkpoints/{step}/{file.relative_to(snapshot).as_posix()}")
             self._there.add(names[-1])
-            copy_file(found, self.target / names[-1])
+            copy_file(file, self.target / names[-1])
         shutil.rmtree(snapshot)
         return names
 

@@ -13,7 +13,7 @@ UNEQUAL_META = ("environment", "checksum")  # of meta.json: where it was made, a
 
 def datasets(one, two):
     """Returns what differs between the datasets below two roots, a line each, and how many."""
-    pairs, found = matched(one, two, "meta.json")
+    pairs, unlike = matched(one, two, "meta.json")
     for name in pairs:
         a, b = (pathlib.Path(root) / name for root in (one, two))
         metas = [json.loads((folder / "meta.json").read_text()) for folder in (a, b)]
@@ -21,39 +21,39 @@ def datasets(one, two):
             for key in UNEQUAL_META:
                 meta.pop(key, None)
         if metas[0] != metas[1]:
-            found.append(f"{name}/meta.json")
+            unlike.append(f"{name}/meta.json")
         for path in sorted(a.glob("*.npy")):
             if path.read_bytes() != (b / path.name).read_bytes():
-                found.append(f"{name}/{path.name}")
-    return found, len(pairs)
+                unlike.append(f"{name}/{path.name}")
+    return unlike, len(pairs)
 
 
 def runs(one, two):
     """Returns what differs between the runs below two roots, a line each, and how many."""
-    pairs, found = matched(one, two, "config.json")
+    pairs, unlike = matched(one, two, "config.json")
     for name in pairs:
         a, b = (pathlib.Path(root) / name for root in (one, two))
         if not all((folder / "summary.json").exists() for folder in (a, b)):
-            found.append(f"{name}/summary.json: not finished")
+            unlike.append(f"{name}/summary.json: not finished")
             continue
         for file in ARRAYS:
             with np.load(a / file) as first, np.load(b / file) as second:
-                found += [f"{name}/{file}: {key}" for key in unequal(dict(first), dict(second))]
+                unlike += [f"{name}/{file}: {key}" for key in unequal(dict(first), dict(second))]
         lines = [(folder / "metrics.jsonl").read_text() for folder in (a, b)]
         if lines[0] != lines[1]:
-            found.append(f"{name}/metrics.jsonl")
+            unlike.append(f"{name}/metrics.jsonl")
         results = [
             json.loads((folder / "summary.json").read_text())["results"] for folder in (a, b)
         ]
         if json.dumps(results[0]) != json.dumps(results[1]):  # NaN is equal to itself here
-            found.append(f"{name}/summary.json: results")
+            unlike.append(f"{name}/summary.json: results")
         states = [newest_checkpoint(folder / "checkpoints") for folder in (a, b)]
         if states[0][0] != states[1][0]:
-            found.append(f"{name}/checkpoints: of steps {states[0][0]} and {states[1][0]}")
+            unlike.append(f"{name}/checkpoints: of steps {states[0][0]} and {states[1][0]}")
         else:
             keys = unequal(states[0][1], states[1][1])
-            found += [f"{name}/checkpoints/{states[0][0]}: leaf {key}" for key in keys]
-    return found, len(pairs)
+            unlike += [f"{name}/checkpoints/{states[0][0]}: leaf {key}" for key in keys]
+    return unlike, len(pairs)
 
 
 def matched(one, two, marker):
@@ -62,9 +62,9 @@ def matched(one, two, marker):
         {str(path.parent.relative_to(root)) for path in pathlib.Path(root).rglob(marker)}
         for root in (one, two)
     ]
-    found = [f"{name}: only below {one}" for name in sorted(folders[0] - folders[1])]
-    found += [f"{name}: only below {two}" for name in sorted(folders[1] - folders[0])]
-    return sorted(folders[0] & folders[1]), found
+    unpaired = [f"{name}: only below {one}" for name in sorted(folders[0] - folders[1])]
+    unpaired += [f"{name}: only below {two}" for name in sorted(folders[1] - folders[0])]
+    return sorted(folders[0] & folders[1]), unpaired
 
 
 def unequal(one, two):

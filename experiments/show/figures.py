@@ -216,11 +216,11 @@ def embeddings(folder, z, ids, parameters, names, title=""):
     contexts = max(1, MAX_POINTS // sum(z[name].shape[1] for name in task_sets))
     chosen = {name: np.asarray(z[name])[seed, :, :contexts] for name in task_sets}
     rows = np.concatenate([one.reshape(-1, one.shape[-1]) for one in chosen.values()])
-    whose = np.concatenate([np.repeat(ids[s], chosen[s].shape[1]) for s in task_sets])
+    task_of = np.concatenate([np.repeat(ids[s], chosen[s].shape[1]) for s in task_sets])
     is_test = np.concatenate([np.full(chosen[s][..., 0].size, s == "test") for s in task_sets])
     kept = np.isfinite(rows).all(1)
-    points, made = flatten_to_plane(rows[kept].astype(np.float64))
-    whose, is_test = whose[kept], is_test[kept]
+    points, projection = flatten_to_plane(rows[kept].astype(np.float64))
+    task_of, is_test = task_of[kept], is_test[kept]
     colours = task_colours(parameters, names)
     size = (5.6 * len(colours) + 1.0, 5.4)
     with canvas(folder, "embeddings", size, title, (1, len(colours))) as (figure, axes, caption):
@@ -232,7 +232,7 @@ def embeddings(folder, z, ids, parameters, names, title=""):
                 part = is_test == test
                 if part.any():
                     axis.scatter(
-                        *points[part].T, c=values[whose[part]], marker=marker, s=area,
+                        *points[part].T, c=values[task_of[part]], marker=marker, s=area,
                         edgecolors=edge, linewidths=0.9 if test else 0.3, label=name, **shared,
                     )  # fmt: skip
             axis.set(xticks=[], yticks=[], xlabel="dimension 1", ylabel="dimension 2")
@@ -242,7 +242,7 @@ def embeddings(folder, z, ids, parameters, names, title=""):
         legend = axes[0, 0].legend(*entries, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         for handle in legend.legend_handles:
             handle.set(facecolor="white", array=None)
-        caption(f"Latent z of offline contexts of seed {seed}: {made}. One mark per context.")
+        caption(f"Latent z of offline contexts of seed {seed}: {projection}. One mark per context.")
     return written(folder, "embeddings")
 
 

@@ -103,7 +103,8 @@ def kmeans(
     return lloyd(points, valid, points[first], unit_norm)
 
 
-def _start(centres, counts):
+def from_centres(centres: Codes, counts: Float[Array, " N"]) -> Codebook:
+    """Returns the book that K-means starts: codes and running sums are the centres."""
     return Codebook(centres, jnp.copy(centres), counts)
 
 
@@ -155,7 +156,7 @@ def make_periodic(
         return jax.lax.dynamic_update_slice_in_dim(bag, z, slot * num_tasks, 0)
 
     def start(book, bag, key, step):
-        run = lambda: _start(*centres(bag, warmup[1] - warmup[0], key))
+        run = lambda: from_centres(*centres(bag, warmup[1] - warmup[0], key))
         return jax.lax.cond(step == first * per_iteration, run, lambda: book)
 
     def after_warmup(book, bag, vectors, key, step, hp):
