@@ -212,7 +212,7 @@ def make_restored():
 @pytest.mark.slow
 def test_the_episode_is_the_one_of_the_runs_rollouts():
     restored = make_restored()
-    env, task = restored.env, restored.task
+    env, task = restored.env, restored.sweep
     shown = render.episode(restored, 1, 1, 1, "given_context")
     assert shown.obs.shape == (STEPS + 1, 20) and shown.rewards.shape == (STEPS,)
     # qpos is what was observed: all of it but x, bit by bit up to the normaliser
