@@ -148,10 +148,11 @@ def _prepared(config, env, fields):
     episodes = {name: values for name, values in fields.items() if name != "mask"}
     dataset = data_lib.from_episodes(episodes, mask, config.train.timeout_is_terminal)
     scale = np.zeros(env.obs_dim, np.float32), np.ones(env.obs_dim, np.float32)
+    dataset = data_lib.take_tasks(dataset, task_order(env))
     if suites.get(config.run.suite).normalize_obs:
-        scale = data_lib.statistics(data_lib.take_tasks(dataset, env.train_ids))
+        scale = data_lib.statistics(dataset, len(env.train_ids))
         dataset, env = data_lib.normalize(dataset, *scale), base.normalize(env, *scale)
-    return data_lib.take_tasks(dataset, task_order(env)), env, scale
+    return dataset, env, scale
 
 
 def check(config: config_lib.ExperimentConfig) -> tuple[int, int]:

@@ -152,8 +152,8 @@ def _init(encoder, terms):
     return init
 
 
-def _update(encoder, used, still):
-    """Returns `update` of a Representation. Args: used, {name: Term}; still, names not to train."""
+def _update(encoder, used, fixed):
+    """Returns `update` of a Representation. Args: used, {name: Term}; fixed, names not to train."""
 
     def update(state, hp, batch, dz, data, key, index):
         keys = _keys(used, key)
@@ -164,7 +164,7 @@ def _update(encoder, used, still):
             own[name], told = used[name].before(own[name], hp, seen, keys[name][0])
             metrics |= told
         seen = seen._replace(own=dict(own))
-        learning = [name for name in state.trained if name not in still]
+        learning = [name for name in state.trained if name not in fixed]
 
         def loss(params):
             now = _see(encoder, state.params | params, seen.own, *others)

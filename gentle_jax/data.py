@@ -121,9 +121,14 @@ def split_tasks(dataset: Dataset, num_devices: int) -> Dataset:
     return dataset.replace(rows=jax.tree.map(pad, dataset.rows), split=num_devices)
 
 
-def statistics(dataset: Dataset) -> tuple[Float[HostArray, " obs"], Float[HostArray, " obs"]]:
-    """Returns (mean, std) of current observations (docs/methods/data.md, "Normaliser")."""
-    mean, variance = _moments(dataset, dataset.rows.obs, dataset.episode_start.shape[0])
+def statistics(
+    dataset: Dataset, num_tasks: int | None = None
+) -> tuple[Float[HostArray, " obs"], Float[HostArray, " obs"]]:
+    """Returns (mean, std) of current observations (docs/methods/data.md, "Normaliser").
+
+    Args: num_tasks, of the first tasks only; None: of all.
+    """
+    mean, variance = _moments(dataset, dataset.rows.obs, num_tasks)
     return mean, np.sqrt(variance + np.float32(1e-8))
 
 
