@@ -50,8 +50,8 @@ class Encoder(NamedTuple):
     """A context encoder. `params` is {name: parameters} of everything that is trained."""
 
     init: Callable[[RandomKey], Params]  # {part: parameters}
-    encode: EncodeSet  # (params, context, task_id, key) -> (codes of single transitions where it
-    #                     has any, z)
+    encode: EncodeSet  # (params, context, task_id, key) -> (row_codes, None where single
+    #                     transitions have no codes; z)
     prior: Callable[[Params], Belief]
     extend: Extend  # (params, belief, leaves [C, ...], mask)
     sample: Callable[[Params, Belief, RandomKey], Float[Array, " Z"]]
@@ -60,11 +60,11 @@ class Encoder(NamedTuple):
 class Seen(NamedTuple):
     """What a term may look at."""
 
-    codes: Float[Array, "T C Z"] | None  # of each context transition
+    row_codes: Float[Array, "T C Z"] | None  # of each context transition
     z: Float[Array, "T Z"]
     batch: MetaBatch
     dz: Float[Array, "G Z"]  # gradient of the critics' loss in z
-    encode: Callable  # (Transition [T, C, ...], task_id [T], key) -> (codes, z), with `params`
+    encode: Callable  # (Transition [T, C, ...], task_id [T], key) -> (row_codes, z), with `params`
     params: Params  # name -> parameters; inside of `loss` those that it is differentiated in
     own: dict  # name -> what each term owns
     aux: dict  # name -> what a term's loss returned beside its value: of the terms before one in
@@ -144,10 +144,10 @@ def _init(encoder, terms):
         parts = encoder.init(k_encoder)
         if both := parts.keys() & terms.keys():
             raise ValueError(f"an encoder's part and a term share a name: {sorted(both)}")
-        made = {name: t.init(k, data) for (name, t), k in zip(terms.items(), keys, strict=True)}
-        params = parts | {name: p for name, (p, _) in made.items()}
+        begun = {name: t.init(k, data) for (name, t), k in zip(terms.items(), keys, strict=True)}
+        params = parts | {name: p for name, (p, _) in begun.items()}
         trained = {name: Trained.of(p) for name, p in params.items() if jax.tree.leaves(p)}
-        return RepState(trained, {name: own for name, (_, own) in made.items()})
+        return RepState(trained, {name: own for name, (_, own) in begun.items()})
 
     return init
 
@@ -161,8 +161,8 @@ def _update(encoder, used, fixed):
         seen = _see(encoder, state.params, state.own, *others)
         own, metrics = dict(state.own), {}
         for name in _with(used, "before"):
-            own[name], told = used[name].before(own[name], hp, seen, keys[name][0])
-            metrics |= told
+            own[name], new_metrics = used[name].before(own[name], hp, seen, keys[name][0])
+            metrics |= new_metrics
         seen = seen._replace(own=dict(own))
         learning = [name for name in state.trained if name not in fixed]
 
@@ -170,8 +170,8 @@ def _update(encoder, used, fixed):
             now = _see(encoder, state.params | params, seen.own, *others)
             values, aux = {}, {}
             for name in _with(used, "loss"):
-                mine = now.params.get(name, {}), now.own[name]
-                result = used[name].loss(*mine, hp, now._replace(aux=dict(aux)), keys[name][1])
+                leaves = now.params.get(name, {}), now.own[name]
+                result = used[name].loss(*leaves, hp, now._replace(aux=dict(aux)), keys[name][1])
                 values[name], aux[name] = result if isinstance(result, tuple) else (result, None)
             return sum(values.values(), jnp.zeros(())), (values, aux)
 
@@ -181,8 +181,8 @@ def _update(encoder, used, fixed):
             trained[name] = trained[name].step(grads[name], hp["lr"])
         seen = seen._replace(aux=aux)
         for name in _with(used, "after"):
-            mine = trained[name].params if name in trained else {}, own[name]
-            params, own[name] = used[name].after(*mine, hp, seen, keys[name][2])
+            leaves = trained[name].params if name in trained else {}, own[name]
+            params, own[name] = used[name].after(*leaves, hp, seen, keys[name][2])
             if name in trained:
                 trained[name] = trained[name].replace(params=params)
         return RepState(trained, own), metrics | {f"{n}_loss": v for n, v in values.items()}
@@ -203,5 +203,5 @@ def _keys(terms, key):
 def _see(encoder, params, own, batch, dz, data, index):
     """Returns the Seen of some parameters."""
     encode = lambda *args: encoder.encode(params, *args)
-    codes, z = encode(batch.context, batch.task_id, batch.z_key)
-    return Seen(codes, z, batch, dz, encode, params, own, {}, data, index)
+    row_codes, z = encode(batch.context, batch.task_id, batch.z_key)
+    return Seen(row_codes, z, batch, dz, encode, params, own, {}, data, index)

@@ -28,10 +28,10 @@ def focal(z: Float[Array, "T Z"], task_id: Int[Array, " T"]) -> Float[Array, ""]
     return pos + neg
 
 
-Codes = Float[Array, "T C Z"]
+RowCodes = Float[Array, "T C Z"]  # one of each context transition
 
 
-def club_bound(z: Codes, mean: Codes, variance: Codes) -> Float[Array, ""]:
+def club_bound(z: RowCodes, mean: RowCodes, variance: RowCodes) -> Float[Array, ""]:
     """CLUB upper bound of I(z; (s, a)) of codes, given p(z | s, a); in O(C).
 
     mean_{i,j} (z_j - mu_i)^2 / var_i - mean_t (z_t - mu_t)^2 / var_t, pairs within a task, mean
@@ -46,14 +46,14 @@ def club_bound(z: Codes, mean: Codes, variance: Codes) -> Float[Array, ""]:
     return (all_pairs - matched).mean()
 
 
-def club_bound_pairs(z: Codes, mean: Codes, variance: Codes) -> Float[Array, ""]:
+def club_bound_pairs(z: RowCodes, mean: RowCodes, variance: RowCodes) -> Float[Array, ""]:
     """`club_bound` from all C^2 pairs, as released: a reference, and O(C^2) in memory."""
     pairs = (z[:, None] - mean[:, :, None]) ** 2 / variance[:, :, None]  # [T, i, j, Z]
     matched = (z - mean) ** 2 / variance
     return pairs.mean() - matched.mean()
 
 
-def club_likelihood(z: Codes, mean: Codes, variance: Codes) -> Float[Array, ""]:
+def club_likelihood(z: RowCodes, mean: RowCodes, variance: RowCodes) -> Float[Array, ""]:
     """Negative log-likelihood, up to a constant, of CLUB's network; mean over every axis."""
     return ((z - mean) ** 2 / (2 * variance) + 0.5 * jnp.log(variance)).mean()
 

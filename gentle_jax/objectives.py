@@ -47,14 +47,14 @@ def club(spec: Spec, latent_dim: int, width: int, depth: int) -> Term:
     def before(own, hp, seen, key):
         def loss(params):
             heads_now = heads(params, seen.batch.context)
-            value = hp["club_model_weight"] * losses.club_likelihood(seen.codes, *heads_now)
+            value = hp["club_model_weight"] * losses.club_likelihood(seen.row_codes, *heads_now)
             return value, {"club_model_loss": value}
 
         return own.descend(loss, hp["lr"])
 
     def loss(params, own, hp, seen, key):
         return hp["club_weight"] * losses.club_bound(
-            seen.codes, *heads(own.params, seen.batch.context)
+            seen.row_codes, *heads(own.params, seen.batch.context)
         )
 
     return Term(loss, lambda key, data: ({}, Trained.of(net.init(key))), before)

@@ -32,9 +32,9 @@ def pytree(cls: type) -> type:
 
     JAX puts shapes, partition specs and None where arrays are annotated.
     """
-    made = struct.dataclass(cls)
-    made.__no_type_check__ = True
-    return made
+    dataclass = struct.dataclass(cls)
+    dataclass.__no_type_check__ = True
+    return dataclass
 
 
 class Transition(NamedTuple):
