@@ -130,6 +130,13 @@ class EvalConfig:
     num_repeats: int = 2
     metric: str = "final"  # of the table: "final", "all" or "first" episode(s)
     random_episodes: int = 200  # per task, for the random policy's return
+    reference_episodes: int = 10  # in_distribution: at z of training tasks, chosen each from
+    num_candidates: int = 20  # so many of them
+    quantifier: str = "return"  # of the best episode; or "prediction_error", "ensemble"
+    num_queries: int = 10  # noisy_preferences: answers, each of which is wrong with probability
+    query_noise: float = 0.2
+    num_pairs: int = 100  # of fragments, that a question is chosen from
+    fragment_steps: int = 20  # at most one horizon
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,8 @@ ALGORITHMS = {
     "ctmrl": "gentle_jax.algorithms.ctmrl",
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
+    "idaq": "gentle_jax.algorithms.idaq",
+    "anole": "gentle_jax.algorithms.anole",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",
@@ -52,6 +54,8 @@ PROTOCOLS = {
     "online": "gentle_jax.protocols.online",
     "given_context": "gentle_jax.protocols.given_context",
     "one_shot": "gentle_jax.protocols.one_shot",
+    "in_distribution": "gentle_jax.protocols.in_distribution",
+    "noisy_preferences": "gentle_jax.protocols.noisy_preferences",
 }
 TABLES = {
     "algorithm": ALGORITHMS,

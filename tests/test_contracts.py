@@ -285,6 +285,10 @@ BANDIT = {
     "ctmrl.num_codes": 2,
     "ctmrl.use_kmeans": False,  # tested in test_ctmrl.py, and slow to compile
     "ctmrl.num_iterations": 10,
+    "idaq.depth": 1,
+    "idaq.model_depth": 1,
+    "idaq.model_width": 16,
+    "anole.depth": 1,
     "gentle.depth": 1,
     "gentle.num_cross_tasks": 1,
     "gentle.relabel_rows": 64,
