@@ -30,7 +30,7 @@ from gentle_jax.protocols import base
 from gentle_jax.types import Env, HostArray, Protocol, RandomKey
 
 NEEDS = ("predict_reward",)
-MOST = 1000  # candidates: every one predicts the rewards of all fragments
+MOST = 1024  # candidates: every one predicts the rewards of all fragments
 
 
 def make(config: EvalConfig, env: Env) -> Protocol:
