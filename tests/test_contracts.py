@@ -244,13 +244,16 @@ def test_protocols_run_on_every_algorithm_and_tasks_are_isolated(algorithm):
     both = lambda *parts: jnp.asarray(np.concatenate(parts))
     offline = jax.tree.map(both, made.train, made.test)
     run = lambda offline: evaluate(state, jax.random.key(1), tasks, offline, jnp.int32(3))
-    returns = run(offline)
+    scores = run(offline)
     for name, protocol in protocols.items():
-        assert returns[name].shape == (len(offline.episode_start), protocol.num_episodes)
-        assert np.isfinite(returns[name]).all()
+        for leaf in jax.tree.leaves(scores[name]):
+            assert leaf.shape == (len(offline.episode_start), protocol.num_episodes)
+            assert np.isfinite(leaf).all()
+        assert (np.diff(scores[name].cost.episodes) >= 0).all()
+    returns = {name: one.returns for name, one in scores.items()}
     rows = offline.rows
     other = offline.replace(rows=with_row(rows, -1, jax.tree.map(lambda x: 0.9, rows)))
-    changed = run(other)
+    changed = {name: one.returns for name, one in run(other).items()}
     assert evaluate._cache_size() == 1
     old, new = returns["given_context"], changed["given_context"]
     np.testing.assert_array_equal(new[:-1], old[:-1])

@@ -72,11 +72,11 @@ def results(env, tasks, keys, **settings):
     def one(task, key):
         args = point_agent(), toys.STATE, env, task, Offline(data, data), key
         outcome = protocol.run(*args)
-        return outcome.returns, outcome.rows.action[:, 0]
+        return outcome.returns, outcome.rows.action[:, 0], outcome.cost
 
-    returns, z = jax.jit(jax.vmap(one))(tasks, keys)
+    returns, z, cost = jax.jit(jax.vmap(one))(tasks, keys)
     assert returns.shape == (len(keys), 1) and protocol.num_episodes == 1
-    return np.asarray(returns)[:, 0], np.asarray(z)[:, 0]
+    return np.asarray(returns)[:, 0], np.asarray(z)[:, 0], cost
 
 
 def draws_of(key, slots, candidates):
@@ -154,7 +154,7 @@ def check(budget, reference, candidates, length, quantifier):
     keys = jax.random.split(jax.random.key(2), RUNS)
     settings = {"online_steps": budget, "reference_episodes": reference}
     settings |= {"num_candidates": candidates, "quantifier": quantifier}
-    returns, z = results(env, tasks, keys, **settings)
+    returns, z, cost = results(env, tasks, keys, **settings)
     slots = base.num_slots(env, budget)
     seen = set()
     for run in range(RUNS):
@@ -163,6 +163,9 @@ def check(budget, reference, candidates, length, quantifier):
         np.testing.assert_allclose(z[run], wanted[1], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(returns[run], wanted[0], rtol=1e-5)
         seen |= set(wanted[2])
+        episodes = len(wanted[2]) - 1  # before the reported one
+        spent = [float(x[run, 0]) for x in cost]
+        assert spent == [episodes * length, episodes, 0]
     if budget == 9 * HORIZON:  # the cases of the pseudocode all happened
         kinds = {
             (stage, better) for stage in ("reference", "iterative") for better in (True, False)

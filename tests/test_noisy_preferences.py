@@ -145,13 +145,15 @@ def test_fragments_are_consecutive_rows_of_one_episode():
 @pytest.mark.parametrize("fall_at,length", [(0, 5), (3, 3)])
 def test_without_relabelling_fragments_are_random_steps_in_the_task_itself(fall_at, length):
     env = toys.env(5, fall_at)
-    rows, mask, true = jax.jit(
+    rows, mask, true, spent = jax.jit(
         lambda key: protocol._random(env, jnp.zeros(()), None, 40, 2, 13, key)
     )(jax.random.key(0))
     step = np.asarray(rows.next_obs)[..., 0]  # 1, 2, ... within an episode
     two = np.asarray(mask).sum(1) == 2
     np.testing.assert_array_equal(step[two, 1], step[two, 0] + 1)
     assert step.max() <= length and len(set(step[two, 0])) == length - 1
+    assert (float(spent.steps), float(spent.queries)) == (13, 0)
+    assert float(spent.episodes) == math.ceil(13 / length)
     # 13 steps: the last episode has 3, or 1 that is a fragment of its own
     assert (step[~two, 0] == 1).all() and (~two).any() == (fall_at == 3)
     np.testing.assert_array_equal(true, np.where(two, step.sum(1), 1.0))
@@ -181,6 +183,7 @@ def test_questions_about_stored_rows_tell_which_training_task_is_met():
         task = jax.tree.map(lambda leaf, i=index: jnp.asarray(leaf[i]), env.tasks)
         outcome = run(task, jax.random.key(index))
         assert outcome.returns.shape == (1,) and outcome.mask.shape == (1, env.horizon)
+        assert [float(x[0]) for x in outcome.cost] == [0, 0, 6]  # steps, episodes, queries
         goal, end = np.asarray(task["goal"]), np.asarray(outcome.rows.next_obs)[0, -1]
         gaps = np.linalg.norm(env.tasks["goal"][env.train_ids] - end, axis=1)
         right.append(gaps.argmin() == index or np.allclose(end, np.clip(goal, -0.5, 0.5)))
@@ -215,3 +218,4 @@ def test_fragments_are_at_most_one_horizon_and_sized_by_the_environment():
     long = {"fragment_steps": 64, "num_pairs": 2, "num_queries": 1, "online_steps": 4}
     z, outcome = toys.run("noisy_preferences", toys.env(5), **long)
     assert len(z) == 1 and float(outcome.returns[0]) == 15
+    assert [float(x[0]) for x in outcome.cost] == [5, 1, 1]  # at least one horizon of random steps

@@ -27,7 +27,7 @@ from gentle_jax import data as data_lib
 from gentle_jax import errors, evaluation
 from gentle_jax.config import EvalConfig
 from gentle_jax.protocols import base
-from gentle_jax.types import Env, HostArray, Protocol, RandomKey
+from gentle_jax.types import Cost, Env, HostArray, Protocol, RandomKey
 
 NEEDS = ("predict_reward",)
 MOST = 1024  # candidates: every one predicts the rewards of all fragments
@@ -46,7 +46,7 @@ def make(config: EvalConfig, env: Env) -> Protocol:
         k_tasks, k_fragments, k_search, k_episode = jax.random.split(key, 4)
         known, z = base.of_training_tasks(algorithm, state, offline.train, ids, k_tasks)
         sizes = 2 * config.num_pairs, steps, explored
-        rows, mask, true = draw(env, task, offline.train, *sizes, k_fragments)
+        rows, mask, true, spent = draw(env, task, offline.train, *sizes, k_fragments)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
         def guess(one):
@@ -56,7 +56,8 @@ def make(config: EvalConfig, env: Env) -> Protocol:
         winner = search(config, jax.lax.map(guess, z), true, k_search)
         used = jax.tree.map(lambda x: x[winner], known)
         outcome = base.scored_episode(algorithm, state, env, task, used, k_episode)
-        return jax.tree.map(lambda x: x[None], outcome)
+        spent = spent._replace(queries=config.num_queries)
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], outcome._replace(cost=spent))
 
     return Protocol(run, base.metrics(config.metric), 1)
 
@@ -151,12 +152,15 @@ def _pairs(num_fragments, count, key):
 
 
 def _stored(env, task, train, count, steps, explored, key):
-    """Returns (rows [count, steps, ...], mask, true returns [count]) of stored rows, relabelled."""
+    """Returns fragments of stored rows, relabelled, and what they cost.
+
+    (rows [count, steps, ...], mask, true returns [count], Cost).
+    """
     del explored
     k_task, k_rows = jax.random.split(key)
     ids = jax.random.randint(k_task, (count,), 0, len(env.train_ids))
     rows, mask = jax.tree.map(lambda x: x[:, 0], data_lib.fragments(train, ids, 1, steps, k_rows))
-    return rows, mask, jnp.where(mask > 0, env.relabel(task, rows), 0.0).sum(-1)
+    return rows, mask, jnp.where(mask > 0, env.relabel(task, rows), 0.0).sum(-1), Cost()
 
 
 def _random(env, task, train, count, steps, explored, key):
@@ -164,12 +168,12 @@ def _random(env, task, train, count, steps, explored, key):
     del train
     k_play, k_rows = jax.random.split(key)
     policy = lambda obs, k, step: evaluation.uniform_action(env, k)
-    rows, _ = evaluation.rollout(env, task, policy, k_play, explored, restarts=True)
-    start = _starts(env, rows.terminal)
+    rows, real = evaluation.rollout(env, task, policy, k_play, explored, restarts=True)
+    start, spent = _starts(env, rows.terminal), base.cost_of(env, rows, real)
     dataset = data_lib.Dataset(jax.tree.map(lambda x: x[None], rows), start[None], 1, 1)
     drawn = data_lib.fragments(dataset, jnp.zeros(1, jnp.int32), count, steps, k_rows)
     rows, mask = jax.tree.map(lambda x: x[0], drawn)
-    return rows, mask, jnp.where(mask > 0, rows.reward, 0.0).sum(-1)
+    return rows, mask, jnp.where(mask > 0, rows.reward, 0.0).sum(-1), spent
 
 
 def _starts(env, terminal):
