@@ -299,17 +299,19 @@ def _score(sweep, programs, carry, chunk, unit, hooks):
         program = list(programs.evaluate.values())[unit]
         scores = program.call(state, keys, sweep.tasks, sweep.data, at)
         scores = sweep_lib.fetch(scores, sweep.runs)
-        found = {"returns": {name: one.returns for name, one in scores.items()}}
-        found |= {"costs": {name: one.cost for name, one in scores.items()}}
+        arrays = {"returns": {name: one.returns for name, one in scores.items()}}
+        arrays |= {"costs": {name: one.cost for name, one in scores.items()}}
     else:
         described = programs.embed.call(state, keys, sweep.data, at)
-        found = {"returns": {}, "embeddings": sweep_lib.fetch(described, sweep.runs)}
-    for results, values in found.items():
+        arrays = {"returns": {}, "embeddings": sweep_lib.fetch(described, sweep.runs)}
+    for results, values in arrays.items():
         for name, tree in values.items():
-            for whole, new in zip(*map(jax.tree.leaves, (carry[results][name], tree)), strict=True):
-                whole[index] = new
+            for points, new in zip(
+                *map(jax.tree.leaves, (carry[results][name], tree)), strict=True
+            ):
+                points[index] = new
     if hooks.on_evaluate:
-        hooks.on_evaluate(chunk, found["returns"], time.perf_counter() - since)
+        hooks.on_evaluate(chunk, arrays["returns"], time.perf_counter() - since)
 
 
 def state_bytes(state: PyTree) -> int:

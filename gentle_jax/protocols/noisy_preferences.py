@@ -2,8 +2,9 @@
 
     candidates: z of one context of each training task, again and again until there are enough
     score = 0 for each; budget = floor(eps K)
+    fragments: half as many as pairs, once
     for q = 1 .. K:
-        of some random pairs of fragments ask about the one whose worse answer leaves the least
+        of some random pairs of them ask about the one whose worse answer leaves the least
             sum over candidates of sum_{k <= e} binomial(K - q, k), e = budget - its errors then
         the answer, whether the first return is at least the second, is wrong with probability eps
         score += 1 for candidates that agree; budget = max(budget, errors of the best candidate)
@@ -45,7 +46,7 @@ def make(config: EvalConfig, env: Env) -> Protocol:
         rep = algorithm.rep
         k_tasks, k_fragments, k_search, k_episode = jax.random.split(key, 4)
         known, z = base.of_training_tasks(algorithm, state, offline.train, ids, k_tasks)
-        sizes = 2 * config.num_pairs, steps, explored
+        sizes = max(config.num_pairs // 2, 2), steps, explored
         rows, mask, true, spent = draw(env, task, offline.train, *sizes, k_fragments)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
