@@ -7,7 +7,7 @@ it. A context is no need: an algorithm without one runs everywhere, as a floor f
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gentle_jax import errors, registry
 from gentle_jax.types import Env, Protocol, Representation
@@ -30,6 +30,15 @@ FEATURES = {
 def able(algorithm: str, env: str) -> tuple[str, ...]:
     """Returns the names of the protocols that can run. Args: names of the registry."""
     return tuple(name for name in registry.PROTOCOLS if not _lacking(name, algorithm, env))
+
+
+def served(protocols: Iterable[str], algorithm: str, config: Any) -> tuple[str, ...]:
+    """Returns the protocols that do not need what an algorithm's `lacks` takes back.
+
+    Args: algorithm, its name; config, its Config.
+    """
+    lacks = getattr(registry.load("algorithm", algorithm), "lacks", lambda config: ())(config)
+    return tuple(name for name in protocols if not {*needs_of(name)} & {*lacks})
 
 
 def check(protocols: Iterable[str], algorithm: str, env: str) -> None:

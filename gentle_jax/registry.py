@@ -9,7 +9,8 @@ Each value is a module, imported on first use. What a module must define:
                own (else the suite's: methods on one suite are compared by one protocol);
                `VARIANTS`, {the paper's name of an ablation: {field: value}};
                `z_dim(config, train)`, the backbone's Z (train.latent_dim);
-               `OFFERS`, what a protocol may need of it, such as "predict_reward" (`needs`);
+               `OFFERS`, what a protocol may need of it, such as "predict_reward" (`needs`), and
+               `lacks(config)`, what of it these settings do not have;
                `PERIODIC`, the field of `Config` that says how many steps of the last stage lie
                between work that is no gradient step, from step 0 on: benchmarks time it apart
   backbone     `Config`, `make(config, latent_dim, spec)`

@@ -81,6 +81,21 @@ def test_settings_of_a_protocol_may_need_more():
     needs.check_built(protocols, "focal", env, several)
 
 
+def test_by_default_no_protocol_runs_that_settings_cannot_serve():
+    run = config_lib.RunConfig(algorithm="gentle", suite="gentle")
+    plain = config_lib.resolve(run).run.protocols
+    contrastive = {"algo.objective": "contrastive"}
+    fewer = config_lib.resolve(run, (), contrastive).run.protocols
+    assert plain == (*fewer, "noisy_preferences") and "in_distribution" in fewer
+    asked = config_lib.RunConfig(algorithm="gentle", protocols=("noisy_preferences",))
+    assert config_lib.resolve(asked, (), contrastive).run.protocols == ("noisy_preferences",)
+    config = assembly.make_config(
+        "gentle", "smoke", contrastive, suite="gentle", protocols=("noisy_preferences",)
+    )
+    with pytest.raises(errors.UserError, match="'gentle' lacks with these settings: choose from"):
+        assembly.check(config)
+
+
 @pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
 def test_algorithms_offer_what_they_have(tiny, algorithm):
     made = tiny(algorithm)
