@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gentle_jax import errors, needs, registry, suites
-from gentle_jax.envs.base import DERIVE_CONSTANTS, EnvConfig, shorten
+from gentle_jax.envs.base import DERIVE_CONSTANTS, NOT_OF_DATA, EnvConfig, shorten
 from gentle_jax.types import Env, HyperParams
 
 SECTIONS = ("run", "env", "train", "behaviour", "eval", "algo", "backbone")
@@ -358,11 +358,13 @@ def fingerprint(tree: Any) -> str:
 
 def data_identity(config: ExperimentConfig) -> dict:
     """Returns what a dataset depends on: a JSON-able dict, compared before a dataset is used."""
+    environment = dataclasses.asdict(config.env)
+    environment = {name: value for name, value in environment.items() if name not in NOT_OF_DATA}
     return {
         "env": config.run.env,
         "suite": config.run.suite,
         "physics": config.run.physics,
-        "environment": dataclasses.asdict(config.env),
+        "environment": environment,
         "behaviour": dataclasses.asdict(config.behaviour),
         "random_episodes": config.eval.random_episodes,  # behind meta.json's random_return
     }

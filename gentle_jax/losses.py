@@ -28,6 +28,16 @@ def focal(z: Float[Array, "T Z"], task_id: Int[Array, " T"]) -> Float[Array, ""]
     return pos + neg
 
 
+def expectile(error: Float[Array, " N"], share: Scalar) -> Float[Array, ""]:
+    """IQL's asymmetric squares, mean over rows: |share - 1(error < 0)| error^2 (its Eq. 5).
+
+    Args: error, target minus prediction; share, the expectile: above 0.5 the prediction rises
+    above the mean.
+    """
+    weight = jnp.where(error < 0, 1.0 - share, share)
+    return (weight * error**2).mean()
+
+
 RowCodes = Float[Array, "T C Z"]  # one of each context transition
 
 

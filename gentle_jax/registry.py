@@ -30,11 +30,13 @@ ALGORITHMS = {
     "ctmrl": "gentle_jax.algorithms.ctmrl",
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
+    "multitask": "gentle_jax.algorithms.multitask",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",
     "td3_bc": "gentle_jax.backbones.td3_bc",
     "sac": "gentle_jax.backbones.sac",
+    "iql": "gentle_jax.backbones.iql",
 }
 ENVIRONMENTS = {
     "point_robot": "gentle_jax.envs.point_robot",
