@@ -81,7 +81,7 @@ PROBES = {
     "td3_bc": {"reward_scale": 5.0, "bc_weight": 25.0},
     "behaviour_sac": {"reward_scale": 20.0},
     "sac": {"reward_scale": 20.0, "lr": 3e-3, "policy_lr": 3e-3},
-    "iql": {"reward_scale": 5.0},
+    "iql": {"reward_scale": 5.0, "lr": 3e-3, "policy_lr": 3e-3},
 }
 
 
