@@ -62,10 +62,12 @@ SETTINGS = {
 }
 PRESETS = {
     "quick": {
-        "algo.cvae_steps": 3_000,
-        "algo.contrast_steps": 3_000,
+        "algo.cvae_steps": 12_000,
+        "algo.cvae_width": 128,
         "algo.cvae_lr": 3e-3,
-        "algo.contrast_lr": 3e-3,
+        "algo.kl_weight": 0.001,
+        "algo.contrast_steps": 6_000,
+        "algo.contrast_lr": 8e-3,
     },
     "smoke": {"algo.cvae_steps": 20, "algo.contrast_steps": 20, "algo.cvae_width": 16},
 }
