@@ -216,10 +216,10 @@ def over_runs(
     in_turn = jax.default_backend() == "cpu" if in_turn is None else in_turn
 
     def mapped(*args):
-        mine, shared = args[:num_mapped], args[num_mapped:]
+        of_runs, shared = args[:num_mapped], args[num_mapped:]
         if in_turn:
-            return jax.lax.map(lambda one: function(*one, *shared), mine)
-        return jax.vmap(lambda *one: function(*one, *shared))(*mine)
+            return jax.lax.map(lambda one: function(*one, *shared), of_runs)
+        return jax.vmap(lambda *one: function(*one, *shared))(*of_runs)
 
     if mesh is None:
         return mapped
@@ -307,8 +307,8 @@ def fused(
     def run(run_keys, hp, data, tasks):
         state, returns, metrics = init_runs(algorithm, hp, run_keys, data, mesh), [], {}
         for number, stage in enumerate(algorithm.stages):
-            mine = [c for c in chunks if c.stage == number]
-            if not mine:
+            of_stage = [c for c in chunks if c.stage == number]
+            if not of_stage:
                 continue
             advance = over_runs(make_chunk(stage), 2, mesh)
 
@@ -319,9 +319,9 @@ def fused(
                 empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score))
                 return state, (jax.lax.cond(due, score, lambda: empty), metrics)
 
-            columns = [jnp.array(x) for x in zip(*[c[1:] for c in mine], strict=True)]
+            columns = [jnp.array(x) for x in zip(*[c[1:] for c in of_stage], strict=True)]
             state, (scores, metrics[stage.name]) = jax.lax.scan(stretch, state, tuple(columns))
-            due = [i for i, c in enumerate(mine) if c.evaluate]
+            due = [i for i, c in enumerate(of_stage) if c.evaluate]
             returns.append(jax.tree.map(lambda x, due=due: x[jnp.array(due, int)], scores))
         stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *returns)
         real = lambda tree: jax.tree.map(lambda x: x[:, :num_runs], tree)

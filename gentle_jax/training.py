@@ -59,8 +59,8 @@ class Programs(NamedTuple):
 
     def all(self) -> list[sweep_lib.Program]:
         """Returns the programs in a flat list."""
-        found = [self.init, *self.stages, *self.evaluate.values(), self.embed, self.trace]
-        return [program for program in found if program is not None]
+        programs = [self.init, *self.stages, *self.evaluate.values(), self.embed, self.trace]
+        return [program for program in programs if program is not None]
 
 
 class Position(NamedTuple):
@@ -108,7 +108,7 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
     sharding = sweep_lib.run_sharding(sweep.mesh)
     over = lambda function: sweep_lib.over_runs(function, 2, sweep.mesh)
     state = on_devices(state_shapes(sweep), sharding)
-    whole = (state, sweep.run_keys, sweep.tasks, sweep.data, step)
+    inputs = (state, sweep.run_keys, sweep.tasks, sweep.data, step)
     jobs = {"init": (_init(sweep), (sweep.hp, sweep.run_keys, sweep.data))}
     for stage, totals in zip(sweep.algorithm.stages, total_shapes(sweep), strict=True):
         if stage.num_steps:
@@ -117,9 +117,9 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
             jobs["stage", stage.name] = (piece, args, (0, 1))
     for name in sweep.episodes:
         only = functools.partial(sweep.evaluate, names=(name,))
-        jobs["evaluate", name] = (over(only), whole)
-    jobs["embed"] = (over(sweep.embed), whole[:2] + whole[3:])
-    jobs["trace"] = (over(sweep.trace), whole)
+        jobs["evaluate", name] = (over(only), inputs)
+    jobs["embed"] = (over(sweep.embed), inputs[:2] + inputs[3:])
+    jobs["trace"] = (over(sweep.trace), inputs)
 
     def build(key, function, args, donate=()):
         program = sweep_lib.compile_program(function, args, donate, sharding)
@@ -129,13 +129,13 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
 
     order = sorted(jobs, key=lambda key: key[0] != "evaluate" and key != "trace")  # longest first
     results = sweep_lib.together([functools.partial(build, key, *jobs[key]) for key in order])
-    found = dict(zip(order, results, strict=True))
+    compiled = dict(zip(order, results, strict=True))
     return Programs(
-        init=found["init"],
-        stages=tuple(found.get(("stage", stage.name)) for stage in sweep.algorithm.stages),
-        evaluate={name: found["evaluate", name] for name in sweep.episodes},
-        embed=found["embed"],
-        trace=found["trace"],
+        init=compiled["init"],
+        stages=tuple(compiled.get(("stage", stage.name)) for stage in sweep.algorithm.stages),
+        evaluate={name: compiled["evaluate", name] for name in sweep.episodes},
+        embed=compiled["embed"],
+        trace=compiled["trace"],
     )
 
 

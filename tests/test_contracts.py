@@ -314,7 +314,7 @@ def bandit_data():
 
 
 PROBES = [(name, MAIN) for name in registry.ALGORITHMS]
-PROBES += [(name, "brac_sac") for name in registry.ALGORITHMS]
+PROBES += [("focal", backbone) for backbone in OTHERS]
 
 
 @pytest.mark.parametrize("algorithm,backbone", PROBES)

@@ -17,9 +17,9 @@ EPISODES = {
 
 def blocks(arrays):
     """Returns [(name, task_set, protocol)] of the returns in `arrays`, test tasks first."""
-    found = [(name, *name.split("/")) for name in arrays if name.startswith(TASK_SETS)]
-    found = [item for item in found if len(item) == 3]
-    return sorted(found, key=lambda item: TASK_SETS.index(item[1]))
+    parts = [(name, *name.split("/")) for name in arrays if name.startswith(TASK_SETS)]
+    parts = [item for item in parts if len(item) == 3]
+    return sorted(parts, key=lambda item: TASK_SETS.index(item[1]))
 
 
 def results(arrays, meta, groups=None):
