@@ -88,6 +88,31 @@ def code_contrast(
     return -jnp.take_along_axis(log_p, matched[:, None], axis=-1).mean()
 
 
+def info_nce(
+    query: Float[Array, "Q Z"],
+    positive: Float[Array, "Q Z"],
+    negatives: Float[Array, "Q N Z"],
+    temperature: Scalar,
+) -> Float[Array, ""]:
+    """InfoNCE with negatives of each query's own, mean over queries.
+
+    -log [e^(q.k / tau) / (e^(q.k / tau) + sum_n e^(q.n / tau))] of codes of length 1
+    (docs/methods/corro.md, "Losses").
+    """
+    chex.assert_equal_shape([query, positive])
+    own = (query * positive).sum(-1, keepdims=True)
+    others = (query[:, None] * negatives).sum(-1)
+    logits = jnp.concatenate([own, others], axis=1) / temperature
+    return -jax.nn.log_softmax(logits, axis=-1)[:, 0].mean()
+
+
+def standard_kl(
+    mean: Float[Array, "*rows Z"], log_variance: Float[Array, "*rows Z"]
+) -> Float[Array, "*rows"]:
+    """KL of N(mean, exp(log_variance)) from N(0, I), summed over Z."""
+    return 0.5 * (jnp.exp(log_variance) + mean**2 - 1.0 - log_variance).sum(-1)
+
+
 Views = Float[Array, "task Z"]  # z of one context of each training task
 Groups = Int[Array, " task"]
 

@@ -31,6 +31,7 @@ ALGORITHMS = {
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
     "multitask": "gentle_jax.algorithms.multitask",
+    "corro": "gentle_jax.algorithms.corro",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",

@@ -52,6 +52,14 @@ TINY = {
     "gentle.ensemble_size": 2,
     "gentle.model_batch": 16,
     "gentle.max_epochs": 2,
+    "corro.width": 8,
+    "corro.cvae_width": 8,
+    "corro.code_dim": 2,
+    "corro.num_negatives": 2,
+    "corro.contrast_batch": 4,
+    "corro.cvae_batch": 8,
+    "corro.cvae_steps": 20,
+    "corro.contrast_steps": 20,
 }
 
 

@@ -295,6 +295,12 @@ BANDIT = {
     "gentle.model_batch": 64,
     "gentle.max_epochs": 60,
     "gentle.model_lr": 1e-2,
+    "corro.cvae_width": 16,
+    "corro.code_dim": 2,
+    "corro.cvae_steps": 500,
+    "corro.cvae_lr": 1e-2,
+    "corro.contrast_steps": 500,
+    "corro.contrast_lr": 3e-3,
 }
 
 
