@@ -7,6 +7,18 @@ from gentle_jax import networks
 from gentle_jax.compose import Encoder
 from gentle_jax.types import Spec, Transition, pytree
 
+# Published sizes of the mean encoder: {(suite, environment): overrides}. Where the dynamics vary,
+# contexts hold s' (docs/methods/environments.md, "Settings of the ctmrl suites").
+_CTMRL = dict.fromkeys(("point_robot", "point_robot_wind", "sparse_point_robot"), 200)
+_CTMRL |= dict.fromkeys(("cheetah_vel", "ant_goal", "hopper_params", "walker_params"), 200)
+_GENTLE = dict.fromkeys(("ant_dir", "cheetah_vel", "cheetah_dir"), 256)
+_GENTLE |= {"point_robot": 64, "hopper_params": 256, "walker_params": 256}
+SETTINGS = {
+    (suite, env): {"algo.width": width, "algo.use_next_obs": env.endswith("_params")}
+    for suite, widths in {"ctmrl": _CTMRL, "ctmrl_b": _CTMRL, "gentle": _GENTLE}.items()
+    for env, width in widths.items()
+}
+
 
 @pytree
 class SetBelief:

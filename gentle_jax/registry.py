@@ -2,7 +2,8 @@
 
 Each value is a module, imported on first use. What a module must define:
   algorithm    `Config`, `make(config, train, spec, rl)`; optional:
-               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones;
+               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones; also
+               {(suite, environment, fidelity): overrides} that come after `FIDELITY`;
                `PRESETS`, {"preset" or "preset:X": dotted overrides}, X a fidelity, suite or
                environment; `FIDELITY`, {fidelity: dotted overrides}, and `DEFAULT_FIDELITY`
                ("paper"); `PROTOCOL`, its native protocol, only where its paper has a test of its
@@ -30,6 +31,7 @@ ALGORITHMS = {
     "ctmrl": "gentle_jax.algorithms.ctmrl",
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
+    "csro": "gentle_jax.algorithms.csro",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",

@@ -38,6 +38,8 @@ TINY = {
     "eval.num_repeats": 1,
     "focal.width": 8,
     "focal.depth": 1,
+    "csro.width": 8,
+    "csro.depth": 1,
     "ctmrl.encoder_width": 8,
     "ctmrl.encoder_depth": 1,
     "ctmrl.width": 8,

@@ -279,6 +279,8 @@ BANDIT = {
     "algo.width": 16,
     "focal.depth": 1,
     "focal.use_next_obs": False,
+    "csro.depth": 1,
+    "csro.use_next_obs": False,
     "ctmrl.encoder_width": 16,
     "ctmrl.encoder_depth": 1,
     "ctmrl.depth": 1,
