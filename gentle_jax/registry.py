@@ -32,6 +32,7 @@ ALGORITHMS = {
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
     "csro": "gentle_jax.algorithms.csro",
+    "er_trl": "gentle_jax.algorithms.er_trl",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",
