@@ -154,6 +154,25 @@ def deception(generated: Logits) -> Float[Array, ""]:
     return jax.nn.softplus(-generated).mean()
 
 
+def gaussian_nll(
+    target: Float[Array, "*shape"],
+    mean: Float[Array, "*shape"],
+    log_variance: Float[Array, "*shape"],
+) -> Float[Array, ""]:
+    """Twice a normal distribution's negative log-likelihood, up to a constant, mean over all axes.
+
+    (x - mean)^2 / variance + log variance (docs/methods/unicorn.md, "Losses").
+    """
+    chex.assert_equal_shape([target, mean, log_variance])
+    return ((target - mean) ** 2 * jnp.exp(-log_variance) + log_variance).mean()
+
+
+def cross_entropy(logits: Float[Array, "T N"], label: Int[Array, " T"]) -> Float[Array, ""]:
+    """Cross-entropy of N classes, mean over rows."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_p, label[:, None], axis=-1).mean()
+
+
 def dual_kl(c_policy: Float[Array, " N"], c_data: Float[Array, " N"]) -> Float[Array, " N"]:
     """BRAC's dual estimate of KL(policy | data) per row: 1 + log(sp(c_pi) + 1e-8) - sp(c_data)."""
     return 1.0 + jnp.log(jax.nn.softplus(c_policy) + 1e-8) - jax.nn.softplus(c_data)

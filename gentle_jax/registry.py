@@ -33,6 +33,7 @@ ALGORITHMS = {
     "focal": "gentle_jax.algorithms.focal",
     "csro": "gentle_jax.algorithms.csro",
     "er_trl": "gentle_jax.algorithms.er_trl",
+    "unicorn": "gentle_jax.algorithms.unicorn",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",

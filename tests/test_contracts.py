@@ -287,6 +287,10 @@ BANDIT = {
     "er_trl.discriminator_depth": 1,
     "er_trl.rounds": 2,
     "er_trl.gan_lr": 3e-3,
+    "unicorn.depth": 1,
+    "unicorn.use_next_obs": False,
+    "unicorn.decoder_width": 16,
+    "unicorn.decoder_depth": 1,
     "ctmrl.encoder_width": 16,
     "ctmrl.encoder_depth": 1,
     "ctmrl.depth": 1,
@@ -324,7 +328,8 @@ def test_only_the_context_tells_which_arm_pays(algorithm, backbone):
     suite = SUITE[algorithm]
     run = config_lib.RunConfig(algorithm=algorithm, suite=suite, backbone=backbone)
     config = config_lib.resolve(run, (BANDIT,))
-    data, spec = bandit_data(), Spec(1, 1, 2, 256, 1)
+    data = bandit_data()
+    spec = Spec(1, 1, 2, 256, 1, statistics=data_lib.summary(data, 2))
     rl = registry.load("backbone", backbone).make(config.backbone, 2, spec)
     made = registry.load("algorithm", algorithm).make(config.algo, config.train, spec, rl)
     hp = row(config_lib.hyper_params(config), 0)
