@@ -1,7 +1,6 @@
 """UNICORN as its authors' code does it: a noisy encoder of one episode, Gaussian decoders."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,13 +18,13 @@ from gentle_jax.types import Spec
 VARIANCES = (0.1, 10.0)  # the encoder's is clipped to them
 LOG_VARIANCES = (-10.0, 0.5)  # of predictions: where their learned bounds begin
 BOUND_WEIGHT = 0.01  # draws the bounds together
-# nodes and weights of a mean over N(0, 1), for z at test time
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(16)
-_NODES, _WEIGHTS = np.float32(_NODES), np.float32(_WEIGHTS / math.sqrt(2 * math.pi))
+# z at test time is a mean over N(0, 1) by the trapezoidal rule: off by 1e-3 at most
+_NODES = np.linspace(-5.0, 5.0, 25, dtype=np.float32)
+_WEIGHTS = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
 
 
 def make(config: Config, train: TrainConfig, spec: Spec) -> Form:
-    """Returns the Form. A context is one episode of any length, whatever its size is set to."""
+    """Returns the Form. A context is one episode, whatever `train.context_size` is."""
     change, reward = (_decoder(config, train.latent_dim, spec, n) for n in (spec.obs_dim, 1))
 
     def init(key, data):
@@ -95,7 +94,7 @@ def _decoder(config, latent_dim, spec, size):
     )  # fmt: skip
 
     def init(key):
-        low, high = (jnp.full(size, bound) for bound in LOG_VARIANCES)
+        low, high = (jnp.full(size, bound, jnp.float32) for bound in LOG_VARIANCES)
         return {"net": network.init(key), "low": low, "high": high}
 
     def heads(params, z, rows):
