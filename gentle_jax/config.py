@@ -1,9 +1,9 @@
 """Frozen configs: defaults in code, layers of dotted overrides, strict keys, fingerprints.
 
 Order of layers, later wins: dataclass defaults (the paper's values), the environment's settings
-for the suite, the algorithm's settings for suite and environment, its fidelity, the size preset,
-the user. Floats of the sections `algo` and `backbone` are leaves of `hp`, unless marked static:
-they can be swept in one program.
+for the suite, the algorithm's settings for suite and environment, its fidelity, its settings for
+suite, environment and fidelity, the size preset, the user. Floats of the sections `algo` and
+`backbone` are leaves of `hp`, unless marked static: they can be swept in one program.
 """
 
 import dataclasses
@@ -234,6 +234,8 @@ def resolve(
     published = getattr(algorithm, "SETTINGS", {})
     layers.append(("algorithm settings", published.get((run.suite, run.env), {})))
     layers.append(("fidelity", getattr(algorithm, "FIDELITY", {}).get(run.fidelity, {})))
+    of_fidelity = published.get((run.suite, run.env, run.fidelity), {})
+    layers.append(("algorithm settings", of_fidelity))
     layers += [("preset", layer) for layer in preset_layers]
     layers.append(("--config", overrides or {}))
     _refuse_fidelity(algorithm, overrides or {})

@@ -2,7 +2,8 @@
 
 Each value is a module, imported on first use. What a module must define:
   algorithm    `Config`, `make(config, train, spec, rl)`; optional:
-               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones;
+               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones; also
+               {(suite, environment, fidelity): overrides} that come after `FIDELITY`;
                `PRESETS`, {"preset" or "preset:X": dotted overrides}, X a fidelity, suite or
                environment; `FIDELITY`, {fidelity: dotted overrides}, and `DEFAULT_FIDELITY`
                ("paper"); `PROTOCOL`, its native protocol, only where its paper has a test of its
@@ -32,6 +33,9 @@ ALGORITHMS = {
     "focal": "gentle_jax.algorithms.focal",
     "multitask": "gentle_jax.algorithms.multitask",
     "corro": "gentle_jax.algorithms.corro",
+    "csro": "gentle_jax.algorithms.csro",
+    "er_trl": "gentle_jax.algorithms.er_trl",
+    "unicorn": "gentle_jax.algorithms.unicorn",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",

@@ -281,6 +281,18 @@ BANDIT = {
     "algo.width": 16,
     "focal.depth": 1,
     "focal.use_next_obs": False,
+    "csro.depth": 1,
+    "csro.use_next_obs": False,
+    "er_trl.depth": 1,
+    "er_trl.use_next_obs": False,
+    "er_trl.discriminator_width": 16,
+    "er_trl.discriminator_depth": 1,
+    "er_trl.rounds": 2,
+    "er_trl.gan_lr": 3e-3,
+    "unicorn.depth": 1,
+    "unicorn.use_next_obs": False,
+    "unicorn.decoder_width": 16,
+    "unicorn.decoder_depth": 1,
     "ctmrl.encoder_width": 16,
     "ctmrl.encoder_depth": 1,
     "ctmrl.depth": 1,
@@ -324,7 +336,8 @@ def test_only_the_context_tells_which_arm_pays(algorithm, backbone):
     suite = SUITE[algorithm]
     run = config_lib.RunConfig(algorithm=algorithm, suite=suite, backbone=backbone)
     config = config_lib.resolve(run, (BANDIT,))
-    data, spec = bandit_data(), Spec(1, 1, 2, 256, 1)
+    data = bandit_data()
+    spec = Spec(1, 1, 2, 256, 1, statistics=data_lib.summary(data, 2))
     module = registry.load("algorithm", algorithm)
     z_dim = getattr(module, "z_dim", lambda algo, train: train.latent_dim)
     size = z_dim(config.algo, config.train)
