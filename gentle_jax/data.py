@@ -227,6 +227,26 @@ def rl_batch(dataset: Dataset, task_id: Int[Array, " T"], size: int, key: Random
     return gather(dataset, task_id, draw_rows(dataset, task_id, size, key))
 
 
+def fragments(
+    dataset: Dataset, task_id: Int[Array, " T"], count: int, steps: int, key: RandomKey
+) -> tuple[Transition, Float[Array, "T count steps"]]:
+    """Returns (consecutive rows of one stored episode, leaves [T, count, steps, ...]; mask).
+
+    Episodes are drawn in proportion to their rows; of a shorter one all rows, then mask 0.
+    """
+    k_row, k_offset = jax.random.split(key)
+    start = dataset.episode_start[task_id]  # [T, episode + 1]
+    row = draw_rows(dataset, task_id, count, k_row)
+    search = lambda one, rows: jnp.searchsorted(one, rows, side="right") - 1
+    episode = jax.vmap(search)(start, row)
+    begin, end = (jnp.take_along_axis(start, at, 1) for at in (episode, episode + 1))
+    spare = jnp.maximum(end - begin - steps, 0)
+    first = begin + _uniform_rows(0, spare + 1, row.shape, k_offset)
+    slot, end = first[..., None] + jnp.arange(steps), end[..., None]
+    rows = gather(dataset, task_id, jnp.minimum(slot, end - 1))
+    return rows, (slot < end).astype(jnp.float32)
+
+
 def context_batch(
     dataset: Dataset,
     task_id: Int[Array, " T"],

@@ -221,6 +221,18 @@ def value_penalty(c_mixed: Float[Array, " N"]) -> Float[Array, ""]:
     return jnp.mean(jnp.maximum(jnp.sqrt(1e-8 + c_mixed**2) - 1.0, 0.0) ** 2)
 
 
+def preference(
+    first: Float[Array, " *pairs"], second: Float[Array, " *pairs"], better: Bool[Array, " *pairs"]
+) -> Float[Array, ""]:
+    """Cross-entropy of sigmoid(first - second) against whether the first is better; mean.
+
+    Args: first, second, predicted returns of two fragments (docs/methods/anole.md, "Losses").
+    """
+    chex.assert_equal_shape([first, second, better])
+    logit = first - second
+    return jnp.mean(jax.nn.softplus(logit) - better * logit)
+
+
 def mse(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:
     """Mean squared error over every axis."""
     chex.assert_equal_shape([a, b])

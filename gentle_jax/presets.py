@@ -64,6 +64,7 @@ SMOKE = {
     "behaviour.batch_size": 8,
     "behaviour.width": 16,
     "eval.num_repeats": 1,
+    "eval.num_pairs": 10,
     "eval.random_episodes": 10,
 }
 # For an accelerator: published training, on data of a lighter SAC, which takes about a fiftieth of

@@ -10,7 +10,8 @@ Each value is a module, imported on first use. What a module must define:
                own (else the suite's: methods on one suite are compared by one protocol);
                `VARIANTS`, {the paper's name of an ablation: {field: value}};
                `z_dim(config, train)`, the backbone's Z (train.latent_dim);
-               `OFFERS`, what a protocol may need of it, such as "predict_reward" (`needs`);
+               `OFFERS`, what a protocol may need of it, such as "predict_reward" (`needs`), and
+               `lacks(config)`, what of it these settings do not have;
                `PERIODIC`, the field of `Config` that says how many steps of the last stage lie
                between work that is no gradient step, from step 0 on: benchmarks time it apart
   backbone     `Config`, `make(config, latent_dim, spec)`
@@ -36,6 +37,8 @@ ALGORITHMS = {
     "csro": "gentle_jax.algorithms.csro",
     "er_trl": "gentle_jax.algorithms.er_trl",
     "unicorn": "gentle_jax.algorithms.unicorn",
+    "idaq": "gentle_jax.algorithms.idaq",
+    "anole": "gentle_jax.algorithms.anole",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",
@@ -59,6 +62,8 @@ PROTOCOLS = {
     "online": "gentle_jax.protocols.online",
     "given_context": "gentle_jax.protocols.given_context",
     "one_shot": "gentle_jax.protocols.one_shot",
+    "in_distribution": "gentle_jax.protocols.in_distribution",
+    "noisy_preferences": "gentle_jax.protocols.noisy_preferences",
 }
 TABLES = {
     "algorithm": ALGORITHMS,
