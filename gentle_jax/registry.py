@@ -30,6 +30,7 @@ ALGORITHMS = {
     "ctmrl": "gentle_jax.algorithms.ctmrl",
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
+    "borel": "gentle_jax.algorithms.borel",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",

@@ -293,6 +293,8 @@ BANDIT = {
     "gentle.model_batch": 64,
     "gentle.max_epochs": 60,
     "gentle.model_lr": 1e-2,
+    "borel.num_episodes": 4,  # of one step each: the first belief of an episode is not the prior
+    "borel.vae_steps": 400,
 }
 
 
