@@ -354,7 +354,8 @@ def recorder():
 def built(data, **fields):
     """(Algorithm with a recording backbone, its initial state)."""
     rows = np.asarray(data.episode_start)[:, -1]
-    sizes = {"vae_tasks": 2, "vae_sequences": 3, "vae_steps": 5, "posteriors_at_once": 3} | fields
+    sizes = {"vae_tasks": 2, "vae_sequences": 3, "vae_steps": 5, "posteriors_at_once": 3}
+    sizes |= {"num_episodes": 1} | fields
     config = dataclasses.replace(SMALL, **sizes)
     train = config_lib.TrainConfig(meta_batch=3, batch_size=40, latent_dim=2 * LATENT, init="he")
     spec = Spec(OBS, ACTION, 3, max(int(rows.min()), 4), 4, init="he")
@@ -570,8 +571,8 @@ def test_a_horizon_longer_than_episodes_is_a_user_error():
 def test_steps_are_a_hundred_passes_over_the_episodes_unless_they_are_given():
     train, spec = config_lib.TrainConfig(latent_dim=4), Spec(OBS, ACTION, 10, 2000, 20)
     stages = method.make(Config(), train, spec, recorder()).stages
-    # 10 tasks x 100 episodes, 4 x 8 of them a step: 32 steps a pass
-    assert [(s.name, s.num_steps) for s in stages[:2]] == [("vae", 3_200), ("beliefs", 10)]
+    # 10 tasks x 100 episodes, 4 x 8 x 2 of them a step: 16 steps a pass
+    assert [(s.name, s.num_steps) for s in stages[:2]] == [("vae", 1_600), ("beliefs", 10)]
     given = method.make(Config(vae_steps=7), train, spec, recorder()).stages
     assert given[0].num_steps == 7
 

@@ -62,7 +62,7 @@ def _check(train, spec):
 def _steps(config, spec, num_tasks):
     """Returns the steps of `vae` that take as many episodes as PASSES over the data."""
     episodes = spec.num_train_tasks * (spec.rows_per_task // spec.horizon)
-    return PASSES * -(-episodes // (num_tasks * config.vae_sequences))
+    return PASSES * -(-episodes // (num_tasks * config.vae_sequences * config.num_episodes))
 
 
 def _vae_step(vae, train, spec, num_tasks, steps):

@@ -20,7 +20,7 @@ class Config:
     decoder_width: int = 32
     decoder_depth: int = 2
     decode_state: bool = False  # a second decoder, of s' - s
-    num_episodes: int = 1  # of a sequence: the belief goes on from one to the next
+    num_episodes: int = 2  # of a sequence: the belief goes on from one to the next
     vae_tasks: int = 4  # of a step of the stage `vae`
     vae_sequences: int = 8  # of each of them
     vae_steps: int = from_zero(0)  # 0: PASSES over the training tasks' episodes
@@ -33,15 +33,14 @@ class Config:
 _LATENT = {"train.latent_dim": 10}  # means and log variances of 5 numbers
 _PLANE = ("point_robot", "point_robot_wind", "sparse_point_robot")
 _PARAMS = ("hopper_params", "walker_params")
-_SUITES = {
-    "ctmrl": (*_PLANE, "cheetah_vel", "ant_goal", *_PARAMS),
-    "ctmrl_b": (*_PLANE, "cheetah_vel", "ant_goal", *_PARAMS),
-    "gentle": ("point_robot", "cheetah_vel", "cheetah_dir", "ant_dir", *_PARAMS),
-}
+_CTMRL = (*_PLANE, "cheetah_vel", "ant_goal", *_PARAMS)
+_GENTLE = ("point_robot", "cheetah_vel", "cheetah_dir", "ant_dir", *_PARAMS)
 _OF_ENV = {"sparse_point_robot": {"algo.vae_tasks": 8}}
 _OF_ENV |= {env: {"algo.decode_state": True} for env in _PARAMS}
 SETTINGS = {
-    (suite, env): _LATENT | _OF_ENV.get(env, {}) for suite, envs in _SUITES.items() for env in envs
+    (suite, env): _LATENT | _OF_ENV.get(env, {})
+    for suite, envs in (("ctmrl", _CTMRL), ("ctmrl_b", _CTMRL), ("gentle", _GENTLE))
+    for env in envs
 }
 PRESETS = {
     "quick": {
@@ -49,7 +48,7 @@ PRESETS = {
         "train.context_draw": "episodes",
         "algo.lr": 3e-3,
         "algo.vae_steps": 2_000,
-        "algo.posteriors_at_once": 32,
+        "algo.vae_sequences": 4,
     },
     "smoke": {
         **_LATENT,
