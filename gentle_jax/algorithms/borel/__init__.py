@@ -10,8 +10,8 @@ Source: docs/methods/borel.md.
     train:   step of the backbone, z = (mean, log variance) of each row; the encoder is frozen
 
 Both fidelities are the same. Deviations, with reasons: no relabelled rewards, which take an oracle
-(GENTLE's paper runs BOReL so); episodes of a sequence are drawn, and no flag tells their border; for
-Hopper and Walker a second decoder, of s' - s, as rewards say little of dynamics.
+(GENTLE's paper runs BOReL so); episodes of a sequence are drawn, and no flag tells their border;
+for Hopper and Walker a second decoder, of s' - s, as rewards say little of dynamics.
 """
 
 from gentle_jax.algorithms.borel.method import make
