@@ -1,7 +1,7 @@
-"""What `benchmarks.accelerator_suite` measures: a function per piece, small -> (numbers, told).
+"""What `benchmarks.accelerator_suite` measures: a function per piece, small -> (numbers, verdict).
 
-`told` are bars (`machine.bar_row`) and ratios {name: (value, "higher" or "lower" is better)} that
-`benchmarks.compare` watches.
+`verdict` are bars (`machine.bar_row`) and ratios that `benchmarks.compare` watches, {name: (value,
+"higher" or "lower" is better)}.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ BARS = {  # name: (what, sense, bar, unit)
 }
 
 
-class Told(NamedTuple):
+class Verdict(NamedTuple):
     """What a piece says beside its numbers."""
 
     bars: list
@@ -94,7 +94,7 @@ def gentle(small):
     on = "cuda" if torch_step.torch and torch_step.torch.cuda.is_available() else "cpu"
     beside = f"PyTorch on {on}, one process, in turns" if torch else absent
     how = f"extrapolated from {many['steps']} steps, relabelling and {first_steps} steps of models"
-    told = Told(
+    verdict = Verdict(
         [
             bar("eight_seeds", over, "median steps"),
             bar("beside_torch", torch if on == "cuda" or small else None, beside),
@@ -102,14 +102,14 @@ def gentle(small):
         ],
         {"eight_over_one": (over, LOWER)} | ({"torch_over_jax": (torch, HIGHER)} if torch else {}),
     )
-    return numbers, told
+    return numbers, verdict
 
 
 def ctmrl(small):
     """CTMRL at the paper's sizes and Ant-Dir's shapes."""
     one, many, rows = _seeds("ctmrl", small)
     over = many["step_seconds"] / one["step_seconds"]
-    return {"rows": rows}, Told([], {"eight_over_one": (over, LOWER)})
+    return {"rows": rows}, Verdict([], {"eight_over_one": (over, LOWER)})
 
 
 def scaling_piece(small):
@@ -131,7 +131,7 @@ def scaling_piece(small):
     grown = [f["last_over_first"] for f in fits if f["quantity"] == "compile_seconds"]
     how = f"{rows[-1]['runs']} runs, the rest did not fit" if stopped else "GENTLE Ant-Dir"
     held = memory[0] if memory else {}
-    told = Told(
+    verdict = Verdict(
         [
             bar("dataset_copies", held.get("dataset_copies_per_device"), how),
             bar("linear_memory", held.get("r2"), how),
@@ -140,7 +140,7 @@ def scaling_piece(small):
         {"seed_steps_last_over_first": (
             rows[-1]["seed_steps_per_second"] / rows[0]["seed_steps_per_second"], HIGHER)},
     )  # fmt: skip
-    return {"rows": rows, "fits": fits, "memory": memory, "stopped": stopped}, told
+    return {"rows": rows, "fits": fits, "memory": memory, "stopped": stopped}, verdict
 
 
 def precision_problem(name, small):
@@ -158,7 +158,7 @@ def precision(small):
     scaling.add_times(rows, loops, 3, 0.01 if small else 0.5)
     base = rows[0]["step_seconds"]
     ratios = {f"float32_over_{r['mapping']}": (base / r["step_seconds"], HIGHER) for r in rows[1:]}
-    return {"rows": rows}, Told([], ratios)
+    return {"rows": rows}, Verdict([], ratios)
 
 
 def env_step(small):
@@ -184,7 +184,7 @@ def env_step(small):
     first = {row["family"]: row["steps_per_second"] for row in reversed(rows)}
     ratios = {f"{f}_last_over_first_batch": (last[f] / first[f], HIGHER) for f in last}
     numbers = {"rows": rows, "physics": "fast", "compile_seconds_side_by_side": compiled}
-    return numbers, Told([], ratios)
+    return numbers, Verdict([], ratios)
 
 
 def _simulator(env, given):
@@ -227,23 +227,23 @@ def behaviour(small):
     step = jnp.int32(settings.first_level)
     machine.seconds(lambda: programs.episodes.call(*whose, state, step))
     level = machine.seconds(lambda: programs.episodes.call(*whose, state, step))
-    whole = settings.num_steps * seconds / length + settings.num_levels * level
+    seconds_in_all = settings.num_steps * seconds / length + settings.num_levels * level
     numbers = {
         "tasks": tasks, "config": dataclasses.asdict(settings), "measured_steps_per_task": length,
         "steps_per_second": tasks * length / seconds, "level_seconds": level,
         "compile_seconds": compiled, "state_bytes": training.state_bytes(shapes),
-        "extrapolated_seconds": whole,
+        "extrapolated_seconds": seconds_in_all,
     }  # fmt: skip
     how = f"extrapolated from {length} steps of each task, updates too, and one level's episodes"
     how += f"; compiling, {compiled:.0f} s, and writing files apart"
-    return numbers, Told([bar("family_data", whole, how)], {})
+    return numbers, Verdict([bar("family_data", seconds_in_all, how)], {})
 
 
 def command(small):
     """A whole run of the first command twice, without and with the cache, data made once."""
     sizes = ["--preset=smoke", "--num_seeds=2"] if small else ["--preset=quick", "--num_seeds=8"]
     sizes += ["--protocol=given_context"] if small else []
-    found, seconds = [], []
+    summaries, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
@@ -256,8 +256,8 @@ def command(small):
             )  # fmt: skip
             seconds.append(time.perf_counter() - begin)
             path = next(Path(folder, out).rglob("summary.json"))
-            found.append(outputs.read_summary(path))
-    cold, warm = (summary["seconds"] for summary in found)
+            summaries.append(outputs.read_summary(path))
+    cold, warm = (summary["seconds"] for summary in summaries)
     work = warm["train"] + warm["evaluate"]
     host = (warm["total"] - work - warm["compile"] - warm["collect"]) / work
     where = f"`experiments.run {' '.join(sizes)}`"
@@ -265,17 +265,17 @@ def command(small):
         "flags": sizes,
         "process_seconds": seconds,
         "seconds": [cold, warm],
-        "results": found[1]["results"],
-        "run_peak_memory_bytes": found[1]["peak_memory_bytes"],
+        "results": summaries[1]["results"],
+        "run_peak_memory_bytes": summaries[1]["peak_memory_bytes"],
     }
-    told = Told(
+    verdict = Verdict(
         [
             bar("host_share", host, f"{where}, all that is in no other phase"),
             bar("warm_compile", warm["compile"], f"{where}; {cold['compile']} s without a cache"),
         ],
         {"warm_over_cold_compile": (warm["compile"] / cold["compile"], LOWER)},
     )
-    return numbers, told
+    return numbers, verdict
 
 
 MEASURES = {
@@ -296,14 +296,14 @@ def measure(piece, small):
     """
     product.use_all_cores()
     with machine.no_cache():
-        numbers, told = MEASURES[piece](small)
+        numbers, verdict = MEASURES[piece](small)
     described = machine.describe(torch_step.torch)
     return {
         **described,
         "device": described["machine"]["device"],
         "small": small,
         "peak_bytes": product.peak_bytes(),
-        "ratios": told.ratios,
-        "bars": told.bars,
+        "ratios": verdict.ratios,
+        "bars": verdict.bars,
         "result": numbers,
     }

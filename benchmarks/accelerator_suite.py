@@ -79,18 +79,18 @@ def launch(piece, args, limit):
     begin = time.perf_counter()
     failure = {"piece": piece, "status": FAILED, "small": args.small}
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             command_of(piece, args), capture_output=True, text=True, timeout=limit, check=False
         )
     except subprocess.TimeoutExpired:
         failure |= {"error": f"took longer than {limit:.0f} s", "tail": []}
     else:
         record = finished(piece, args)
-        if found.returncode == 0 and record:
+        if process.returncode == 0 and record:
             return record
-        tail = (found.stderr.strip() or found.stdout.strip()).splitlines()[-TAIL:]
-        told = tail[-1] if tail else "without a word"
-        failure |= {"error": f"exit code {found.returncode}: {told}", "tail": tail}
+        tail = (process.stderr.strip() or process.stdout.strip()).splitlines()[-TAIL:]
+        reason = tail[-1] if tail else "without a word"
+        failure |= {"error": f"exit code {process.returncode}: {reason}", "tail": tail}
     failure["seconds"] = time.perf_counter() - begin
     machine.write(failure, Path(args.out) / f"{piece}.json")
     return failure
@@ -113,8 +113,8 @@ def measure_all(args, launch=launch):
         else:
             print(f"{piece}: {PIECES[piece][1]} ...", flush=True)
             record = launch(piece, args, left)
-            told = record.get("error", "")
-            print(f"{piece}: {record['status']} in {record['seconds']:.0f} s {told}", flush=True)
+            reason = record.get("error", "")
+            print(f"{piece}: {record['status']} in {record['seconds']:.0f} s {reason}", flush=True)
         records.append(record)
         summarise(records, args)  # now, too: this process may be killed
     return records
@@ -123,14 +123,14 @@ def measure_all(args, launch=launch):
 def summarise(records, args):
     """Writes suite.json: these records, those of other pieces done before, all bars; returns it."""
     known = {record["piece"]: record for record in records}
-    found = [known.get(piece) or finished(piece, args) for piece in PIECES]
-    found = [record for record in found if record]
-    first = next((record for record in found if record["status"] == DONE), {})
+    records = [known.get(piece) or finished(piece, args) for piece in PIECES]
+    records = [record for record in records if record]
+    first = next((record for record in records if record["status"] == DONE), {})
     report = {
         **{name: first.get(name, {}) for name in ("machine", "versions", "date")},
         "small": args.small,
-        "pieces": found,
-        "bars": [bar for record in found for bar in record.get("bars", ())],
+        "pieces": records,
+        "bars": [bar for record in records for bar in record.get("bars", ())],
     }
     machine.write(report, Path(args.out) / "suite.json")
     return report

@@ -119,7 +119,7 @@ def ratios(folder):
 
     Raises UserError for a report that cannot be read.
     """
-    found, origins = {}, {}
+    ratios, origins = {}, {}
     for file, read in SOURCES.items():
         path = Path(folder) / file
         if not path.exists():
@@ -132,15 +132,15 @@ def ratios(folder):
             stem = _name(file.removesuffix(".json").removesuffix("/suite"))
             for name, value, better in read(report):
                 if value is not None and math.isfinite(value):
-                    found[f"{stem}/{name}"] = {"value": value, "better": better}
+                    ratios[f"{stem}/{name}"] = {"value": value, "better": better}
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise errors.UserError(
                 f"{path} is not what its benchmark writes ({type(error).__name__}: {error}): "
                 f"measure anew"
             ) from error
-    if not found:
+    if not ratios:
         raise errors.UserError(f"{folder} has no ratios: expected one of {', '.join(SOURCES)}")
-    return found, origins
+    return ratios, origins
 
 
 def accepted(path):

@@ -49,8 +49,8 @@ def episodes_of(env, count):
     keys, reacts = jnp.concatenate([keys, keys]), np.repeat([False, True], count)
     mesh = sweep.make_mesh(2 * count)
     over = sweep.over_runs(one, 3, mesh, in_turn=False)
-    found = jax.jit(over)(*(sweep.place(tree, mesh) for tree in (tasks, keys, reacts)))
-    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(2, count, *leaf.shape[1:]), found)
+    episodes = jax.jit(over)(*(sweep.place(tree, mesh) for tree in (tasks, keys, reacts)))
+    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(2, count, *leaf.shape[1:]), episodes)
 
 
 def mean_and_error(values):
@@ -65,18 +65,18 @@ def suite_of(family):
 
 def compare(family, count, horizon=0):
     """Returns a row per policy. Args: count, episodes; horizon, 0 = the suite's."""
-    found = {}
+    episodes = {}
     for mode in MODES:
         settings = base.EnvConfig(horizon=horizon)
         env = assembly.make_env(family, suite_of(family), mode, settings)
-        found[mode] = episodes_of(env, count)
+        episodes[mode] = episodes_of(env, count)
     rows = []
     for number, policy in enumerate(POLICIES):
-        mine = [[part[number] for part in found[mode]] for mode in MODES]
+        of_task = [[part[number] for part in episodes[mode]] for mode in MODES]
         rows.append(
             {"kind": "returns", "family": family, "policy": policy, "episodes": count}
             | {"horizon": env.horizon}
-            | row_of(*mine)
+            | row_of(*of_task)
         )
     return rows
 
@@ -93,7 +93,7 @@ def trained(family, steps, count, horizon=0):
     config = assembly.make_config(algorithm, "quick", sizes, **names)
     levels = {"num_steps": steps, "first_level": steps, "num_levels": 1}
     settings = dataclasses.replace(config.behaviour, episodes_per_level=count, **levels)
-    found = {}
+    episodes = {}
     for mode in reversed(MODES):  # `fast` first: it trains
         filled = dataclasses.replace(config.run, physics=mode)
         env = assembly.env_of(dataclasses.replace(config, run=filled))
@@ -101,15 +101,15 @@ def trained(family, steps, count, horizon=0):
         collector = behaviour.make(env, settings, mesh)
         whose = (env.tasks, behaviour.task_keys(settings, 2))
         whose = tuple(sweep.place(tree, mesh) for tree in whose)
-        if not found:
+        if not episodes:
             state = jax.jit(collector.init)(*whose)
             state, _ = jax.jit(collector.advance, donate_argnums=2)(*whose, state, 0, steps)
         fields = jax.device_get(jax.jit(collector.episodes)(*whose, state, steps)[0])
         rewards = (fields["context_reward"] * fields["mask"]).sum(-1)
         join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # both tasks' episodes
-        found[mode] = [join(x) for x in (rewards, fields["next_obs"], fields["mask"])]
+        episodes[mode] = [join(x) for x in (rewards, fields["next_obs"], fields["mask"])]
     names = {"policy": f"SAC, {steps} steps", "episodes": 2 * count, "horizon": env.horizon}
-    rows = row_of(*(found[mode] for mode in MODES))
+    rows = row_of(*(episodes[mode] for mode in MODES))
     return {"kind": "returns", "family": family} | names | rows
 
 

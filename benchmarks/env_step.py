@@ -284,8 +284,8 @@ def table(rows, kind):
         value = row[key]
         return "" if value is None else form.format(value if scale == 1 else value * scale)
 
-    mine = [row for row in rows if row["kind"] == kind]
-    lines = [[cell(row, *column) for column in columns.values()] for row in mine]
+    of_kind = [row for row in rows if row["kind"] == kind]
+    lines = [[cell(row, *column) for column in columns.values()] for row in of_kind]
     if not lines:
         return ""
     return machine.aligned([list(columns), *lines])

@@ -26,17 +26,17 @@ def fit_power(x, y):
     """
     if len(set(x)) < 2 or min(y) <= 0:
         return None
-    found = scipy.stats.linregress(np.log(x), np.log(y))
+    fit = scipy.stats.linregress(np.log(x), np.log(y))
     error = half = None
     if len(x) > 2:
-        error = float(found.stderr)
+        error = float(fit.stderr)
         half = float(scipy.stats.t.ppf(0.975, len(x) - 2)) * error
     return {
-        "exponent": float(found.slope),
+        "exponent": float(fit.slope),
         "standard_error": error,
-        "interval95": None if half is None else [found.slope - half, found.slope + half],
-        "factor": float(np.exp(found.intercept)),
-        "r2": float(found.rvalue**2),
+        "interval95": None if half is None else [fit.slope - half, fit.slope + half],
+        "factor": float(np.exp(fit.intercept)),
+        "r2": float(fit.rvalue**2),
     }
 
 
@@ -44,12 +44,12 @@ def fit_line(x, y):
     """Returns the fit of y = intercept + slope x, or None where x does not vary."""
     if len(set(x)) < 2:
         return None
-    found = scipy.stats.linregress(x, y)
+    fit = scipy.stats.linregress(x, y)
     constant = len(set(y)) == 1  # its correlation is not defined; the line goes through it
     return {
-        "intercept": float(found.intercept),
-        "slope": float(found.slope),
-        "r2": 1.0 if constant else float(found.rvalue**2),
+        "intercept": float(fit.intercept),
+        "slope": float(fit.slope),
+        "r2": 1.0 if constant else float(fit.rvalue**2),
     }
 
 
@@ -61,16 +61,16 @@ def groups_of(rows):
     return groups
 
 
-def fits(rows):
+def results(rows):
     """Returns a fit per table and quantity, with how it ends: `last_over_first`."""
-    found = []
-    for (series, algorithm, mapping), mine in groups_of(rows).items():
+    results = []
+    for (series, algorithm, mapping), group in groups_of(rows).items():
         for quantity, against in FITTED.items():
-            x = [row[against[series]] for row in mine]
-            y = [row[quantity] for row in mine]
+            x = [row[against[series]] for row in group]
+            y = [row[quantity] for row in group]
             if len(set(x)) < 2:
                 continue
-            found.append(
+            results.append(
                 {
                     "series": series,
                     "algorithm": algorithm,
@@ -82,7 +82,7 @@ def fits(rows):
                     "last_over_first": y[-1] / y[0],
                 }
             )
-    return found
+    return results
 
 
 def memory_rows(rows):
@@ -92,22 +92,22 @@ def memory_rows(rows):
     run's state. Both are told as shares of what dataset and state weigh by themselves; a compiler
     drops arguments that a program does not read, so shares may be below 1.
     """
-    found = []
-    for (series, algorithm, mapping), mine in groups_of(rows).items():
-        line = fit_line(*zip(*((r["runs_per_device"], r["argument_bytes"]) for r in mine)))  # noqa: B905
+    results = []
+    for (series, algorithm, mapping), group in groups_of(rows).items():
+        line = fit_line(*zip(*((r["runs_per_device"], r["argument_bytes"]) for r in group)))  # noqa: B905
         if series != "runs" or line is None:
             continue
-        found.append(
+        results.append(
             {
                 "algorithm": algorithm,
                 "mapping": mapping,
-                "most_runs": max(row["runs"] for row in mine),
-                "dataset_copies_per_device": line["intercept"] / mine[0]["dataset_bytes"],
-                "states_per_run": line["slope"] / mine[0]["state_bytes_per_run"],
+                "most_runs": max(row["runs"] for row in group),
+                "dataset_copies_per_device": line["intercept"] / group[0]["dataset_bytes"],
+                "states_per_run": line["slope"] / group[0]["state_bytes_per_run"],
                 "r2": line["r2"],
             }
         )
-    return found
+    return results
 
 
 PANELS = {  # quantity: (axis label, scale)
@@ -125,15 +125,15 @@ def draw(report, out):
     size, shape = (12, 0.8 + 3.4 * len(series)), (len(series), len(PANELS))
     with figures.canvas(out.parent, out.stem, size, "Growth with runs and tasks", shape) as made:
         _, axes, caption = made
-        for (name, algorithm, mapping), mine in groups_of(rows).items():
+        for (name, algorithm, mapping), group in groups_of(rows).items():
             style = {"color": figures.PALETTE[algorithms.index(algorithm)], "markersize": 4}
             style["label"] = f"{algorithm}, {mapping}" if name == "runs" else algorithm
             form = "-o" if mapping == "in turn" else "--s"
             for axis, (quantity, (_, scale)) in zip(
                 axes[series.index(name)], PANELS.items(), strict=True
             ):
-                x = [row[name] for row in mine]
-                axis.plot(x, [scale * row[quantity] for row in mine], form, **style)
+                x = [row[name] for row in group]
+                axis.plot(x, [scale * row[quantity] for row in group], form, **style)
         for line, name in zip(axes, series, strict=True):
             sizes = sorted({row[name] for row in rows if row["series"] == name})
             for axis, (label, _) in zip(line, PANELS.values(), strict=True):

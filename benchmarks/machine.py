@@ -248,8 +248,8 @@ def products(jaxpr, known):
         return atom.val if isinstance(atom, Literal) else values.get(atom)
 
     def add(inner, known, times=1):
-        found, results = products(inner, known)
-        for shape, count in found.items():
+        counts, results = products(inner, known)
+        for shape, count in counts.items():
             counts[shape] = counts.get(shape, 0) + times * count
         return results
 
@@ -271,8 +271,8 @@ def products(jaxpr, known):
             add(inner[0], unknown(inner[0]), eqn.params["length"])
         elif inner:
             for body in inner:
-                whole = len(body.invars) == len(inputs)  # a plain call: values pass through
-                results = add(body, inputs if whole else unknown(body))
+                plain = len(body.invars) == len(inputs)  # a plain call: values pass through
+                results = add(body, inputs if plain else unknown(body))
         elif inputs and all(v is not None and np.ndim(v) == 0 for v in inputs):
             out = eqn.primitive.bind(*inputs, **eqn.params)
             results = out if eqn.primitive.multiple_results else [out]

@@ -127,10 +127,10 @@ def finished_row(folder):
         return bar_row("finished_command", None, "pass --run=FOLDER of a finished run")
     begin = time.perf_counter()
     command = [sys.executable, "-c", AGAIN, str(Path(folder).resolve())]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     taken = time.perf_counter() - begin
-    if found.returncode or "finished before" not in found.stdout:
-        reason = (found.stderr.strip().splitlines() or ["it did not print its table"])[-1]
+    if process.returncode or "finished before" not in process.stdout:
+        reason = (process.stderr.strip().splitlines() or ["it did not print its table"])[-1]
         return bar_row("finished_command", None, f"the run could not be given again: {reason}")
     return bar_row("finished_command", taken, "wall clock of the process, imports too")
 

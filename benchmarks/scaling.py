@@ -68,8 +68,8 @@ def make_problem(algorithm, small, num_tasks=0):
 def paper_batch(algorithm, num_tasks):
     """Returns the tasks of a step: all `num_tasks` training tasks where the paper takes all."""
     published = train_step.make_config(algorithm, "paper", ENV)
-    size, whole = published.train.meta_batch, len(assembly.env_of(published).train_ids)
-    return num_tasks if size >= whole else size
+    size, all_tasks = published.train.meta_batch, len(assembly.env_of(published).train_ids)
+    return num_tasks if size >= all_tasks else size
 
 
 def first_state(problem):
@@ -108,8 +108,8 @@ class Loop:
 
     def memory(self):
         """Returns the bytes of arguments and scratch on each device, as XLA counts them."""
-        found = self.program.call.memory_analysis()
-        argument = int(getattr(found, "argument_size_in_bytes", 0) or 0)
+        analysis = self.program.call.memory_analysis()
+        argument = int(getattr(analysis, "argument_size_in_bytes", 0) or 0)
         return {
             "argument_bytes": argument,
             "temp_bytes": self.program.temp_bytes,
@@ -147,11 +147,11 @@ def add_times(rows, loops, rounds, seconds):
         lengths.append(STEPS * min(max(math.ceil(seconds / once / STEPS), 1), 250))
     times = [[] for _ in loops]
     for _ in range(rounds):
-        for mine, loop, length in zip(times, loops, lengths, strict=True):
-            mine.append(loop.run(train_step.FIRST, length) / length)
-    for row, mine, length in zip(rows, times, lengths, strict=True):
-        step = statistics.median(mine)
-        row |= {"steps": length, "step_seconds": step, "step_seconds_all": mine}
+        for of_row, loop, length in zip(times, loops, lengths, strict=True):
+            of_row.append(loop.run(train_step.FIRST, length) / length)
+    for row, of_row, length in zip(rows, times, lengths, strict=True):
+        step = statistics.median(of_row)
+        row |= {"steps": length, "step_seconds": step, "step_seconds_all": of_row}
         row["seed_steps_per_second"] = row["runs"] / step
 
 
@@ -190,10 +190,10 @@ def table(rows):
     return machine.aligned(lines)
 
 
-def fit_table(found):
+def fit_table(fits):
     """Returns the fits as aligned text."""
     lines = [["series", "algorithm", "mapping", "quantity", "exponent", "95 %", "R2", "line R2"]]
-    for fit in found:
+    for fit in fits:
         power, names = fit["power"], ("series", "algorithm", "mapping", "quantity")
         interval = power and power["interval95"]
         lines.append(

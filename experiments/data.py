@@ -263,12 +263,12 @@ def damages(folder):
     except errors.UserError as error:
         return [str(error)]
     paths = [folder / f"{name}.npy" for name in storage.FIELDS]
-    found = [f"{path} {damage}" for path in paths if (damage := storage.damage_of(path, meta))]
-    if found:
-        return found
+    damages = [f"{path} {damage}" for path in paths if (damage := storage.damage_of(path, meta))]
+    if damages:
+        return damages
     fields = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
-    place = storage.not_finite(fields)
-    return [f"{folder} has NaN or infinite values in {place}"] if place else []
+    field = storage.not_finite(fields)
+    return [f"{folder} has NaN or infinite values in {field}"] if field else []
 
 
 OWN = {

@@ -302,7 +302,10 @@ def merge(shards, folder):
         returns = joined(shards, "returns.npz", 1)
         embeddings = joined(shards, "embeddings.npz", 1)
         rollouts = joined(shards, "rollouts.npz", 0)
-        arrays = outputs.Arrays(returns, embeddings, (rollouts["paths"], rollouts["mask"]))
+        counted = all((shard.folder / "costs.npz").exists() for shard in shards)
+        costs = joined(shards, "costs.npz", 1) if counted else None
+        trace = rollouts["paths"], rollouts["mask"]
+        arrays = outputs.Arrays(returns, embeddings, trace, costs)
         storage.write_json(local / "environment.json", environments(shards))
         write_metrics(local, metric_lines(shards))
         env = assembly.env_of(config)

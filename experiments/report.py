@@ -31,7 +31,7 @@ def overview(root, given):
     wanted = {{"algo": "algorithm"}.get(name, name): value for name, value in given.items()}
     if wanted.get("preset") == "auto":
         del wanted["preset"]
-    rows, runs = [[*COLUMNS, "protocol", "mean", "normalized", "folder"]], []
+    rows, runs = [[*COLUMNS, "protocol", "mean", "normalized", "spent", "folder"]], []
     for path in sorted(remote.path(root).glob("*/*/*/*/summary.json")):
         summary = outputs.read_summary(path.parent)
         if any(summary[name] != wanted[name] for name in COLUMNS if name in wanted):
@@ -41,6 +41,7 @@ def overview(root, given):
             if (entry["task_set"], entry["protocol"]) != ("test", summary["protocols"][0]):
                 continue
             numbers = [entry["protocol"], f"{entry['mean']:.2f}", f"{entry['normalized']:.3f}"]
+            numbers.append(tables.spent(entry))
             folder = f"{path.parent} ({entry['sweep']})" if "sweep" in entry else str(path.parent)
             rows.append([*(str(summary[c]) for c in COLUMNS), *numbers, folder])
     return rows, runs

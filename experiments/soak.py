@@ -139,16 +139,16 @@ def too_early(attempt):
     return attempt.silent and attempt.kind == "term" and attempt.code == -signal.SIGTERM
 
 
-def productive_seconds(out, told):
+def productive_seconds(out, events):
     """Returns the seconds of collecting, training and evaluation below `out`, without compiling.
 
-    Args: told, the events of the process.
+    Args: events, the events of the process.
     """
     total = 0.0
     for path in pathlib.Path(out).rglob("summary.json"):
         seconds = json.loads(path.read_text())["seconds"]
         total += seconds["collect"] + seconds["train"] + seconds["evaluate"]
-    return total - sum(event.get("compile_seconds", 0.0) for event in told)
+    return total - sum(event.get("compile_seconds", 0.0) for event in events)
 
 
 def count_lost(attempts):
@@ -212,35 +212,35 @@ def plain_seconds_per_step(out):
     return float(np.mean(each)) if each else 0.0
 
 
-def report(found):
+def report(results):
     """Returns the text of a soak: a line for each kill, where the time went, the verdict."""
     heading = ["kill", "root", "signal", "phase", "code", "ended after", "step", "steps lost"]
-    killed = [a for a in found["attempts"] if a["kind"]]
+    killed = [a for a in results["attempts"] if a["kind"]]
     lines = [
         [str(i), a["root"], a["kind"], a["phase"], str(a["code"]), f"{a['dying']:.2f} s"]
         + [str(a["reached"]) if a["resumed"] is not None else "-", str(a["lost"])]
         for i, a in enumerate(killed, 1)
     ]
-    spent, wall = found["seconds"], max(found["seconds"]["wall"], 1e-9)
+    spent, wall = results["seconds"], max(results["seconds"]["wall"], 1e-9)
     shares = ", ".join(
         f"{name.replace('_', ' ')} {spent[name]:.1f} s ({spent[name] / wall:.0%})"
         for name in ("start_up_and_compile", "lost_work", "shutdown", "rest")
     )
-    resume = found["seconds_per_resume"]
+    resume = results["seconds_per_resume"]
     count = collections.Counter((a["phase"], a["kind"]) for a in killed)
     fell = ", ".join(f"{phase} {kind} {n}" for (phase, kind), n in sorted(count.items()))
     early = sum(a["early"] for a in killed)
     text = [
         tables.plain_grid([heading, *lines], 4),
         f"fell into: {fell}",
-        f"goodput {found['goodput']:.3f}: {spent['productive']:.1f} s of work in {wall:.1f} s; "
+        f"goodput {results['goodput']:.3f}: {spent['productive']:.1f} s of work in {wall:.1f} s; "
         f"badput: {shares}",
         f"a resume takes {resume:.1f} s before it trains (median)" if resume else "no resume",
         *[f"{early} SIGTERM came before the program could hear it, and lost nothing"] * bool(early),
-        *(f"failure: {line}" for line in found["failures"]),
-        *(f"differs: {line}" for line in found["differences"]),
-        f"{found['compared_folders']} datasets and runs of {len(found['finished_roots'])} "
-        f"interrupted roots compared: {'all bit-equal' if found['equal'] else 'NOT in order'}",
+        *(f"failure: {line}" for line in results["failures"]),
+        *(f"differs: {line}" for line in results["differences"]),
+        f"{results['compared_folders']} datasets and runs of {len(results['finished_roots'])} "
+        f"interrupted roots compared: {'all bit-equal' if results['equal'] else 'NOT in order'}",
     ]  # fmt: skip
     return "\n".join(text)
 

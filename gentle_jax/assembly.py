@@ -123,7 +123,7 @@ def make_sweep(
 
 
 def train(sweep: training.Sweep) -> dict:
-    """Trains a Sweep in one compiled call; returns {"state", "returns", "metrics"}.
+    """Trains a Sweep in one compiled call; returns {"state", "returns", "costs", "metrics"}.
 
     See `sweep.fused`; `training.chunked` does the same with the host in between.
     """

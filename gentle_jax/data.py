@@ -35,9 +35,9 @@ class Dataset:
     def partition(self) -> "Dataset":
         """Returns the PartitionSpec of every part: what `sweep` shards a shared argument by."""
         rows = PartitionSpec(DEVICES) if self.split > 1 else PartitionSpec()
-        whole = PartitionSpec()
-        rows_of = None if self.rows_of is None else whole
-        return self.replace(rows=rows, episode_start=whole, rows_of=rows_of)
+        copied = PartitionSpec()
+        rows_of = None if self.rows_of is None else copied
+        return self.replace(rows=rows, episode_start=copied, rows_of=rows_of)
 
     def unsplit(self) -> "Dataset":
         """Returns the same Dataset marked as whole: to trace a step outside of a mesh."""
@@ -193,13 +193,13 @@ def gather(dataset: Dataset, task_id: Int[Array, " T"], index: Int[Array, "T ...
     at, index = jax.lax.all_gather((at, index), DEVICES)
     size = dataset.rows.reward.shape[0]
     at = at - jax.lax.axis_index(DEVICES) * size
-    mine = (at >= 0) & (at < size)
+    here = (at >= 0) & (at < size)
 
     def exchange(x):
-        found = x[jnp.where(mine, at, 0), index]
-        here = mine.reshape(mine.shape + (1,) * (found.ndim - mine.ndim))
-        found = jnp.where(here, found, 0.0)
-        return jax.lax.psum_scatter(found, DEVICES, scatter_dimension=0)
+        rows = x[jnp.where(here, at, 0), index]
+        answers = here.reshape(here.shape + (1,) * (rows.ndim - here.ndim))
+        rows = jnp.where(answers, rows, 0.0)
+        return jax.lax.psum_scatter(rows, DEVICES, scatter_dimension=0)
 
     return jax.tree.map(exchange, dataset.rows)
 

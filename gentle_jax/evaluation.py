@@ -22,6 +22,7 @@ from gentle_jax.types import (
     Protocol,
     RandomKey,
     Scalar,
+    Scores,
     Task,
     Transition,
 )
@@ -193,11 +194,11 @@ def make_evaluate(
     num_repeats: int,
     tasks_at_once: int = 64,
 ) -> Callable:
-    """Returns evaluate(state, run_key, tasks, offline, at) -> {protocol: returns [task, E]}.
+    """Returns evaluate(state, run_key, tasks, offline, at) -> {protocol: Scores [task, E]}.
 
     Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the
     Dataset of the same tasks (given_context reads it); at, the training step, which only picks
-    random keys. Returns are means over `num_repeats` independent repeats, per episode number; slots
+    random keys. Scores are means over `num_repeats` independent repeats, per episode number; slots
     that no repeat used are NaN (`protocols.base.until`). `evaluate` also takes `names`, the only
     protocols to run: programs of their own compile side by side.
     """
@@ -212,9 +213,16 @@ def make_evaluate(
             def one(inputs, protocol=protocol):
                 task, index, key = inputs
                 stored = stored_data(offline, index, len(env.train_ids))
-                repeat = lambda k: protocol.run(algorithm, state, env, task, stored, k).returns
-                returns = jax.vmap(repeat)(jax.random.split(key, num_repeats))
-                return mean_over_repeats(returns) if env.ends_early else returns.mean(0)
+
+                def repeat(k):
+                    outcome = protocol.run(algorithm, state, env, task, stored, k)
+                    shape = outcome.returns.shape
+                    full = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), shape)
+                    return Scores(outcome.returns, jax.tree.map(full, outcome.cost))
+
+                scores = jax.vmap(repeat)(jax.random.split(key, num_repeats))
+                mean = mean_over_repeats if env.ends_early else lambda x: x.mean(0)
+                return jax.tree.map(mean, scores)
 
             inputs = (tasks, jnp.arange(num_tasks), keys)
             results[name] = jax.lax.map(one, inputs, batch_size=min(tasks_at_once, num_tasks))
@@ -224,7 +232,7 @@ def make_evaluate(
 
 
 def mean_over_repeats(returns: Float[Array, "repeat E"]) -> Float[Array, " E"]:
-    """Returns the mean over repeats of returns of `protocols.base.until`, where episodes end early.
+    """Returns the mean over repeats of scores of `protocols.base.until`, where episodes end early.
 
     The last slot is every repeat's last episode. Between the first and the last a slot is the mean
     of the repeats that had so many episodes, NaN where none had.

@@ -203,8 +203,9 @@ def _first(layer, inputs, num_rows, precision):
     out = layer["bias"][None]
     for rows in sorted(parts):  # fewest first: what a group of rows shares is added to it
         columns, kernels = parts[rows]
-        whole = product(jnp.concatenate(columns, 1), jnp.concatenate(kernels), precision)
-        out = (whole.reshape(out.shape[0], -1, out.shape[1]) + out[:, None]).reshape(whole.shape)
+        rows_out = product(jnp.concatenate(columns, 1), jnp.concatenate(kernels), precision)
+        groups = rows_out.reshape(out.shape[0], -1, out.shape[1])
+        out = (groups + out[:, None]).reshape(rows_out.shape)
     return out
 
 

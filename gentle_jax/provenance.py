@@ -65,7 +65,7 @@ def modules(names: Iterable[str]) -> dict[str, ast.Module]:
 
     A module that is a package counts with all of its submodules. Raises ModuleNotFoundError.
     """
-    queue, found = [], {}
+    queue, trees = [], {}
     for name in names:
         path = _path(name)
         if path is None:
@@ -74,13 +74,13 @@ def modules(names: Iterable[str]) -> dict[str, ast.Module]:
     packages = {name.partition(".")[0] for name in names}
     while queue:
         name = queue.pop()
-        if name in found or name == TABLES:
+        if name in trees or name == TABLES:
             continue
         path = _path(name)
         if path is not None:  # None: an import that works elsewhere, or a folder without code
-            found[name] = ast.parse(path.read_bytes())
-            queue += _imports(found[name], name, path, packages)
-    return found
+            trees[name] = ast.parse(path.read_bytes())
+            queue += _imports(trees[name], name, path, packages)
+    return trees
 
 
 def _path(name):
@@ -101,7 +101,7 @@ def _submodules(name, path):
     """Returns the names of all modules in a package, none for a module that is a file."""
     if path.name != "__init__.py":
         return []
-    files = [found.relative_to(path.parent).with_suffix("") for found in path.parent.rglob("*.py")]
+    files = [file.relative_to(path.parent).with_suffix("") for file in path.parent.rglob("*.py")]
     inside = [[part for part in file.parts if part != "__init__"] for file in files]
     return [".".join([name, *parts]) for parts in inside if parts]
 

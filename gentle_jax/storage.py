@@ -221,10 +221,10 @@ def load(folder: Folder, config: ExperimentConfig | None = None) -> tuple[Fields
         if damage:
             raise errors.UserError(f"dataset file {path} {damage}: {mend}")
         fields[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-    place = not_finite(fields)
-    if place:
+    field = not_finite(fields)
+    if field:
         raise errors.UserError(
-            f"dataset {folder} has NaN or infinite values in {place}: delete the folder to make "
+            f"dataset {folder} has NaN or infinite values in {field}: delete the folder to make "
             f"the data anew, or pass another --data"
         )
     return fields, meta

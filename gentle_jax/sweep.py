@@ -216,10 +216,10 @@ def over_runs(
     in_turn = jax.default_backend() == "cpu" if in_turn is None else in_turn
 
     def mapped(*args):
-        mine, shared = args[:num_mapped], args[num_mapped:]
+        of_runs, shared = args[:num_mapped], args[num_mapped:]
         if in_turn:
-            return jax.lax.map(lambda one: function(*one, *shared), mine)
-        return jax.vmap(lambda *one: function(*one, *shared))(*mine)
+            return jax.lax.map(lambda one: function(*one, *shared), of_runs)
+        return jax.vmap(lambda *one: function(*one, *shared))(*of_runs)
 
     if mesh is None:
         return mapped
@@ -293,22 +293,22 @@ def fused(
     mesh: Mesh | None = None,
     num_runs: int | None = None,
 ) -> Callable:
-    """Returns run(run_keys [S]) -> {"state", "returns", "metrics"}: a whole sweep as one program.
+    """Returns run(run_keys [S]) -> {"state", "returns", "costs", "metrics"}: a sweep, one program.
 
     Args: evaluate, from `evaluation.make_evaluate`; data, the Dataset of all tasks, training tasks
     first; tasks, task leaves in that order; hp, leaves [S]; num_evals, evaluations along training;
     mesh, the one that `place` put them on; num_runs, how many runs are real where S was padded.
-    Results: returns {protocol: [point, S, task, E]}; metrics {stage: {name: [chunk, S]}}. The
-    numbers are the chunked driver's, up to XLA's fusion. `run.jitted` is the compiled function
-    itself, for those who count.
+    Results: returns {protocol: [point, S, task, E]}; costs {protocol: Cost of such leaves}; metrics
+    {stage: {name: [chunk, S]}}. The numbers are the chunked driver's, up to XLA's fusion.
+    `run.jitted` is the compiled function itself, for those who count.
     """
     chunks = plan(algorithm.stages, num_evals)
 
     def run(run_keys, hp, data, tasks):
-        state, returns, metrics = init_runs(algorithm, hp, run_keys, data, mesh), [], {}
+        state, scored, metrics = init_runs(algorithm, hp, run_keys, data, mesh), [], {}
         for number, stage in enumerate(algorithm.stages):
-            mine = [c for c in chunks if c.stage == number]
-            if not mine:
+            of_stage = [c for c in chunks if c.stage == number]
+            if not of_stage:
                 continue
             advance = over_runs(make_chunk(stage), 2, mesh)
 
@@ -319,14 +319,16 @@ def fused(
                 empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score))
                 return state, (jax.lax.cond(due, score, lambda: empty), metrics)
 
-            columns = [jnp.array(x) for x in zip(*[c[1:] for c in mine], strict=True)]
+            columns = [jnp.array(x) for x in zip(*[c[1:] for c in of_stage], strict=True)]
             state, (scores, metrics[stage.name]) = jax.lax.scan(stretch, state, tuple(columns))
-            due = [i for i, c in enumerate(mine) if c.evaluate]
-            returns.append(jax.tree.map(lambda x, due=due: x[jnp.array(due, int)], scores))
-        stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *returns)
+            due = [i for i, c in enumerate(of_stage) if c.evaluate]
+            scored.append(jax.tree.map(lambda x, due=due: x[jnp.array(due, int)], scores))
+        stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *scored)
         real = lambda tree: jax.tree.map(lambda x: x[:, :num_runs], tree)
+        results = {"returns": {name: one.returns for name, one in stacked.items()}}
+        results |= {"costs": {name: one.cost for name, one in stacked.items()}}
         state = jax.tree.map(lambda x: x[:num_runs], state)
-        return {"state": state, "returns": real(stacked), "metrics": real(metrics)}
+        return {"state": state} | real(results | {"metrics": metrics})
 
     jitted = jax.jit(run)
 

@@ -19,16 +19,16 @@ from jaxtyping import Array, Key, PyTree
 
 from gentle_jax import sweep as sweep_lib
 from gentle_jax.data import Dataset
-from gentle_jax.types import AgentState, Algorithm, Env, HyperParams, Metrics, Task
+from gentle_jax.types import AgentState, Algorithm, Cost, Env, HyperParams, Metrics, Task
 
-Carry = dict  # {"state", "totals", "returns", "embeddings"}, see `carry_shapes`
+Carry = dict  # {"state", "totals", "returns", "costs", "embeddings"}, see `carry_shapes`
 
 
 class Sweep(NamedTuple):
     """Everything that a sweep of runs needs, on the devices; `assembly.make_sweep` makes it."""
 
     algorithm: Algorithm
-    evaluate: Callable  # (state, run_key, tasks, data, at) -> {protocol: [task, E]}
+    evaluate: Callable  # (state, run_key, tasks, data, at) -> {protocol: Scores [task, E]}
     episodes: dict  # {protocol: E}
     embed: Callable  # (state, run_key, data, at) -> {name: [task, ...]}
     trace: Callable  # (state, run_key, tasks, data, at) -> (paths, masks)
@@ -59,8 +59,8 @@ class Programs(NamedTuple):
 
     def all(self) -> list[sweep_lib.Program]:
         """Returns the programs in a flat list."""
-        found = [self.init, *self.stages, *self.evaluate.values(), self.embed, self.trace]
-        return [program for program in found if program is not None]
+        programs = [self.init, *self.stages, *self.evaluate.values(), self.embed, self.trace]
+        return [program for program in programs if program is not None]
 
 
 class Position(NamedTuple):
@@ -108,7 +108,7 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
     sharding = sweep_lib.run_sharding(sweep.mesh)
     over = lambda function: sweep_lib.over_runs(function, 2, sweep.mesh)
     state = on_devices(state_shapes(sweep), sharding)
-    whole = (state, sweep.run_keys, sweep.tasks, sweep.data, step)
+    inputs = (state, sweep.run_keys, sweep.tasks, sweep.data, step)
     jobs = {"init": (_init(sweep), (sweep.hp, sweep.run_keys, sweep.data))}
     for stage, totals in zip(sweep.algorithm.stages, total_shapes(sweep), strict=True):
         if stage.num_steps:
@@ -117,9 +117,9 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
             jobs["stage", stage.name] = (piece, args, (0, 1))
     for name in sweep.episodes:
         only = functools.partial(sweep.evaluate, names=(name,))
-        jobs["evaluate", name] = (over(only), whole)
-    jobs["embed"] = (over(sweep.embed), whole[:2] + whole[3:])
-    jobs["trace"] = (over(sweep.trace), whole)
+        jobs["evaluate", name] = (over(only), inputs)
+    jobs["embed"] = (over(sweep.embed), inputs[:2] + inputs[3:])
+    jobs["trace"] = (over(sweep.trace), inputs)
 
     def build(key, function, args, donate=()):
         program = sweep_lib.compile_program(function, args, donate, sharding)
@@ -129,13 +129,13 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
 
     order = sorted(jobs, key=lambda key: key[0] != "evaluate" and key != "trace")  # longest first
     results = sweep_lib.together([functools.partial(build, key, *jobs[key]) for key in order])
-    found = dict(zip(order, results, strict=True))
+    compiled = dict(zip(order, results, strict=True))
     return Programs(
-        init=found["init"],
-        stages=tuple(found.get(("stage", stage.name)) for stage in sweep.algorithm.stages),
-        evaluate={name: found["evaluate", name] for name in sweep.episodes},
-        embed=found["embed"],
-        trace=found["trace"],
+        init=compiled["init"],
+        stages=tuple(compiled.get(("stage", stage.name)) for stage in sweep.algorithm.stages),
+        evaluate={name: compiled["evaluate", name] for name in sweep.episodes},
+        embed=compiled["embed"],
+        trace=compiled["trace"],
     )
 
 
@@ -171,7 +171,7 @@ def total_shapes(sweep: Sweep) -> tuple[Metrics, ...]:
 def carry_shapes(sweep: Sweep) -> Carry:
     """Returns the shapes of what `chunked` hands on, and a checkpoint holds: real runs only.
 
-    Leaves: state [S, ...]; totals [S] of every stage; returns and embeddings [point, S, ...].
+    Leaves: state [S, ...]; totals [S] of every stage; others [point, S, ...].
     """
     cut = lambda s: jax.ShapeDtypeStruct((sweep.runs, *s.shape[1:]), s.dtype)
     points = len(eval_steps(sweep))
@@ -189,6 +189,7 @@ def carry_shapes(sweep: Sweep) -> Carry:
         "state": jax.tree.map(cut, state),
         "totals": jax.tree.map(cut, total_shapes(sweep)),
         "returns": jax.tree.map(stack, returns),
+        "costs": {name: Cost(*[stack(one)] * 3) for name, one in returns.items()},
         "embeddings": jax.tree.map(stack, embeddings),
     }
 
@@ -198,12 +199,9 @@ def empty_carry(sweep: Sweep, state: AgentState) -> Carry:
     shapes = carry_shapes(sweep)
     blank = lambda s: np.full(s.shape, np.nan, np.float32)
     totals = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes["totals"])
-    return {
-        "state": state,
-        "totals": sweep_lib.place(totals, sweep.mesh),
-        "returns": jax.tree.map(blank, shapes["returns"]),
-        "embeddings": jax.tree.map(blank, shapes["embeddings"]),
-    }
+    results = {name: shapes[name] for name in ("returns", "costs", "embeddings")}
+    placed = {"state": state, "totals": sweep_lib.place(totals, sweep.mesh)}
+    return placed | jax.tree.map(blank, results)
 
 
 def to_host(sweep: Sweep, carry: Carry) -> Carry:
@@ -299,15 +297,21 @@ def _score(sweep, programs, carry, chunk, unit, hooks):
     state, keys = carry["state"], sweep.run_keys
     if unit < len(programs.evaluate):
         program = list(programs.evaluate.values())[unit]
-        found, results = program.call(state, keys, sweep.tasks, sweep.data, at), "returns"
+        scores = program.call(state, keys, sweep.tasks, sweep.data, at)
+        scores = sweep_lib.fetch(scores, sweep.runs)
+        arrays = {"returns": {name: one.returns for name, one in scores.items()}}
+        arrays |= {"costs": {name: one.cost for name, one in scores.items()}}
     else:
-        found, results = programs.embed.call(state, keys, sweep.data, at), "embeddings"
-    found = sweep_lib.fetch(found, sweep.runs)
-    for name, values in found.items():
-        carry[results][name][index] = values
+        described = programs.embed.call(state, keys, sweep.data, at)
+        arrays = {"returns": {}, "embeddings": sweep_lib.fetch(described, sweep.runs)}
+    for results, values in arrays.items():
+        for name, tree in values.items():
+            for points, new in zip(
+                *map(jax.tree.leaves, (carry[results][name], tree)), strict=True
+            ):
+                points[index] = new
     if hooks.on_evaluate:
-        scores = found if results == "returns" else {}
-        hooks.on_evaluate(chunk, scores, time.perf_counter() - since)
+        hooks.on_evaluate(chunk, arrays["returns"], time.perf_counter() - since)
 
 
 def state_bytes(state: PyTree) -> int:

@@ -237,6 +237,17 @@ class Env(NamedTuple):
     relabel: Relabel | None = None
 
 
+class Cost(NamedTuple):
+    """What was spent in the tested task before each scored episode, earlier scored ones included.
+
+    Stored data that a protocol is given cost nothing.
+    """
+
+    steps: Float[Array, " *E"] | float = 0.0  # environment steps
+    episodes: Float[Array, " *E"] | float = 0.0  # episodes that were begun
+    queries: Float[Array, " *E"] | float = 0.0  # answers of an oracle
+
+
 class Outcome(NamedTuple):
     """Scored episodes. Programs that only read `returns` pay nothing for the rest.
 
@@ -247,6 +258,14 @@ class Outcome(NamedTuple):
     returns: Float[Array, " *E"]  # undiscounted
     rows: Transition  # leaves [E, H, ...]
     mask: Float[Array, "*E H"]  # 0 after an early end
+    cost: Cost = Cost()
+
+
+class Scores(NamedTuple):
+    """What an evaluation keeps of a protocol's outcomes."""
+
+    returns: Float[Array, "*task E"]
+    cost: Cost  # leaves as `returns`
 
 
 class Offline(NamedTuple):

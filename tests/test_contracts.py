@@ -243,13 +243,15 @@ def test_protocols_run_on_every_algorithm_and_tasks_are_isolated(algorithm):
     tasks = row(made.env.tasks, made.env.test_ids)
     offline = jax.tree.map(jnp.asarray, made.test)
     run = lambda offline: evaluate(state, jax.random.key(1), tasks, offline, jnp.int32(3))
-    returns = run(offline)
+    scores = run(offline)
     for name, protocol in protocols.items():
-        assert returns[name].shape == (2, protocol.num_episodes)
-        assert np.isfinite(returns[name]).all()
+        for leaf in jax.tree.leaves(scores[name]):
+            assert leaf.shape == (2, protocol.num_episodes) and np.isfinite(leaf).all()
+        assert (np.diff(scores[name].cost.episodes) >= 0).all()
+    returns = {name: one.returns for name, one in scores.items()}
     rows = offline.rows
     other = offline.replace(rows=with_row(rows, 1, jax.tree.map(lambda x: 0.9, rows)))
-    changed = run(other)
+    changed = {name: one.returns for name, one in run(other).items()}
     assert evaluate._cache_size() == 1
     old, new = returns["given_context"], changed["given_context"]
     np.testing.assert_array_equal(new[0], old[0])
@@ -310,7 +312,7 @@ def bandit_data():
 
 
 PROBES = [(name, MAIN) for name in registry.ALGORITHMS]
-PROBES += [(name, "brac_sac") for name in registry.ALGORITHMS]
+PROBES += [("focal", backbone) for backbone in OTHERS]
 
 
 @pytest.mark.parametrize("algorithm,backbone", PROBES)

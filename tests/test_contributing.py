@@ -161,6 +161,8 @@ def test_the_four_examples_run_together(tiny, examples):
     evaluate = jax.jit(evaluation.make_evaluate(made.algorithm, env, protocols, 1))
     tasks = jax.tree.map(lambda x: x[env.test_ids], env.tasks)
     offline = jax.tree.map(jnp.asarray, made.test)
-    returns = evaluate(state, jax.random.key(1), tasks, offline, jnp.int32(2))["nearest_task"]
+    found = evaluate(state, jax.random.key(1), tasks, offline, jnp.int32(2))["nearest_task"]
+    returns = found.returns
+    np.testing.assert_array_equal(found.cost.episodes[0], np.arange(returns.shape[1]))
     assert returns.shape == (2, protocols["nearest_task"].num_episodes)
     assert np.isfinite(returns).all() and (returns < 0).all()

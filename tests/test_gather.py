@@ -13,6 +13,7 @@ from experiments.runs import code_identity, outputs
 from experiments.show import tables
 from gentle_jax import assembly, statistics, storage
 from gentle_jax.protocols import base
+from gentle_jax.types import Cost
 
 FLAGS = ("--preset=smoke", "--protocol=given_context", "--num_steps=8")
 SWEEP = "--sweep=lr=0.001,0.002"
@@ -36,10 +37,12 @@ def make_arrays(request, env):
     def fill(kind, *shape, lead=()):
         return np.stack([np.full((*lead, *shape), value(kind, *label)) for label in labels])
 
-    returns, embeddings = {}, {"eval_steps": np.array(STEPS)}
+    returns, embeddings, costs = {}, {"eval_steps": np.array(STEPS)}, {}
     for name, number in tasks.items():
         plain = np.moveaxis(fill("returns", EVALS, number, EPISODES), 0, 1)
         returns[f"{name}/given_context"] = plain + random[:, :, :number]
+        spent = {kind: plain + number for number, kind in enumerate(Cost._fields)}
+        costs |= {f"{name}/given_context/{kind}": cost for kind, cost in spent.items()}
         embeddings[f"{name}/z"] = np.moveaxis(fill("z", EVALS, number, 2, 3), 0, 1)
     returns |= {
         "eval_steps": np.array(STEPS),
@@ -50,7 +53,8 @@ def make_arrays(request, env):
         "axes": np.array("eval_point, seed, task, episode"),
     }
     paths = fill("paths", total, env.horizon + 1, env.obs_dim)
-    return outputs.Arrays(returns, embeddings, (paths, np.ones((len(labels), total, env.horizon))))
+    trace = paths, np.ones((len(labels), total, env.horizon))
+    return outputs.Arrays(returns, embeddings, trace, costs)
 
 
 def make_run(out, *arguments, drawn=False, failed=False):
@@ -126,7 +130,7 @@ def test_shards_become_the_run_that_they_are_parts_of(tmp_path, capsys, undrawn,
     assert code == 3 and "3 shards, seeds 2 to 7" in text and "WARNING" not in text
     (folder,) = merged(out)
     assert folder.relative_to(out) == whole.relative_to(tmp_path / "whole")
-    for name in ("returns.npz", "embeddings.npz", "rollouts.npz"):
+    for name in ("returns.npz", "costs.npz", "embeddings.npz", "rollouts.npz"):
         with np.load(folder / name) as found, np.load(whole / name) as wanted:
             assert set(found) == set(wanted)
             for key in wanted:
@@ -138,6 +142,7 @@ def test_shards_become_the_run_that_they_are_parts_of(tmp_path, capsys, undrawn,
     summary = json.loads((folder / "summary.json").read_text())
     wanted = json.loads((whole / "summary.json").read_text())
     assert summary["results"] == wanted["results"] and summary["num_seeds"] == 6
+    assert summary["results"][0]["cost"]["episodes"] > summary["results"][0]["cost"]["steps"] > 0
     # and the statistics are those of the joined arrays, computed here
     with np.load(folder / "returns.npz") as arrays:
         last = base.METRICS["final"](arrays["test/given_context"][-1, :6])
@@ -187,6 +192,14 @@ def test_the_merged_folder_is_a_run_for_other_commands(tmp_path, capsys, undrawn
     before = (folder / "summary.json").read_text()
     assert command(capsys, f"--from={out}")[0] == 0
     assert merged(out) == [folder] and (folder / "summary.json").read_text() == before
+
+
+def test_shards_from_before_costs_were_counted_are_merged_without(tmp_path, capsys, undrawn):
+    for first in (0, 1):
+        (shard(tmp_path, first, 1) / "costs.npz").unlink()
+    assert command(capsys, f"--from={tmp_path}")[0] == 0
+    summary = json.loads((merged(tmp_path)[0] / "summary.json").read_text())
+    assert {entry["cost"] for entry in summary["results"]} == {None}
 
 
 def test_tables_tell_steps_of_pretraining_apart(tmp_path, capsys, undrawn):

@@ -10,7 +10,7 @@ from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import evaluation, registry, sweep
 from gentle_jax.protocols import base
-from gentle_jax.types import Offline
+from gentle_jax.types import Cost, Offline, Outcome
 
 # --- random_then_policy: the table of docs/methods/protocols.md, "random_then_policy"
 
@@ -221,8 +221,9 @@ def test_tasks_side_by_side_do_not_disturb_each_other(name):
         jax.jit(evaluation.make_evaluate(agent, env, protocols, 2, at_once))(*args)[name]
         for at_once in (2, 1)
     )
-    np.testing.assert_array_equal(together, alone)
-    assert np.isfinite(together).sum(1).tolist() == [8, 2]
+    jax.tree.map(np.testing.assert_array_equal, together, alone)
+    for leaf in jax.tree.leaves(together):  # returns and each cost: whichever slots were used
+        assert np.isfinite(leaf).sum(1).tolist() == [8, 2]
 
 
 def test_two_devices_that_exchange_rows_go_round_equally_often():
@@ -265,6 +266,80 @@ def test_environments_that_never_end_early_pay_nothing_for_restarts(name):
             lambda key: run(toys.agent(), toys.STATE, falls, jnp.zeros(()), offline, key).returns
         )(jax.random.key(0))
     )
+
+
+# --- what was spent before each scored episode
+
+
+def costs(name, horizon, fall_at=0, offline=toys.NO_DATA, **settings):
+    """Returns (steps, episodes, queries) before each scored episode, without empty slots."""
+    env = toys.env(horizon, fall_at)
+    cost = toys.outcome_of(toys.make(name, env, **settings), toys.agent(), env, offline).cost
+    cut = lambda x: np.append(x[:-1][~np.isnan(x[:-1])], x[-1])
+    return [cut(np.asarray(leaf)) for leaf in cost]
+
+
+def test_cost_of_full_length_episodes():
+    # a pair: an exploration of 20 steps, then a scored episode, which costs those after it
+    steps, episodes, queries = costs("random_then_policy", 20, online_steps=60)
+    np.testing.assert_array_equal(steps, [20, 60, 100])
+    np.testing.assert_array_equal(episodes, [1, 3, 5])
+    np.testing.assert_array_equal(queries, 0)
+    for name, data in (("online", toys.NO_DATA), ("given_context", toys.stored())):
+        found = costs(name, 5, offline=data, online_steps=15, scored_steps=15)
+        np.testing.assert_array_equal(found, [[0, 5, 10], [0, 1, 2], [0, 0, 0]])
+    # 12 steps: two whole episodes and 2 steps of a third
+    found = costs("one_shot", 5, exploration_steps=12, scored_steps=10)
+    np.testing.assert_array_equal(found, [[12, 17], [3, 4], [0, 0]])
+    found = costs("one_shot", 5, scored_steps=10)
+    np.testing.assert_array_equal(found, [[5, 10], [1, 2], [0, 0]])
+
+
+def test_cost_where_every_episode_falls():
+    # H 200, falls after 60, B 600: ten pairs; an exploration is 4 episodes of 60
+    steps, episodes, queries = costs("random_then_policy", 200, 60, online_steps=600)
+    pair = np.arange(10)
+    np.testing.assert_array_equal(steps, 240 * (pair + 1) + 60 * pair)
+    np.testing.assert_array_equal(episodes, 4 * (pair + 1) + pair)
+    np.testing.assert_array_equal(queries, 0 * pair)
+    for name, data in (("online", toys.NO_DATA), ("given_context", toys.stored())):
+        found = costs(name, 5, 2, data, online_steps=7, scored_steps=7)
+        np.testing.assert_array_equal(found, [[0, 2, 4, 6], [0, 1, 2, 3], [0] * 4])
+    # 6 rows of episodes that fall after 4: the second is cut
+    found = costs("one_shot", 6, 4, scored_steps=6)
+    np.testing.assert_array_equal(found, [[6, 10], [2, 3], [0, 0]])
+    # 9 rows: 4 + 4 + 1, where the horizon ends episodes as well as falls do
+    for fall_at in (4, 5):
+        found = costs("one_shot", 4, fall_at, exploration_steps=9, scored_steps=4)
+        # one episode is the first and the last
+        np.testing.assert_array_equal(found, [[9, 9], [3, 3], [0, 0]])
+
+
+def test_costs_are_averaged_over_repeats_as_returns_are():
+    env, protocol = toys.env(5), {"online": toys.make("online", toys.env(5), online_steps=10)}
+    evaluate = evaluation.make_evaluate(toys.agent(), env, protocol, 3)
+    args = toys.STATE, jax.random.key(0), jnp.zeros(1), toys.NO_DATA, jnp.int32(0)
+    scores = jax.jit(evaluate)(*args)["online"]
+    np.testing.assert_array_equal(scores.returns, [[15, 15]])
+    np.testing.assert_array_equal(scores.cost.steps, [[0, 5]])
+    np.testing.assert_array_equal(scores.cost.episodes, [[0, 1]])
+    np.testing.assert_array_equal(scores.cost.queries, [[0, 0]])
+
+
+def test_a_body_says_what_it_spends_and_until_adds_up():
+    def body(carry, inputs):
+        taken = inputs[1]
+        env, mask = toys.env(4), jnp.ones(4)
+        rows = evaluation.empty_rows(env, 4)
+        cost = Cost(queries=jnp.where(taken == 4, 3.0, 1.0))
+        return carry, Outcome(jnp.zeros(()), rows, mask, cost)
+
+    run = lambda env: jax.jit(lambda key: base.until(env, 12, body, 0, key).cost)
+    whole, early = (run(env)(jax.random.key(0)) for env in (toys.env(4), toys.env(4, 4)))
+    np.testing.assert_array_equal(whole.queries, [1, 4, 5])
+    np.testing.assert_array_equal(whole.steps, [0, 4, 8])
+    for a, b in zip(whole, early, strict=True):  # slots of the loop: two, the last, NaN between
+        np.testing.assert_array_equal([b[0], b[1], b[-1]], a)
 
 
 # --- metrics, and what a real agent's context does

@@ -413,7 +413,7 @@ def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monke
 
 def check_same_run(folder, wanted):
     """Every array bit by bit, every metric line, every number of the table."""
-    for name in ("returns.npz", "embeddings.npz", "rollouts.npz"):
+    for name in ("returns.npz", "costs.npz", "embeddings.npz", "rollouts.npz"):
         found, expected = (gather.load(gather.read_shard(path), name) for path in (folder, wanted))
         assert set(found) == set(expected)
         for key in expected:

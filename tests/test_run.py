@@ -131,7 +131,7 @@ def run_folder(out):
 
 def check_same_results(folder, expected):
     """Every array bit by bit, and every metric line once, in order, character by character."""
-    for name in ("returns.npz", "embeddings.npz", "rollouts.npz"):
+    for name in ("returns.npz", "costs.npz", "embeddings.npz", "rollouts.npz"):
         with np.load(folder / name) as a, np.load(expected / name) as b:
             assert set(a) == set(b)
             for key in b:

@@ -59,7 +59,7 @@ STAND_IN = textwrap.dedent(
             (run / "new.json").write_text(json.dumps([step, value, lines]))
             (run / "new.json").replace(run / "state.json")
     tell("results")
-    for name in ("returns", "embeddings", "rollouts"):
+    for name in ("returns", "costs", "embeddings", "rollouts"):
         np.savez(run / f"{name}.npz", value=value, eval_steps=np.array([3, 6]))
     (run / "config.json").write_text("{}")
     seconds = {"collect": 0.12, "train": 0.3, "evaluate": 0.1}
@@ -235,6 +235,7 @@ BREAK = {
     "meta.json": lambda top: (top / "data/d/meta.json").write_text('{"seed": 4}'),
     "only below": lambda top: shutil.rmtree(top / "data/d"),
     "returns.npz: x": lambda top: nudge(top / "out/s/r/returns.npz"),
+    "costs.npz: x": lambda top: nudge(top / "out/s/r/costs.npz"),
     "embeddings.npz: x": lambda top: nudge(top / "out/s/r/embeddings.npz"),
     "rollouts.npz: x": lambda top: nudge(top / "out/s/r/rollouts.npz"),
     "returns.npz: n": lambda top: np.savez(

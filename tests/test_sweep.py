@@ -172,7 +172,8 @@ def test_pieces_of_any_size_and_resuming_at_any_pause_change_no_bit(setting, mon
 
 def test_fused_and_chunked_drivers_agree_bit_by_bit(setting, fused):
     result = jax.device_get(fused(setting.sweep.run_keys))
-    assert same(result["returns"], setting.plain["returns"])
+    for results in ("returns", "costs"):
+        assert same(result[results], setting.plain[results])
     assert same(result["state"], setting.plain["state"])
     chunks = sweep_lib.plan(setting.sweep.algorithm.stages, NUM_EVALS)
     for number, stage in enumerate(setting.sweep.algorithm.stages):

@@ -86,6 +86,35 @@ def test_results_hold_the_last_point_native_metric_first():
     assert json.loads(json.dumps(entries)) == entries
 
 
+def test_costs_are_those_before_the_reported_episode():
+    arrays = make_arrays()
+    costs = {}
+    for name, *_ in tables.blocks(arrays):
+        plain = np.zeros_like(arrays[name])
+        plain[-1] = np.array([20.0, 65.0])  # of the last evaluation
+        plain[-1, 0] += 4 * (name == "test/online")  # of one of four seeds
+        costs |= {
+            f"{name}/steps": plain,
+            f"{name}/episodes": plain / 10,
+            f"{name}/queries": plain * 0,
+        }
+    entries = tables.results(arrays, META, costs=costs)
+    cost = [entry["cost"] for entry in entries]
+    assert cost[0] == {"steps": 65.0, "episodes": 6.5, "queries": 0.0}  # final
+    assert cost[1]["steps"] == 42.5 and cost[2]["steps"] == 20.0  # all, first
+    text = tables.render(entries)
+    assert "65/6.5/0" in text.splitlines()[2] and "66/6.6/0" in text.splitlines()[3]
+    assert "before a reported episode" in text
+    groups = [("a", slice(0, 1)), ("b", slice(1, 4))]
+    entries = tables.results(arrays, META, groups, costs)
+    found = [e["cost"]["steps"] for e in tables.native(entries) if e["protocol"] == "online"]
+    assert found[0] == 69.0 and found[2] == 65.0
+    unknown = tables.results(arrays, META)[0]
+    assert unknown["cost"] is None and tables.spent(unknown) == "-"
+    del unknown["cost"]  # of a run from before they were counted
+    assert tables.spent(unknown) == "-"
+
+
 def test_a_sweep_that_diverged_does_not_fall_back_on_an_earlier_point():
     arrays = make_arrays()
     for name, *_ in tables.blocks(arrays):

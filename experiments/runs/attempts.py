@@ -77,11 +77,11 @@ class Process:
             self.child.wait()
         self.ended = time.time()
         parts = events_lib.totals(self.spans())
-        mine = events_lib.of_last_program(self.events)
-        steps = events_lib.steps(mine)
+        last = events_lib.of_last_program(self.events)
+        steps = events_lib.steps(last)
         return Attempt(
             root=self.root.name, kind=kind, phase=phase, code=self.child.returncode,
-            folder=pathlib.Path(mine[0]["folder"]).name if mine else "",
+            folder=pathlib.Path(last[0]["folder"]).name if last else "",
             seconds=sum(parts.values()), dying=parts.get("ending", 0.0),
             idle=sum(parts.get(name, 0.0) for name in IDLE),
             resumed=steps[0] if steps else None, reached=steps[-1] if steps else None,

@@ -65,9 +65,9 @@ class Reader:
                 text = file.read()
         except FileNotFoundError:  # nothing was told yet
             return []
-        whole = text[: text.rfind(b"\n") + 1]  # the rest is still being written
-        self.position += len(whole)
-        return [event for line in whole.splitlines() if (event := parse(line)) is not None]
+        lines = text[: text.rfind(b"\n") + 1]  # the rest is still being written
+        self.position += len(lines)
+        return [event for line in lines.splitlines() if (event := parse(line)) is not None]
 
 
 def parse(line):

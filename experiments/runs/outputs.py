@@ -101,15 +101,16 @@ AXES = (
 
 
 class Arrays(NamedTuple):
-    """The contents of a run's three .npz files."""
+    """The contents of a run's .npz files."""
 
     returns: dict
     embeddings: dict
     trace: tuple  # (paths [S, task, H + 1, obs], mask [S, task, H])
+    costs: dict | None = None  # None: of a run from before they were counted
 
 
 def arrays_of(config, sweep, env, meta, carry):
-    """Returns the contents of returns.npz (axes: see "axes") and of embeddings.npz.
+    """Returns the contents of returns.npz, costs.npz (axes: see "axes") and embeddings.npz.
 
     Protocols come in the order of the command line, by default the suite's own first.
     """
@@ -119,6 +120,12 @@ def arrays_of(config, sweep, env, meta, carry):
         f"{task_set}/{protocol}": np.ascontiguousarray(carry["returns"][protocol][:, :, positions])
         for protocol in config.run.protocols
         for task_set, positions in sets.items()
+    }
+    costs = {
+        f"{task_set}/{protocol}/{name}": values[:, :, positions]
+        for protocol in config.run.protocols
+        for task_set, positions in sets.items()
+        for name, values in carry["costs"][protocol]._asdict().items()
     }
     returns |= {
         "eval_steps": steps,
@@ -133,7 +140,7 @@ def arrays_of(config, sweep, env, meta, carry):
         for name, values in carry["embeddings"].items()
         for task_set, positions in sets.items()
     }
-    return returns, embeddings | {"eval_steps": steps}
+    return returns, costs, embeddings | {"eval_steps": steps}
 
 
 def draw(folder, request, env, returns, embeddings, trace):
@@ -171,7 +178,7 @@ def write(request, folder, sweep, env, meta, carry, trace, session):
 
     Args: trace, (paths [S, task, H + 1, obs] in the environment's units, mask [S, task, H]).
     """
-    returns, embeddings = arrays_of(request.config, sweep, env, meta, carry)
+    returns, spent, embeddings = arrays_of(request.config, sweep, env, meta, carry)
     seconds = session.seconds
     costs = {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
@@ -179,7 +186,7 @@ def write(request, folder, sweep, env, meta, carry, trace, session):
         "peak_memory_bytes": computer.peak_bytes(),
         "failed_seeds": failed_seeds(session, carry),
     }
-    return store(request, folder, env, Arrays(returns, embeddings, trace), costs)
+    return store(request, folder, env, Arrays(returns, embeddings, trace, spent), costs)
 
 
 def store(request, folder, env, arrays, costs):
@@ -187,8 +194,10 @@ def store(request, folder, env, arrays, costs):
 
     Args: costs, what the summary has beside settings and results.
     """
-    returns, embeddings, trace = arrays
+    returns, embeddings, trace, spent = arrays
     np.savez_compressed(folder / "returns.npz", **returns)
+    if spent is not None:
+        np.savez_compressed(folder / "costs.npz", **spent)
     np.savez_compressed(folder / "embeddings.npz", **embeddings)
     np.savez_compressed(folder / "rollouts.npz", paths=trace[0], mask=trace[1])
     draw(folder, request, env, returns, embeddings, trace)
@@ -206,7 +215,7 @@ def store(request, folder, env, arrays, costs):
         "protocols": list(run.protocols),
         "num_seeds": run.num_seeds,
         "num_steps": request.config.train.num_steps,
-        "results": tables.results(returns, names, groups_of(request)),
+        "results": tables.results(returns, names, groups_of(request), spent),
         **costs,
     }
     storage.write_json(folder / "summary.json", summary)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-ARRAYS = ("returns.npz", "embeddings.npz", "rollouts.npz")
+ARRAYS = ("returns.npz", "costs.npz", "embeddings.npz", "rollouts.npz")
 UNEQUAL_META = ("environment", "checksum")  # of meta.json: where it was made, and what covers that
 
 

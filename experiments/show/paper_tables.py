@@ -28,7 +28,7 @@ def papers():
 @functools.cache
 def cells(tables):
     """Returns {(env, algorithm, protocol, task_set): cell} of some tables, by their names."""
-    found = {}
+    numbers = {}
     for row in (row for table in tables for row in rows(table)):
         key = (row["env"], row["algorithm"], row["protocol"], row["task_set"])
         cell = {
@@ -36,8 +36,8 @@ def cells(tables):
             "spread": float(row["spread"]),
             "kind": KINDS[row["spread_kind"]],
         }
-        found.setdefault(key, cell)
-    return found
+        numbers.setdefault(key, cell)
+    return numbers
 
 
 def lookup(suite, env, algorithm, protocol, task_set, metric=None):

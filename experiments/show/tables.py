@@ -5,9 +5,10 @@ import numpy as np
 from experiments.show import paper_tables
 from gentle_jax import statistics
 from gentle_jax.protocols import base
+from gentle_jax.types import Cost
 
 TASK_SETS = ("test", "train")  # the order of tables: what generalises first
-COLUMNS = ("task set", "protocol", "mean", "std", "95% CI", "IQM", "normalized", "paper")
+COLUMNS = ("task set", "protocol", "mean", "std", "95% CI", "IQM", "normalized", "spent", "paper")
 EPISODES = {
     "final": "return of the last episode",
     "all": "mean return of all episodes",
@@ -17,12 +18,12 @@ EPISODES = {
 
 def blocks(arrays):
     """Returns [(name, task_set, protocol)] of the returns in `arrays`, test tasks first."""
-    found = [(name, *name.split("/")) for name in arrays if name.startswith(TASK_SETS)]
-    found = [item for item in found if len(item) == 3]
-    return sorted(found, key=lambda item: TASK_SETS.index(item[1]))
+    parts = [(name, *name.split("/")) for name in arrays if name.startswith(TASK_SETS)]
+    parts = [item for item in parts if len(item) == 3]
+    return sorted(parts, key=lambda item: TASK_SETS.index(item[1]))
 
 
-def results(arrays, meta, groups=None):
+def results(arrays, meta, groups=None, costs=None):
     """Returns the `results` of summary.json: one entry per task set x protocol x metric.
 
     Args: arrays, the mapping stored in `returns.npz`: "<task_set>/<protocol>"
@@ -30,7 +31,8 @@ def results(arrays, meta, groups=None):
     "reference_return" [num_tasks], "train_ids", "test_ids"; meta, a dict with "suite", "env",
     "algorithm" (the paper's name of it, or None), "metric" (the native one) and "num_steps" (those
     asked for: what comes on top is pretraining); groups, [(label, slice of the seed axis)] of a
-    sweep. Only the last point enters, never the best one; what is not finite there stays so.
+    sweep; costs, the mapping stored in `costs.npz`, whose axes are those of returns. Only the last
+    point enters, never the best one; what is not finite there stays so.
     Protocols in the order of `arrays`, native metric first; each group is a block whose entries
     have "sweep".
     """
@@ -46,6 +48,10 @@ def results(arrays, meta, groups=None):
                 step = int(arrays["eval_steps"][-1])
                 entry |= {"step": step, "pretraining": step - meta["num_steps"]}
                 entry |= statistics.summarize(pick(returns), *bounds)
+                entry["cost"] = costs and {
+                    kind: float(pick(np.asarray(costs[f"{name}/{kind}"])[-1, part]).mean())
+                    for kind in Cost._fields
+                }
                 entry["paper"] = paper_tables.lookup(*cell)
                 entries.append(entry if label is None else {"sweep": label} | entry)
     return entries
@@ -64,6 +70,12 @@ def number(value):
     return f"{value:.2f}"
 
 
+def spent(entry):
+    """Returns an entry's cost as text: steps, episodes and queries before what is reported."""
+    cost = entry.get("cost")  # None: of a run from before it was counted
+    return "/".join(f"{round(cost[kind], 1):g}" for kind in Cost._fields) if cost else "-"
+
+
 def row(entry):
     """Returns the texts of COLUMNS for one entry; one seed has neither std nor interval."""
     alone = len(entry["per_seed"]) == 1
@@ -77,6 +89,7 @@ def row(entry):
         "-" if alone else f"[{number(low)}, {number(high)}]",
         number(entry["iqm"]),
         number(entry["normalized"]),
+        spent(entry),
         f"{paper['mean']:.2f} +- {paper['spread']:.2f} ({paper['kind']})" if paper else "-",
     ]
 
@@ -100,7 +113,8 @@ def note(entries):
         steps += f" (and {spell(map(before, entries))} of pretraining)"
     return (
         f"{EPISODES.get(metric, metric)}, {seeds} seed(s), after {steps} "
-        f"(last, not best); normalized: 0 = random policy, 1 = reference"
+        f"(last, not best); normalized: 0 = random policy, 1 = reference; spent: environment "
+        f"steps/episodes/oracle queries in the tested task before a reported episode"
     )
 
 

@@ -99,9 +99,9 @@ def _other_goals(folders, env):
             goal = np.array(FOLDER.fullmatch(folder.name)[2].split("_"), np.float64)
         except ValueError:
             continue  # a name without numbers says nothing
-        mine = np.asarray(env.parameters[task], np.float64).reshape(-1)
-        if goal.shape == mine.shape and np.abs(goal - mine).max() > GOAL_ROUNDING:
-            named = " ".join(f"{value:.3f}" for value in mine)
+        parameters = np.asarray(env.parameters[task], np.float64).reshape(-1)
+        if goal.shape == parameters.shape and np.abs(goal - parameters).max() > GOAL_ROUNDING:
+            named = " ".join(f"{value:.3f}" for value in parameters)
             notes.append(
                 f"{folder.name} names another task than task {task} of {env.name} ({named}): "
                 f"agents are tested on the environment's own"

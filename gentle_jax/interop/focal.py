@@ -36,17 +36,17 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
         raise errors.unknown("--episodes", options.episodes, FILES)
     files = _find(folder, env, FILES[options.episodes])
     levels = table.choose_levels([step for _, step, _ in files], options.steps, folder)
-    files = {place: path for place, path in files.items() if place[1] in levels}
+    files = {slot: path for slot, path in files.items() if slot[1] in levels}
     numbers = sorted({number for *_, number in files})
     gaps = _gaps(files, folder, env, levels, numbers)
     fields = table.empty(env, len(levels), len(numbers))
     paths = {}
     for (task, step, number), path in sorted(files.items()):
-        place = (task, levels.index(step), numbers.index(number))
-        paths[place] = path
-        table.put(fields, place, _columns(path, options.allow_pickle), path, env)
+        slot = (task, levels.index(step), numbers.index(number))
+        paths[slot] = path
+        table.put(fields, slot, _columns(path, options.allow_pickle), path, env)
     short = _mark_ends(fields, env)
-    odd = table.finish(fields, env, lambda *place: paths[place])
+    odd = table.finish(fields, env, lambda *slot: paths[slot])
     wanted = len(env.parameters) * len(levels) * len(numbers)
     notes = [f"{len(files)} of {wanted} files, {len(levels)} levels, {len(numbers)} episodes each"]
     missing_numbers = sorted(set(range(numbers[-1] + 1)) - set(numbers))
@@ -126,7 +126,7 @@ def _columns(path, allow_pickle):
 def _mark_ends(fields, env):
     """Sets terminal where an episode ended before the horizon; returns how many are short."""
     lengths = fields["mask"].sum(-1).astype(int)
-    place = np.nonzero((lengths > 0) & (lengths < env.horizon))
+    slot = np.nonzero((lengths > 0) & (lengths < env.horizon))
     if env.ends_early:
-        fields["terminal"][(*place, lengths[place] - 1)] = 1.0
-    return len(place[0])
+        fields["terminal"][(*slot, lengths[slot] - 1)] = 1.0
+    return len(slot[0])

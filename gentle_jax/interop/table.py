@@ -48,12 +48,12 @@ def empty(env: Env, num_levels: int, num_episodes: int) -> Fields:
 
 def put(
     fields: Fields,
-    place: tuple[int, int, int],
+    slot: tuple[int, int, int],
     columns: dict[str, np.ndarray],
     path: pathlib.Path,
     env: Env,
 ) -> None:
-    """Writes an episode at place (task, level, episode), with its mask.
+    """Writes an episode at slot (task, level, episode), with its mask.
 
     Raises UserError, naming the file, for lengths or widths that the Env does not have; values are
     checked by `finish`, all at once. Args: columns, {field: [length, ...]}; path, of the episode.
@@ -72,8 +72,8 @@ def put(
                 f"another environment? Pass its --env and --suite"
             )
         with np.errstate(over="ignore", invalid="ignore"):  # `finish` names what is not finite
-            fields[name][place][:length] = values
-    fields["mask"][place][:length] = 1.0
+            fields[name][slot][:length] = values
+    fields["mask"][slot][:length] = 1.0
 
 
 def finish(fields: Fields, env: Env, path_of: PathOf) -> list[str]:

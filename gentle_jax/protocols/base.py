@@ -14,6 +14,7 @@ from gentle_jax.types import (
     AgentState,
     Algorithm,
     Belief,
+    Cost,
     Dataset,
     Env,
     Outcome,
@@ -42,6 +43,9 @@ METRICS = {
 }
 
 
+NOTHING = Cost()
+
+
 def metrics(native: str) -> dict:
     """Returns the table of metrics with the suite's native one first."""
     return {native: METRICS[native]} | METRICS
@@ -67,40 +71,87 @@ def until(
 
     Args: body, (carry, (key, n)) -> (carry, Outcome of one episode); n, the scored steps before it;
     in_step, whether the body exchanges data between devices, which must then go round equally often
-    (a split Dataset). Where no episode ends early this is a scan over ceil(budget / H) episodes.
-    Elsewhere it is a loop of as many rounds as it takes, with a slot for each possible episode:
-    slot 0 has the first, the last slot the last, those between them the others in order and then
-    NaN; rows and mask are the last episode's only. A return that is not finite ends the loop.
+    (a split Dataset). The cost of a body's Outcome is what it spent itself before the scored
+    episode; they are added up here, scored episodes too.
+
+    Where no episode ends early this is a scan over ceil(budget / H) episodes. Elsewhere it is a
+    loop of as many rounds as it takes, with a slot for each possible episode: slot 0 has the first,
+    the last slot the last, those between them the others in order and then NaN; rows and mask are
+    the last episode's only. A return that is not finite ends the loop.
     """
     slots = num_slots(env, budget)
     keys = jax.random.split(key, slots)
     if not env.ends_early:
-        return jax.lax.scan(body, carry, (keys, jnp.arange(slots) * env.horizon))[1]
+        outcomes = jax.lax.scan(body, carry, (keys, jnp.arange(slots) * env.horizon))[1]
+        return with_costs(env, outcomes)
 
     def more(loop):
-        _, taken, _, _, last = loop
+        _, taken, _, _, _, last = loop
         return (taken < budget) & jnp.isfinite(last.returns)
 
     def go(loop):
-        carry, taken, number, returns, _ = loop
+        carry, taken, number, scores, total, _ = loop
         carry, last = body(carry, (keys[number], taken))
+        last = last._replace(cost=jax.tree.map(jnp.add, total, last.cost))
         taken = taken + length(env, last)
-        return carry, taken, number + 1, returns.at[number].set(last.returns), last
+        total = jax.tree.map(jnp.add, last.cost, _own_cost(env, last.mask))
+        put = lambda all_slots, new: all_slots.at[number].set(new)
+        scores = jax.tree.map(put, scores, (last.returns, last.cost))
+        return carry, taken, number + 1, scores, total, last
 
     def anywhere(loop):
         return jax.lax.pmax(more(loop).astype(jnp.int32), data_lib.DEVICES) > 0
 
     zero = jnp.zeros((), jnp.int32)
-    blank = Outcome(jnp.zeros(()), evaluation.empty_rows(env, env.horizon), jnp.zeros(env.horizon))
-    loop = (carry, zero, zero, jnp.zeros(slots), blank)
+    scores = jnp.zeros(()), Cost(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+    rows, mask = evaluation.empty_rows(env, env.horizon), jnp.zeros(env.horizon)
+    blank = Outcome(scores[0], rows, mask, scores[1])
+    empty = jax.tree.map(lambda _: jnp.zeros(slots), scores)
+    loop = (carry, zero, zero, empty, scores[1], blank)
     if in_step:
         loop = jax.lax.while_loop(anywhere, lambda loop: choose(more(loop), go(loop), loop), loop)
     else:
         loop = jax.lax.while_loop(more, go, loop)
-    _, _, number, returns, last = loop
+    _, _, number, scores, _, last = loop
     used = jnp.arange(slots) < jnp.maximum(number - 1, 1)
-    returns = jnp.where(used, returns, jnp.nan).at[-1].set(last.returns)
-    return Outcome(returns, *jax.tree.map(lambda x: x[None], (last.rows, last.mask)))
+    put = lambda all_slots, end: jnp.where(used, all_slots, jnp.nan).at[-1].set(end)
+    returns, cost = jax.tree.map(put, scores, (last.returns, last.cost))
+    rows, mask = jax.tree.map(lambda x: x[None], (last.rows, last.mask))
+    return Outcome(returns, rows, mask, cost)
+
+
+def with_costs(env: Env, outcomes: Outcome) -> Outcome:
+    """Returns scored episodes [E], one after the other, with the Cost before each.
+
+    Args: outcomes, whose cost is what was spent before each, beside scored episodes.
+    """
+
+    def before(spent, own):
+        spent, own = (jnp.broadcast_to(x, outcomes.returns.shape) for x in (spent, own))
+        return jnp.cumsum(spent + own) - own
+
+    own = _own_cost(env, outcomes.mask)
+    return outcomes._replace(cost=jax.tree.map(before, outcomes.cost, own))
+
+
+def _own_cost(env, mask):
+    """Returns the Cost of scored episodes. Args: mask [..., H]."""
+    return Cost(mask.sum(-1) if env.ends_early else float(env.horizon), 1.0, 0.0)
+
+
+def cost_of(env: Env, rows: Transition, mask: Float[Array, " steps"]) -> Cost:
+    """Returns the Cost of rows as `play` returns them: some episodes, the last may be cut."""
+    steps = mask.shape[0]
+    if not env.ends_early:
+        return Cost(float(steps), float(num_episodes(steps, env.horizon)))
+
+    def begins(clock, inputs):
+        terminal, real = inputs
+        over = (terminal > 0) | (clock + 1 >= env.horizon)
+        return jnp.where(over, 0, clock + 1), jnp.where(clock == 0, real, 0.0)
+
+    begun = jax.lax.scan(begins, jnp.zeros((), jnp.int32), (rows.terminal, mask))[1]
+    return Cost(mask.sum(), begun.sum())
 
 
 def length(env: Env, outcome: Outcome) -> Any:
@@ -213,12 +264,14 @@ def growing_context(
     draw: Callable | None,
     repeat: bool = True,
     in_step: bool = False,
+    spent: Cost = NOTHING,
 ) -> Outcome:
     """Scored episodes before each of which `draw(key) -> (Transition [C], mask [C])` adds context.
 
     GENTLE's scored rollouts and CTMRL's "offline" protocol: z is the mean over all rows so far.
     Scored episodes never enter the context. Args: belief, before the first draw; draw, None: the
-    belief stays; repeat, False: draws before the first episode only; in_step as in `until`.
+    belief stays; repeat, False: draws before the first episode only; in_step as in `until`; spent,
+    before all of it.
     """
 
     def body(belief, inputs):
@@ -228,7 +281,8 @@ def growing_context(
             longer = algorithm.rep.extend(state.rep, belief, *draw(k_draw))
             belief = longer if repeat else choose(taken == 0, longer, belief)
         z = infer(algorithm, state, belief, k_z)
-        return belief, scored_episode(algorithm, state, env, task, z, k_episode)
+        outcome = scored_episode(algorithm, state, env, task, z, k_episode)
+        return belief, outcome._replace(cost=choose(taken == 0, spent, Cost()))
 
     return until(env, budget, body, belief, key, in_step)
 

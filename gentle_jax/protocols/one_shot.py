@@ -54,6 +54,7 @@ def make(config: EvalConfig, env: Env) -> Protocol:
             belief=seen if known else rep.prior(state.rep),
             draw=None if known else draw,
             repeat=again,
+            spent=base.cost_of(env, rows, mask),
         )  # fmt: skip
 
     return Protocol(run, base.metrics(config.metric), base.num_slots(env, budget))

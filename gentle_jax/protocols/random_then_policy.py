@@ -58,13 +58,15 @@ def make(config: EvalConfig, env: Env) -> Protocol:
                     settings = {"how": evaluation.play_whole, "enough": enough}
                 rows, mask, seen = base.play(algorithm, state, env, task, act, now, k, **settings)
                 longer = base.learned(algorithm, state, belief, rows, mask, seen)
+                spent = base.cost_of(env, rows, mask)
                 rows, mask = jax.tree.map(lambda x: x[:horizon], (rows, mask))
-                outcome = Outcome(evaluation.episode_return(rows, mask), rows, mask)
+                outcome = Outcome(evaluation.episode_return(rows, mask), rows, mask, spent)
                 return base.choose(exploring, longer, belief), outcome
 
             keys = jnp.stack([k_explore, k_score])
             belief, outcomes = jax.lax.scan(play, belief, (keys, jnp.array([True, False])))
             scored = jax.tree.map(lambda x: x[1], outcomes)
+            scored = scored._replace(cost=jax.tree.map(lambda x: x[0], outcomes.cost))
             ready = taken + base.length(env, scored) >= config.context_episodes * horizon
             z = base.choose(ready, base.infer(algorithm, state, belief, k_z), z)
             return (belief, z), scored

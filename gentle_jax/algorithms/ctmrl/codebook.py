@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gentle_jax.types import RandomKey, Scalar, pytree
+from gentle_jax.types import Index, RandomKey, Scalar, Section, pytree
 
 Codes = Float[Array, "N Z"]
 Vectors = Float[Array, "T Z"]
@@ -122,20 +122,29 @@ def refresh_schedule(num_iterations: int) -> tuple[int, tuple[int, int], int]:
     return first, warmup, max(num_iterations // 20, 1) + 1
 
 
+# The functions of the schedule. Section is hp["algo"]; an index counts gradient steps.
+Refresh = Callable[[Codebook, Codes, Float[Array, " N"], Section], Codebook]
+Collect = Callable[[Codebook, Vectors, Section], Codebook]
+Bag = Float[Array, "rows Z"]
+Start = Callable[[Codebook, Bag, RandomKey, Index], Codebook]
+AllVectors = Callable[[], Vectors]
+After = Callable[[Codebook, Bag, AllVectors, RandomKey, Index, Section], tuple[Codebook, Bag]]
+
+
 class Rules(NamedTuple):
     """What collection and K-means do to codes; `paper` and `release` differ here."""
 
     unit_norm: bool  # see `lloyd`
-    refresh: Callable  # (book, centres [N, Z], counts [N], hp) -> Codebook
-    collect: Callable | None  # (book, vectors, hp) -> Codebook at every end of an iteration
+    refresh: Refresh  # (book, centres, counts, hp)
+    collect: Collect | None  # at every end of an iteration
 
 
 class Periodic(NamedTuple):
     """Collection and K-means around gradient steps; `step` counts them and has no run axis."""
 
-    start: Callable  # (book, bag, key, step) -> book: K-means before the first step with codes
-    after_warmup: Callable  # (book, bag, vectors, key, step, hp) -> (book, bag)
-    after_train: Callable  # the same, with codes on: collection or a K-means refresh
+    start: Start  # K-means before the first step with codes
+    after_warmup: After
+    after_train: After  # with codes on: collection or a K-means refresh
 
 
 def make_periodic(

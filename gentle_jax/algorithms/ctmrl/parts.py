@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from gentle_jax import data as data_lib
 from gentle_jax import losses, networks
@@ -35,12 +35,15 @@ class Form(NamedTuple):
     rules: codebook.Rules
 
 
+Predict = Callable[[PyTree, Float[Array, "T Z"], Transition], Float[Array, "T B ..."]]
+
+
 class Decoders(NamedTuple):
     """Predictions of r and s' from (z, s, a)."""
 
     init: Callable[[RandomKey], dict]
-    reward: Callable  # (params, z [T, Z], Transition [T, B, ...]) -> [T, B]
-    next_obs: Callable  # the same -> [T, B, obs_dim]
+    reward: Predict  # -> [T, B]
+    next_obs: Predict  # -> [T, B, obs]
 
 
 def decoders(config: Config, latent_dim: int, spec: Spec) -> Decoders:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from gentle_jax import data as data_lib
 from gentle_jax import errors as errors_lib
 from gentle_jax import learner, networks
-from gentle_jax.types import Spec, pytree
+from gentle_jax.types import Dataset, Index, Metrics, RandomKey, Section, Spec, pytree
 
 HOLDOUT_SHARE, HOLDOUT_MAX = 0.2, 1000
 IMPROVEMENT = 0.01  # relative, of the holdout error
@@ -35,13 +36,23 @@ class EnsembleState:
     order: jax.Array  # [N, K, rows] int32, bootstrapped training rows in this epoch's order
 
 
+Predict = Callable[
+    [PyTree, Float[Array, "*rows obs"], Float[Array, "*rows action"]],
+    tuple[Float[Array, "..."], Float[Array, "... obs"] | None],
+]
+
+
 class Ensemble(NamedTuple):
     """Functions of the ensembles of all training tasks."""
 
-    init: Callable  # (key) -> EnsembleState
-    step: Callable  # (EnsembleState, data, hp, key, index) -> (EnsembleState, Metrics)
+    init: Callable[[RandomKey], EnsembleState]
+    step: Callable[
+        [EnsembleState, Dataset, Section, RandomKey, Index], tuple[EnsembleState, Metrics]
+    ]
     num_steps: int
-    predict: Callable  # (params of one task [K, ...], obs, action) -> (reward, next_obs or None)
+    # (params of one task [K, ...], obs, action) -> (reward [K, *rows], next_obs [K, *rows, obs] or
+    # None)
+    predict: Predict
 
 
 def sizes(rows_per_task: int, batch_size: int) -> tuple[int, int, int]:

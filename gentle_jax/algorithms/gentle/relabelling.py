@@ -143,7 +143,7 @@ def mixed_context(
     row = jax.random.randint(k_row, (num_tasks, size), 0, buffer.reward.shape[-1])
     source, slot = pair // slots, pair % slots
     reward = buffer.reward[source, slot, row]
-    made = Transition(
+    predicted = Transition(
         obs=buffer.obs[source, row],
         action=buffer.action[source, jnp.minimum(slot, buffer.action.shape[1] - 1), row],
         reward=reward,
@@ -152,13 +152,13 @@ def mixed_context(
         terminal=jnp.zeros_like(reward),
     )
     if config.union_context:
-        made_rows = (count - 1.0 + config.own_share) * buffer.reward.shape[-1]
-        share = made_rows / (made_rows + data.episode_start[task_id, -1][:, None])
+        num_predicted = (count - 1.0 + config.own_share) * buffer.reward.shape[-1]
+        share = num_predicted / (num_predicted + data.episode_start[task_id, -1][:, None])
         use = jax.random.uniform(k_kind, (num_tasks, size)) < share
     else:
         use = jnp.arange(size)[None] < int(size * config.relabel_ratio)
     pick = lambda a, b: jnp.where(use.reshape(use.shape + (1,) * (a.ndim - 2)), a, b)
-    return jax.tree.map(pick, made, real)
+    return jax.tree.map(pick, predicted, real)
 
 
 def _own_first(pair, task_id, slots):
