@@ -32,13 +32,14 @@ ALGORITHMS = {
     "ctmrl": "gentle_jax.algorithms.ctmrl",
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
-    "multitask": "gentle_jax.algorithms.multitask",
     "corro": "gentle_jax.algorithms.corro",
+    "borel": "gentle_jax.algorithms.borel",
     "csro": "gentle_jax.algorithms.csro",
-    "er_trl": "gentle_jax.algorithms.er_trl",
-    "unicorn": "gentle_jax.algorithms.unicorn",
     "idaq": "gentle_jax.algorithms.idaq",
+    "unicorn": "gentle_jax.algorithms.unicorn",
+    "er_trl": "gentle_jax.algorithms.er_trl",
     "anole": "gentle_jax.algorithms.anole",
+    "multitask": "gentle_jax.algorithms.multitask",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",

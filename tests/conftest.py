@@ -80,7 +80,18 @@ TINY = {
     "corro.cvae_batch": 8,
     "corro.cvae_steps": 20,
     "corro.contrast_steps": 20,
+    "borel.width": 8,
+    "borel.obs_features": 4,
+    "borel.action_features": 4,
+    "borel.reward_features": 4,
+    "borel.decoder_width": 8,
+    "borel.num_episodes": 2,
+    "borel.vae_tasks": 2,
+    "borel.vae_sequences": 3,
+    "borel.vae_steps": 10,
+    "borel.posteriors_at_once": 4,
 }
+OWN = {"borel": {"train.latent_dim": 4}}  # an algorithm's sizes of other sections
 
 
 class Tiny(NamedTuple):
@@ -146,7 +157,7 @@ def make_tiny(algorithm, suite="ctmrl", env="point_robot", backbone="", fidelity
     run = config_lib.RunConfig(
         algorithm=algorithm, suite=suite, env=env, backbone=backbone, fidelity=fidelity
     )
-    config = config_lib.resolve(run, (TINY,), overrides)
+    config = config_lib.resolve(run, (TINY, OWN.get(algorithm, {})), overrides)
     env, dataset = small_env(suite, env)
     train = data_lib.take_tasks(dataset, env.train_ids)
     test = data_lib.take_tasks(dataset, env.test_ids)

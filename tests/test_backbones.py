@@ -110,7 +110,7 @@ def test_bandit_with_a_known_optimum_that_depends_on_z(name):
 
 @pytest.mark.parametrize("shape", [(16, 16), (5, 12), (12, 5), (7, 1)])
 def test_orthogonal_init_is_orthonormal_and_uniform_in_sign(shape):
-    draw = jax.jit(jax.vmap(lambda key: networks._orthogonal(jax.random.normal(key, shape))))
+    draw = jax.jit(jax.vmap(lambda key: networks.orthogonal(jax.random.normal(key, shape))))
     drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 400)), np.float64)
     wide = drawn if shape[0] <= shape[1] else drawn.swapaxes(1, 2)
     gram = wide @ wide.swapaxes(1, 2)

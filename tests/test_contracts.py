@@ -319,6 +319,8 @@ BANDIT = {
     "corro.cvae_lr": 1e-2,
     "corro.contrast_steps": 500,
     "corro.contrast_lr": 3e-3,
+    "borel.num_episodes": 4,  # of one step each: the first belief of an episode is not the prior
+    "borel.vae_steps": 400,
 }
 
 
