@@ -1,9 +1,9 @@
 """Frozen configs: defaults in code, layers of dotted overrides, strict keys, fingerprints.
 
 Order of layers, later wins: dataclass defaults (the paper's values), the environment's settings
-for the suite, the algorithm's settings for suite and environment, its fidelity, the size preset,
-the user. Floats of the sections `algo` and `backbone` are leaves of `hp`, unless marked static:
-they can be swept in one program.
+for the suite, the algorithm's settings for suite and environment, its fidelity, its settings for
+suite, environment and fidelity, the size preset, the user. Floats of the sections `algo` and
+`backbone` are leaves of `hp`, unless marked static: they can be swept in one program.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gentle_jax import errors, needs, registry, suites
-from gentle_jax.envs.base import DERIVE_CONSTANTS, EnvConfig, shorten
+from gentle_jax.envs.base import DERIVE_CONSTANTS, NOT_OF_DATA, EnvConfig, shorten
 from gentle_jax.types import Env, HyperParams
 
 SECTIONS = ("run", "env", "train", "behaviour", "eval", "algo", "backbone")
@@ -240,6 +240,8 @@ def resolve(
     published = getattr(algorithm, "SETTINGS", {})
     layers.append(("algorithm settings", published.get((run.suite, run.env), {})))
     layers.append(("fidelity", getattr(algorithm, "FIDELITY", {}).get(run.fidelity, {})))
+    of_fidelity = published.get((run.suite, run.env, run.fidelity), {})
+    layers.append(("algorithm settings", of_fidelity))
     layers += [("preset", layer) for layer in preset_layers]
     layers.append(("--config", overrides or {}))
     _refuse_fidelity(algorithm, overrides or {})
@@ -356,11 +358,13 @@ def fingerprint(tree: Any) -> str:
 
 def data_identity(config: ExperimentConfig) -> dict:
     """Returns what a dataset depends on: a JSON-able dict, compared before a dataset is used."""
+    environment = dataclasses.asdict(config.env)
+    environment = {name: value for name, value in environment.items() if name not in NOT_OF_DATA}
     return {
         "env": config.run.env,
         "suite": config.run.suite,
         "physics": config.run.physics,
-        "environment": dataclasses.asdict(config.env),
+        "environment": environment,
         "behaviour": dataclasses.asdict(config.behaviour),
         "random_episodes": config.eval.random_episodes,  # behind meta.json's random_return
     }

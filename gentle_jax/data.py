@@ -166,6 +166,16 @@ def normalize(
     return dataset.replace(rows=scaled)
 
 
+def append(dataset: Dataset, columns: Float[HostArray, "task P"]) -> Dataset:
+    """Returns the Dataset with P numbers of its task behind every obs and next_obs."""
+    num_rows = dataset.rows.reward.shape[1]
+    behind = np.repeat(columns[:, None], num_rows, axis=1)
+    longer = lambda obs: np.concatenate([obs, behind], -1)
+    rows = dataset.rows
+    rows = rows._replace(obs=longer(rows.obs), next_obs=longer(rows.next_obs))
+    return dataset.replace(rows=rows)
+
+
 def task_sampler(
     meta_batch: int, num_tasks: int, task_draw: str
 ) -> Callable[[RandomKey], Int[Array, " T"]]:

@@ -48,8 +48,8 @@ def _swish_normal(draws):
     return draws * (0.5 * draws.shape[0] ** -0.5)
 
 
-def _orthogonal(draws):
-    """A uniformly random matrix with orthonormal rows or columns, by Gram-Schmidt.
+def orthogonal(draws: Float[Array, "in out"]) -> Float[Array, "in out"]:
+    """A uniformly random matrix with orthonormal rows or columns, by Gram-Schmidt of normal draws.
 
     No library function: those call LAPACK, and on a CPU two batched LAPACK calls of one program can
     take all threads of XLA's pool while they wait for that same pool: the program then hangs for
@@ -83,7 +83,7 @@ _HIDDEN = {"rlkit": (_fan_out, _constant(0.1)), "he": (_he, jnp.zeros_like)}
 _STYLES = {
     "rlkit": _Style(jax.nn.relu, _symmetric, _HIDDEN["rlkit"], (_scaled(3e-3),) * 2),
     "policy": _Style(jax.nn.relu, _symmetric, _HIDDEN["rlkit"], (_scaled(1e-3),) * 2),
-    "orthogonal": _Style(jax.nn.relu, jax.random.normal, *((_orthogonal, jnp.zeros_like),) * 2),
+    "orthogonal": _Style(jax.nn.relu, jax.random.normal, *((orthogonal, jnp.zeros_like),) * 2),
     "swish": _Style(jax.nn.swish, jax.random.normal, *((_swish_normal, jnp.zeros_like),) * 2),
 }
 # Numbers are drawn in multiples of it: networks of about one size then share what XLA compiles, and
@@ -151,7 +151,12 @@ def _init(key, style, widths, heads):
     return params
 
 
-def _product(x, kernel, precision, wide=False):
+def product(
+    x: Float[Array, "rows in"],
+    kernel: Float[Array, "in out"],
+    precision: str = "float32",
+    wide: bool = False,
+) -> Float[Array, "rows out"]:
     """Returns x @ kernel in float32; `bfloat16` rounds it once more unless `wide`."""
     if precision != "bfloat16":
         how = jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.HIGH
@@ -172,7 +177,7 @@ def _forward(layers, inputs, activation, precision):
     x = _first(layers[0], inputs, math.prod(lead), precision)
     for layer in layers[1:]:
         wide = layer is layers[-1]
-        x = _product(activation(x), layer["kernel"], precision, wide) + layer["bias"][None]
+        x = product(activation(x), layer["kernel"], precision, wide) + layer["bias"][None]
     return x.reshape(lead + x.shape[-1:])
 
 
@@ -198,7 +203,7 @@ def _first(layer, inputs, num_rows, precision):
     out = layer["bias"][None]
     for rows in sorted(parts):  # fewest first: what a group of rows shares is added to it
         columns, kernels = parts[rows]
-        rows_out = _product(jnp.concatenate(columns, 1), jnp.concatenate(kernels), precision)
+        rows_out = product(jnp.concatenate(columns, 1), jnp.concatenate(kernels), precision)
         groups = rows_out.reshape(out.shape[0], -1, out.shape[1])
         out = (groups + out[:, None]).reshape(rows_out.shape)
     return out

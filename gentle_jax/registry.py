@@ -2,7 +2,8 @@
 
 Each value is a module, imported on first use. What a module must define:
   algorithm    `Config`, `make(config, train, spec, rl)`; optional:
-               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones;
+               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones; also
+               {(suite, environment, fidelity): overrides} that come after `FIDELITY`;
                `PRESETS`, {"preset" or "preset:X": dotted overrides}, X a fidelity, suite or
                environment; `FIDELITY`, {fidelity: dotted overrides}, and `DEFAULT_FIDELITY`
                ("paper"); `PROTOCOL`, its native protocol, only where its paper has a test of its
@@ -31,13 +32,20 @@ ALGORITHMS = {
     "ctmrl": "gentle_jax.algorithms.ctmrl",
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
+    "corro": "gentle_jax.algorithms.corro",
+    "borel": "gentle_jax.algorithms.borel",
+    "csro": "gentle_jax.algorithms.csro",
     "idaq": "gentle_jax.algorithms.idaq",
+    "unicorn": "gentle_jax.algorithms.unicorn",
+    "er_trl": "gentle_jax.algorithms.er_trl",
     "anole": "gentle_jax.algorithms.anole",
+    "multitask": "gentle_jax.algorithms.multitask",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",
     "td3_bc": "gentle_jax.backbones.td3_bc",
     "sac": "gentle_jax.backbones.sac",
+    "iql": "gentle_jax.backbones.iql",
 }
 ENVIRONMENTS = {
     "point_robot": "gentle_jax.envs.point_robot",

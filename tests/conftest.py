@@ -40,6 +40,18 @@ TINY = {
     "eval.num_pairs": 3,
     "focal.width": 8,
     "focal.depth": 1,
+    "csro.width": 8,
+    "csro.depth": 1,
+    "er_trl.width": 8,
+    "er_trl.depth": 1,
+    "er_trl.discriminator_width": 8,
+    "er_trl.discriminator_depth": 1,
+    "er_trl.noise_dim": 3,
+    "er_trl.rounds": 2,
+    "unicorn.width": 8,
+    "unicorn.depth": 1,
+    "unicorn.decoder_width": 8,
+    "unicorn.decoder_depth": 1,
     "ctmrl.encoder_width": 8,
     "ctmrl.encoder_depth": 1,
     "ctmrl.width": 8,
@@ -60,7 +72,26 @@ TINY = {
     "gentle.ensemble_size": 2,
     "gentle.model_batch": 16,
     "gentle.max_epochs": 2,
+    "corro.width": 8,
+    "corro.cvae_width": 8,
+    "corro.code_dim": 2,
+    "corro.num_negatives": 2,
+    "corro.contrast_batch": 4,
+    "corro.cvae_batch": 8,
+    "corro.cvae_steps": 20,
+    "corro.contrast_steps": 20,
+    "borel.width": 8,
+    "borel.obs_features": 4,
+    "borel.action_features": 4,
+    "borel.reward_features": 4,
+    "borel.decoder_width": 8,
+    "borel.num_episodes": 2,
+    "borel.vae_tasks": 2,
+    "borel.vae_sequences": 3,
+    "borel.vae_steps": 10,
+    "borel.posteriors_at_once": 4,
 }
+OWN = {"borel": {"train.latent_dim": 4}}  # an algorithm's sizes of other sections
 
 
 class Tiny(NamedTuple):
@@ -126,7 +157,7 @@ def make_tiny(algorithm, suite="ctmrl", env="point_robot", backbone="", fidelity
     run = config_lib.RunConfig(
         algorithm=algorithm, suite=suite, env=env, backbone=backbone, fidelity=fidelity
     )
-    config = config_lib.resolve(run, (TINY,), overrides)
+    config = config_lib.resolve(run, (TINY, OWN.get(algorithm, {})), overrides)
     env, dataset = small_env(suite, env)
     train = data_lib.take_tasks(dataset, env.train_ids)
     test = data_lib.take_tasks(dataset, env.test_ids)
