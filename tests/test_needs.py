@@ -97,6 +97,18 @@ def test_by_default_no_protocol_runs_that_settings_cannot_serve():
 
 
 @pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
+def test_variants_lack_what_they_do_not_have(tiny, algorithm):
+    module = registry.load("algorithm", algorithm)
+    for fields in getattr(module, "VARIANTS", {}).values():
+        config = module.Config(**fields)
+        asks = needs.served(("noisy_preferences",), algorithm, config)
+        if "predict_reward" in needs.offers_of("algorithm", algorithm) and not asks:
+            made = tiny(algorithm, **{f"{algorithm}.{key}": value for key, value in fields.items()})
+            assert made.algorithm.rep.predict_reward is None
+            assert "noisy_preferences" not in made.protocols
+
+
+@pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
 def test_algorithms_offer_what_they_have(tiny, algorithm):
     made = tiny(algorithm)
     for name, feature in needs.FEATURES.items():

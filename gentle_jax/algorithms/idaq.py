@@ -19,19 +19,7 @@ from gentle_jax.types import Algorithm, Backbone, Spec
 
 PROTOCOL = "in_distribution"
 OFFERS = ("predict_reward",)
-_CTMRL = dict.fromkeys(("point_robot", "point_robot_wind", "sparse_point_robot"), 200)
-_CTMRL |= dict.fromkeys(("cheetah_vel", "ant_goal", "hopper_params", "walker_params"), 200)
-_GENTLE = dict.fromkeys(("ant_dir", "cheetah_vel", "cheetah_dir"), 256)
-_GENTLE |= {"point_robot": 64, "hopper_params": 256, "walker_params": 256}
-SETTINGS = {
-    (suite, env): {
-        "algo.width": width,
-        "algo.use_next_obs": env.endswith("_params"),  # where dynamics vary, contexts hold s'
-        "train.task_draw": "replace",
-    }
-    for suite, widths in {"ctmrl": _CTMRL, "ctmrl_b": _CTMRL, "gentle": _GENTLE}.items()
-    for env, width in widths.items()
-}
+SETTINGS = {key: sizes | {"train.task_draw": "replace"} for key, sizes in encoders.SETTINGS.items()}
 PRESETS = {"quick": {"algo.model_width": 64}, "smoke": {"algo.model_width": 16}}
 VARIANTS = {"idaq_ensemble": {"ensemble_size": 12}}  # what the two other quantifiers were run with
 

@@ -31,9 +31,10 @@ from gentle_jax.algorithms.unicorn.settings import (
     SETTINGS,
     VARIANTS,
     Config,
+    lacks,
 )
 
 __all__ = [
     "DEFAULT_FIDELITY", "FIDELITY", "OFFERS", "PRESETS", "PROTOCOL", "SETTINGS", "VARIANTS",
-    "Config", "make",
+    "Config", "lacks", "make",
 ]  # fmt: skip

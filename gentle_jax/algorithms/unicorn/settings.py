@@ -29,6 +29,11 @@ class Config:
     lr: float = 3e-4
 
 
+def lacks(config: Config) -> tuple[str, ...]:
+    """Returns what of OFFERS these settings lack: UNICORN-SUP decodes no rewards."""
+    return OFFERS if config.objective == "classification" else ()
+
+
 _WEIGHTS = {"hopper_params": 15.0, "walker_params": 7.0}  # elsewhere 1.5
 # of the authors' own code: FOCAL's weight, Z, width of all networks
 _RELEASE = {
