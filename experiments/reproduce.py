@@ -10,11 +10,15 @@ from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import code_identity, outputs, remote
-from gentle_jax import errors, storage
+from experiments.show import methods
+from gentle_jax import errors, registry, storage
 
 SUMMARY = (
     "Runs every row of a table on every environment of the suite, and writes Markdown and JSON."
 )
+ALL = {name: (f"--algo={name}",) for name in registry.ALGORITHMS}
+# an agent without context that is told the task: the ceiling beside `multitask`, the floor
+ALL["multitask, task revealed"] = ("--algo=multitask", "--config.env.reveal_task=True")
 NO_CODES = ("--config.algo.use_codebook=False",)
 TABLES = {
     # row -> flags: what each part of CTMRL buys; Table 2 of its paper and more
@@ -33,10 +37,15 @@ TABLES = {
         "paper": ("--algo=gentle", "--suite=gentle", "--fidelity=paper"),
         "without relabelling": ("--algo=gentle", "--suite=gentle", "--config.algo.relabel=False"),
     },
+    # every method on the same data, backbone and protocols
+    "methods": ALL,
+    "methods_gentle": {name: (*line, "--suite=gentle") for name, line in ALL.items()},
 }
 ENVIRONMENTS = {
     "components": ("point_robot", "point_robot_wind", "sparse_point_robot"),
     "gentle": ("point_robot",),
+    "methods": ("point_robot",),
+    "methods_gentle": ("point_robot",),
 }
 PROTOCOLS = {
     "components": ("random_then_policy", "given_context"),
@@ -101,6 +110,30 @@ def write(table, summaries, folder, note=None):
 
     Args: note, a sentence below the table.
     """
+    if table in PROTOCOLS:
+        lines = by_protocol(table, summaries)
+        caption = "Test tasks, last checkpoint: normalized return (mean return ± half of the 95 % "
+        caption += "bootstrap interval over seeds)."
+    else:
+        lines = methods.lines(summaries)
+        caption = (
+            "Last checkpoint, normalized returns; 95 % bootstrap intervals over seeds; spent: "
+        )
+        caption += "environment steps/episodes/oracle queries in a tested task before the reported "
+        caption += "episode; the paper's column is its own number, from other data and sizes."
+    sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in summaries.values()})
+    kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
+    lines += ["", f"{caption} {kept}. `-`: not run."]
+    lines += ["", note] if note else []
+    (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
+    stored = [{"row": row, "env": env, **summary} for (row, env), summary in summaries.items()]
+    content = {"table": table, "environment": computer.environment(), "cells": stored}
+    storage.write_json(folder / f"{table}.json", content)
+    return "\n".join(lines)
+
+
+def by_protocol(table, summaries):
+    """Returns the Markdown lines of a table with a column for each environment and protocol."""
     names = [(env, protocol) for env in ENVIRONMENTS[table] for protocol in PROTOCOLS[table]]
     lines = ["| " + " | ".join(["row", *(f"{e}, {p}" for e, p in names)]) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
@@ -111,16 +144,7 @@ def write(table, summaries, folder, note=None):
             for env, protocol in names
         ]
         lines.append("| " + " | ".join([row, *map(text, entries)]) + " |")
-    sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in summaries.values()})
-    kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
-    lines += ["", "Test tasks, last checkpoint: normalized return (mean return ± half of the 95% "]
-    lines[-1] += f"bootstrap interval over seeds). {kept}. `-`: not run."
-    lines += ["", note] if note else []
-    (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
-    stored = [{"row": row, "env": env, **summary} for (row, env), summary in summaries.items()]
-    content = {"table": table, "environment": computer.environment(), "cells": stored}
-    storage.write_json(folder / f"{table}.json", content)
-    return "\n".join(lines)
+    return lines
 
 
 def main(line):

@@ -215,8 +215,11 @@ def check_memory(sweep, programs):
 
 def tell_needs(request):
     """Prints what data and states will take, before any is made; raises UserError as `check`."""
+    meta = storage.imported(request.data)
+    if meta:
+        storage.check_revealed(meta, request.config, request.data)
     data, state = assembly.check(request.config)
-    if storage.imported(request.data):  # as large as it is, whatever the settings say
+    if meta:  # as large as it is, whatever the settings say
         data = storage.stored_bytes(request.data)
     state *= len(request.points) * request.config.run.num_seeds
     text = f"memory: data about {console.megabytes(data)}, states of all runs about "

@@ -135,7 +135,10 @@ def train(sweep: training.Sweep) -> dict:
 
 
 def env_of(config: config_lib.ExperimentConfig) -> Env:
-    """Returns the Env of a config; raises UserError for sizes that its suite does not have."""
+    """Returns the Env of a config; raises UserError for sizes that its suite does not have.
+
+    Its observations are those of stored data: raw, and without the task's parameters.
+    """
     return config_lib.make_env(config.run.env, config.run.suite, config.run.physics, config.env)
 
 
@@ -143,6 +146,7 @@ def _prepared(config, env, fields):
     """Returns (Dataset of all tasks, training tasks first; Env; (mean, std) of observations).
 
     Both are z-scored where the suite says so; else the mean is 0 and the standard deviation 1.
+    Then the task's parameters come behind the observations, where they are to be revealed.
     """
     mask = np.asarray(fields["mask"])
     episodes = {name: values for name, values in fields.items() if name != "mask"}
@@ -152,6 +156,12 @@ def _prepared(config, env, fields):
     if suites.get(config.run.suite).normalize_obs:
         scale = data_lib.statistics(dataset, len(env.train_ids))
         dataset, env = data_lib.normalize(dataset, *scale), base.normalize(env, *scale)
+    if config.env.reveal_task:
+        env = base.reveal(env)
+        shown = env.tasks["revealed"][task_order(env)]
+        dataset = data_lib.append(dataset, shown)
+        zero = np.zeros(shown.shape[1], np.float32)
+        scale = np.concatenate([scale[0], zero]), np.concatenate([scale[1], zero + 1.0])
     return dataset, env, scale
 
 
@@ -161,6 +171,7 @@ def check(config: config_lib.ExperimentConfig) -> tuple[int, int]:
     Returns about how many bytes the dataset and one run's state take on a device.
     """
     env = env_of(config)
+    env = base.reveal(env) if config.env.reveal_task else env
     wanted = storage.shapes(len(task_order(env)), config.behaviour, env)
     del wanted["mask"]  # packed away: a device holds real rows only
     dataset = data_lib.shapes(wanted)

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from gentle_jax import evaluation, sweep
-from gentle_jax.backbones import sac
+from gentle_jax import behaviour_sac, evaluation, sweep
 from gentle_jax.config import BehaviourConfig
 from gentle_jax.rng import stream
 from gentle_jax.types import (
@@ -45,7 +44,7 @@ SCORED_EPISODES = 10  # deterministic, per task and level, for the expert's retu
 class CollectState:
     """One task's agent, environments and replay buffer; mapped over tasks. N = copies."""
 
-    agent: sac.SACState
+    agent: behaviour_sac.SACState
     env_state: EnvState  # leaves [N, ...]
     obs: Float[Array, "N obs"]
     clock: Int[Array, " N"]  # steps into the episode
@@ -100,12 +99,12 @@ def make(env: Env, behaviour: BehaviourConfig, mesh: Mesh | None = None) -> Coll
     Args: env, with raw observations; mesh, from `sweep.make_mesh`: the devices that tasks are split
     over.
     """
-    settings = sac.Config(
+    settings = behaviour_sac.Config(
         width=behaviour.width, lr=behaviour.lr, discount=behaviour.discount, tau=behaviour.tau
     )
     spec = Spec(env.obs_dim, env.action_dim, 1, behaviour.num_steps, env.horizon)
     hp = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, float)}
-    setup = _Setup(env, behaviour, sac.make(settings, 0, spec), hp)
+    setup = _Setup(env, behaviour, behaviour_sac.make(settings, 0, spec), hp)
 
     def over(function, num_mapped):  # tasks side by side: simulations gain from width
         one = functools.partial(function, setup)

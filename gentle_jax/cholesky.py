@@ -39,3 +39,17 @@ def cho_solve(
     down = lambda j, x: substitute(upper.T, j, rows > j, x)
     up = lambda j, x: substitute(upper, count - 1 - j, rows < count - 1 - j, x)
     return jax.lax.fori_loop(0, count, up, jax.lax.fori_loop(0, count, down, right))
+
+
+def log_det(matrix: Float[Array, "*batch n n"]) -> Float[Array, " *batch"]:
+    """Returns log det of positive definite matrices: the sum of the logarithms of their pivots.
+
+    Unrolled over n, which should be small: gradients flow through it.
+    """
+    total = jnp.zeros(matrix.shape[:-2])
+    for _ in range(matrix.shape[-1]):
+        pivot, column = matrix[..., 0, 0], matrix[..., 1:, 0]
+        total += jnp.log(pivot)
+        matrix = matrix[..., 1:, 1:]
+        matrix -= column[..., :, None] * column[..., None, :] / pivot[..., None, None]
+    return total

@@ -1,9 +1,9 @@
 """Frozen configs: defaults in code, layers of dotted overrides, strict keys, fingerprints.
 
 Order of layers, later wins: dataclass defaults (the paper's values), the environment's settings
-for the suite, the algorithm's settings for suite and environment, its fidelity, the size preset,
-the user. Floats of the sections `algo` and `backbone` are leaves of `hp`, unless marked static:
-they can be swept in one program.
+for the suite, the algorithm's settings for suite and environment, its fidelity, its settings for
+suite, environment and fidelity, the size preset, the user. Floats of the sections `algo` and
+`backbone` are leaves of `hp`, unless marked static: they can be swept in one program.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gentle_jax import errors, needs, registry, suites
-from gentle_jax.envs.base import DERIVE_CONSTANTS, EnvConfig, shorten
+from gentle_jax.envs.base import DERIVE_CONSTANTS, NOT_OF_DATA, EnvConfig, shorten
 from gentle_jax.types import Env, HyperParams
 
 SECTIONS = ("run", "env", "train", "behaviour", "eval", "algo", "backbone")
@@ -130,6 +130,13 @@ class EvalConfig:
     num_repeats: int = 2
     metric: str = "final"  # of the table: "final", "all" or "first" episode(s)
     random_episodes: int = 200  # per task, for the random policy's return
+    reference_episodes: int = 10  # in_distribution: at z of training tasks, chosen each from
+    num_candidates: int = 20  # so many of them
+    quantifier: str = "return"  # of the best episode; or "prediction_error", "ensemble"
+    num_queries: int = 10  # noisy_preferences: answers, each of which is wrong with probability
+    query_noise: float = 0.2
+    num_pairs: int = 100  # of fragments, that a question is chosen from
+    fragment_steps: int = 20  # at most one horizon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +150,13 @@ class ExperimentConfig:
     eval: EvalConfig
     algo: Any  # the Config of the chosen algorithm's module
     backbone: Any  # the Config of the chosen backbone's module
+
+
+def _kinds(run):
+    """Returns {section: its class}, all but `run`."""
+    modules = registry.load("algorithm", run.algorithm), registry.load("backbone", run.backbone)
+    kinds = (EnvConfig, TrainConfig, BehaviourConfig, EvalConfig, *(m.Config for m in modules))
+    return dict(zip(SECTIONS[1:], kinds, strict=True))
 
 
 def _apply(sections, layer, names, source):
@@ -218,27 +232,24 @@ def resolve(
     Args: preset_layers, {dotted key: value} of the size preset; overrides, the user's. Raises
     UserError for an unknown name, section or key, or an impossible value.
     """
-    run = fill_names(run)
+    asked, run = run.protocols, fill_names(run)
     algorithm = registry.load("algorithm", run.algorithm)
-    sections = {
-        "run": run,
-        "env": EnvConfig(),
-        "train": TrainConfig(),
-        "behaviour": BehaviourConfig(),
-        "eval": EvalConfig(),
-        "algo": algorithm.Config(),
-        "backbone": registry.load("backbone", run.backbone).Config(),
-    }
+    sections = {"run": run} | {name: kind() for name, kind in _kinds(run).items()}
     names = {run.algorithm: "algo", run.backbone: "backbone"}
     layers = [("environment settings", registry.load("environment", run.env).SETTINGS[run.suite])]
     published = getattr(algorithm, "SETTINGS", {})
     layers.append(("algorithm settings", published.get((run.suite, run.env), {})))
     layers.append(("fidelity", getattr(algorithm, "FIDELITY", {}).get(run.fidelity, {})))
+    of_fidelity = published.get((run.suite, run.env, run.fidelity), {})
+    layers.append(("algorithm settings", of_fidelity))
     layers += [("preset", layer) for layer in preset_layers]
     layers.append(("--config", overrides or {}))
     _refuse_fidelity(algorithm, overrides or {})
     for source, layer in layers:
         _apply(sections, layer, names, source)
+    if not asked:
+        protocols = needs.served(run.protocols, run.algorithm, sections["algo"])
+        sections["run"] = dataclasses.replace(run, protocols=protocols)
     config = ExperimentConfig(**sections)
     validate(config)
     return config
@@ -278,22 +289,19 @@ def validate(config: ExperimentConfig) -> None:
                 )
     if config.run.seed_offset < 0:
         raise errors.UserError(f"--seed_offset is {config.run.seed_offset}: expected 0 or more")
-    if config.train.context_draw not in CONTEXT_DRAWS:
-        raise errors.unknown("train.context_draw", config.train.context_draw, CONTEXT_DRAWS)
-    if config.train.task_draw not in TASK_DRAWS:
-        raise errors.unknown("train.task_draw", config.train.task_draw, TASK_DRAWS)
-    if config.train.init not in INITS:
-        raise errors.unknown("train.init", config.train.init, INITS)
-    if config.train.precision not in PRECISIONS:
-        raise errors.unknown("train.precision", config.train.precision, PRECISIONS)
+    for name, allowed in (
+        ("train.context_draw", CONTEXT_DRAWS), ("train.task_draw", TASK_DRAWS),
+        ("train.init", INITS), ("train.precision", PRECISIONS), ("eval.metric", METRICS),
+        ("env.derive_constants", DERIVE_CONSTANTS),
+    ):  # fmt: skip
+        section, _, field = name.partition(".")
+        value = getattr(getattr(config, section), field)
+        if value not in allowed:
+            raise errors.unknown(name, value, allowed)
     if not 0.0 <= config.train.final_lr <= 1.0:
         raise errors.UserError(
             f"train.final_lr is {config.train.final_lr}: expected 0 to 1, the share left at the end"
         )
-    if config.eval.metric not in METRICS:
-        raise errors.unknown("eval.metric", config.eval.metric, METRICS)
-    if config.env.derive_constants not in DERIVE_CONSTANTS:
-        raise errors.unknown("env.derive_constants", config.env.derive_constants, DERIVE_CONSTANTS)
     _validate_behaviour(config.behaviour)
 
 
@@ -335,15 +343,7 @@ def from_dict(tree: dict) -> ExperimentConfig:
     """Returns the config that `to_dict` wrote; raises UserError if it has other keys."""
     try:
         run = RunConfig(**tree["run"] | {"protocols": tuple(tree["run"]["protocols"])})
-        kinds = {
-            "env": EnvConfig,
-            "train": TrainConfig,
-            "behaviour": BehaviourConfig,
-            "eval": EvalConfig,
-            "algo": registry.load("algorithm", run.algorithm).Config,
-            "backbone": registry.load("backbone", run.backbone).Config,
-        }
-        sections = {name: kind(**tree[name]) for name, kind in kinds.items()}
+        sections = {name: kind(**tree[name]) for name, kind in _kinds(run).items()}
     except (KeyError, TypeError) as error:
         raise errors.UserError(
             f"these settings are of another version of the code ({error}): use that version"
@@ -358,11 +358,13 @@ def fingerprint(tree: Any) -> str:
 
 def data_identity(config: ExperimentConfig) -> dict:
     """Returns what a dataset depends on: a JSON-able dict, compared before a dataset is used."""
+    environment = dataclasses.asdict(config.env)
+    environment = {name: value for name, value in environment.items() if name not in NOT_OF_DATA}
     return {
         "env": config.run.env,
         "suite": config.run.suite,
         "physics": config.run.physics,
-        "environment": dataclasses.asdict(config.env),
+        "environment": environment,
         "behaviour": dataclasses.asdict(config.behaviour),
         "random_episodes": config.eval.random_episodes,  # behind meta.json's random_return
     }

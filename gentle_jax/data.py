@@ -166,6 +166,16 @@ def normalize(
     return dataset.replace(rows=scaled)
 
 
+def append(dataset: Dataset, columns: Float[HostArray, "task P"]) -> Dataset:
+    """Returns the Dataset with P numbers of its task behind every obs and next_obs."""
+    num_rows = dataset.rows.reward.shape[1]
+    behind = np.repeat(columns[:, None], num_rows, axis=1)
+    longer = lambda obs: np.concatenate([obs, behind], -1)
+    rows = dataset.rows
+    rows = rows._replace(obs=longer(rows.obs), next_obs=longer(rows.next_obs))
+    return dataset.replace(rows=rows)
+
+
 def task_sampler(
     meta_batch: int, num_tasks: int, task_draw: str
 ) -> Callable[[RandomKey], Int[Array, " T"]]:
@@ -215,6 +225,26 @@ def draw_rows(
 def rl_batch(dataset: Dataset, task_id: Int[Array, " T"], size: int, key: RandomKey) -> Transition:
     """Returns a Transition with leaves [T, size, ...], uniform over all rows of each task."""
     return gather(dataset, task_id, draw_rows(dataset, task_id, size, key))
+
+
+def fragments(
+    dataset: Dataset, task_id: Int[Array, " T"], count: int, steps: int, key: RandomKey
+) -> tuple[Transition, Float[Array, "T count steps"]]:
+    """Returns (consecutive rows of one stored episode, leaves [T, count, steps, ...]; mask).
+
+    Episodes are drawn in proportion to their rows; of a shorter one all rows, then mask 0.
+    """
+    k_row, k_offset = jax.random.split(key)
+    start = dataset.episode_start[task_id]  # [T, episode + 1]
+    row = draw_rows(dataset, task_id, count, k_row)
+    search = lambda one, rows: jnp.searchsorted(one, rows, side="right") - 1
+    episode = jax.vmap(search)(start, row)
+    begin, end = (jnp.take_along_axis(start, at, 1) for at in (episode, episode + 1))
+    spare = jnp.maximum(end - begin - steps, 0)
+    first = begin + _uniform_rows(0, spare + 1, row.shape, k_offset)
+    slot, end = first[..., None] + jnp.arange(steps), end[..., None]
+    rows = gather(dataset, task_id, jnp.minimum(slot, end - 1))
+    return rows, (slot < end).astype(jnp.float32)
 
 
 def context_batch(

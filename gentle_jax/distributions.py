@@ -1,4 +1,4 @@
-"""The tanh-Gaussian policy distribution, all functions over the last axis."""
+"""Policy distributions, the tanh-Gaussian above all; functions over the last axis."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def sample(mean: Actions, log_std: Actions, key: RandomKey) -> Draw:
 
 
 def sample_exact(mean: Actions, log_std: Actions, key: RandomKey) -> Draw:
-    """Returns what `sample` does, with the exact Jacobian of tanh: behaviour SAC.
+    """Returns what `sample` does, with the exact Jacobian of tanh: both SACs.
 
     log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), finite for any u.
     """
@@ -51,3 +51,8 @@ def _draw(mean, log_std, key):
 def mode(mean: Actions) -> Actions:
     """Returns the deterministic action tanh(mean)."""
     return jnp.tanh(mean)
+
+
+def log_normal(x: Actions, mean: Actions, log_std: Actions) -> Actions:
+    """Returns log N(x; mean, std^2) of each dimension."""
+    return -0.5 * (((x - mean) * jnp.exp(-log_std)) ** 2 + LOG_2PI) - log_std

@@ -1,11 +1,25 @@
 """Context encoders: the `Encoder` of a representation, and the features of a context row."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gentle_jax import networks
-from gentle_jax.compose import Encoder
-from gentle_jax.types import Spec, Transition, pytree
+from gentle_jax.compose import Encoder, Params
+from gentle_jax.types import RandomKey, Spec, Transition, pytree
+
+# Published sizes of the mean encoder: {(suite, environment): overrides}. Where the dynamics vary,
+# contexts hold s' (docs/methods/environments.md, "Settings of the ctmrl suites").
+_CTMRL = dict.fromkeys(("point_robot", "point_robot_wind", "sparse_point_robot"), 200)
+_CTMRL |= dict.fromkeys(("cheetah_vel", "ant_goal", "hopper_params", "walker_params"), 200)
+_GENTLE = dict.fromkeys(("ant_dir", "cheetah_vel", "cheetah_dir"), 256)
+_GENTLE |= {"point_robot": 64, "hopper_params": 256, "walker_params": 256}
+SETTINGS = {
+    (suite, env): {"algo.width": width, "algo.use_next_obs": env.endswith("_params")}
+    for suite, widths in {"ctmrl": _CTMRL, "ctmrl_b": _CTMRL, "gentle": _GENTLE}.items()
+    for env, width in widths.items()
+}
 
 
 @pytree
@@ -45,10 +59,26 @@ def mean_encoder(
     def codes_of(params, transitions):
         return network.apply(params["encoder"], context_row(transitions, use_next_obs))
 
+    init = lambda key: {"encoder": network.init(key)}
+    return set_encoder(latent_dim, init, codes_of)
+
+
+def set_encoder(
+    latent_dim: int,
+    init: Callable[[RandomKey], Params],
+    codes_of: Callable[[Params, Transition], Float[Array, "*rows Z"]],
+    draw_codes: Callable[[Params, Transition, RandomKey], Float[Array, "*rows Z"]] | None = None,
+) -> Encoder:
+    """Returns the Encoder whose z is the mean of the rows' codes.
+
+    Args: draw_codes, those of training, where they are random; a belief is made of `codes_of`.
+    """
+
     def encode(params, context, task_id, key):
-        del task_id, key  # deterministic: no information bottleneck in either paper
-        codes = codes_of(params, context)  # [T, C, Z]
-        return codes, codes.mean(1)
+        del task_id
+        drawn = draw_codes is not None
+        codes = draw_codes(params, context, key) if drawn else codes_of(params, context)
+        return codes, codes.mean(1)  # [T, C, Z], [T, Z]
 
     def prior(params):
         del params
@@ -63,4 +93,4 @@ def mean_encoder(
         del params, key
         return belief.total / jnp.maximum(belief.count, 1.0)
 
-    return Encoder(lambda key: {"encoder": network.init(key)}, encode, prior, extend, sample)
+    return Encoder(init, encode, prior, extend, sample)

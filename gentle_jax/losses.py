@@ -1,13 +1,17 @@
 """Loss functions: small, pure, over one meta batch; callers map them over runs."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gentle_jax import cholesky
 from gentle_jax.types import Scalar
 
 NORM_FLOOR = 1e-8  # guards cosines of zero vectors
+COVARIANCE_FLOOR = 1e-5  # added to the diagonal of sample covariances
 
 
 def focal(z: Float[Array, "T Z"], task_id: Int[Array, " T"]) -> Float[Array, ""]:
@@ -26,6 +30,16 @@ def focal(z: Float[Array, "T Z"], task_id: Int[Array, " T"]) -> Float[Array, ""]
     pos = (same * jnp.sqrt(distance + 1e-3)).sum() / (same.sum() + 1e-3)
     neg = (other / (distance + 0.1)).sum() / (other.sum() + 1e-3)
     return pos + neg
+
+
+def expectile(error: Float[Array, " N"], share: Scalar) -> Float[Array, ""]:
+    """IQL's asymmetric squares, mean over rows: |share - 1(error < 0)| error^2 (its Eq. 5).
+
+    Args: error, target minus prediction; share, the expectile: above 0.5 the prediction rises
+    above the mean.
+    """
+    weight = jnp.where(error < 0, 1.0 - share, share)
+    return (weight * error**2).mean()
 
 
 RowCodes = Float[Array, "T C Z"]  # one of each context transition
@@ -78,6 +92,31 @@ def code_contrast(
     return -jnp.take_along_axis(log_p, matched[:, None], axis=-1).mean()
 
 
+def info_nce(
+    query: Float[Array, "Q Z"],
+    positive: Float[Array, "Q Z"],
+    negatives: Float[Array, "Q N Z"],
+    temperature: Scalar,
+) -> Float[Array, ""]:
+    """InfoNCE with negatives of each query's own, mean over queries.
+
+    -log [e^(q.k / tau) / (e^(q.k / tau) + sum_n e^(q.n / tau))] of codes of length 1
+    (docs/methods/corro.md, "Losses").
+    """
+    chex.assert_equal_shape([query, positive])
+    own = (query * positive).sum(-1, keepdims=True)
+    others = (query[:, None] * negatives).sum(-1)
+    logits = jnp.concatenate([own, others], axis=1) / temperature
+    return -jax.nn.log_softmax(logits, axis=-1)[:, 0].mean()
+
+
+def standard_kl(
+    mean: Float[Array, "*rows Z"], log_variance: Float[Array, "*rows Z"]
+) -> Float[Array, "*rows"]:
+    """KL of N(mean, exp(log_variance)) from N(0, I), summed over Z."""
+    return 0.5 * (jnp.exp(log_variance) + mean**2 - 1.0 - log_variance).sum(-1)
+
+
 Views = Float[Array, "task Z"]  # z of one context of each training task
 Groups = Int[Array, " task"]
 
@@ -124,6 +163,51 @@ def bilinear_group_contrast(
     return (jax.ops.segment_sum(row_loss, group, num_groups) / jnp.maximum(size, 1.0)).sum()
 
 
+def gaussian_entropy(actions: Float[Array, "T B A"]) -> Float[Array, " T"]:
+    """Entropy of the normal distribution with the sample covariance of each task's actions.
+
+    H = 0.5 log det(2 pi e S), S = sum_b (a_b - mean)(a_b - mean)^T / (B - 1) + 1e-5 I
+    (docs/methods/er_trl.md, "Losses").
+    """
+    _, rows, size = actions.shape
+    centred = actions - actions.mean(1, keepdims=True)
+    covariance = jnp.einsum("tbi,tbj->tij", centred, centred) / (rows - 1)
+    covariance += COVARIANCE_FLOOR * jnp.eye(size)[None]
+    return 0.5 * (size * math.log(2 * math.pi * math.e) + cholesky.log_det(covariance))
+
+
+Logits = Float[Array, "*rows"]
+
+
+def discrimination(real: Logits, generated: Logits) -> Float[Array, ""]:
+    """A discriminator's binary cross-entropy: label 1 for real rows, 0 for generated ones."""
+    return jax.nn.softplus(-real).mean() + jax.nn.softplus(generated).mean()
+
+
+def deception(generated: Logits) -> Float[Array, ""]:
+    """A generator's binary cross-entropy: what it makes should be labelled 1."""
+    return jax.nn.softplus(-generated).mean()
+
+
+def gaussian_nll(
+    target: Float[Array, "*shape"],
+    mean: Float[Array, "*shape"],
+    log_variance: Float[Array, "*shape"],
+) -> Float[Array, ""]:
+    """Twice a normal distribution's negative log-likelihood, up to a constant, mean over all axes.
+
+    (x - mean)^2 / variance + log variance (docs/methods/unicorn.md, "Losses").
+    """
+    chex.assert_equal_shape([target, mean, log_variance])
+    return ((target - mean) ** 2 * jnp.exp(-log_variance) + log_variance).mean()
+
+
+def cross_entropy(logits: Float[Array, "T N"], label: Int[Array, " T"]) -> Float[Array, ""]:
+    """Cross-entropy of N classes, mean over rows."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_p, label[:, None], axis=-1).mean()
+
+
 def dual_kl(c_policy: Float[Array, " N"], c_data: Float[Array, " N"]) -> Float[Array, " N"]:
     """BRAC's dual estimate of KL(policy | data) per row: 1 + log(sp(c_pi) + 1e-8) - sp(c_data)."""
     return 1.0 + jnp.log(jax.nn.softplus(c_policy) + 1e-8) - jax.nn.softplus(c_data)
@@ -135,6 +219,18 @@ def value_penalty(c_mixed: Float[Array, " N"]) -> Float[Array, ""]:
     Source: docs/methods/backbones.md, "BRAC-SAC".
     """
     return jnp.mean(jnp.maximum(jnp.sqrt(1e-8 + c_mixed**2) - 1.0, 0.0) ** 2)
+
+
+def preference(
+    first: Float[Array, " *pairs"], second: Float[Array, " *pairs"], better: Bool[Array, " *pairs"]
+) -> Float[Array, ""]:
+    """Cross-entropy of sigmoid(first - second) against whether the first is better; mean.
+
+    Args: first, second, predicted returns of two fragments (docs/methods/anole.md, "Losses").
+    """
+    chex.assert_equal_shape([first, second, better])
+    logit = first - second
+    return jnp.mean(jax.nn.softplus(logit) - better * logit)
 
 
 def mse(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:

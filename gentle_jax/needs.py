@@ -7,10 +7,10 @@ it. A context is no need: an algorithm without one runs everywhere, as a floor f
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gentle_jax import errors, registry
-from gentle_jax.types import Env, Representation
+from gentle_jax.types import Env, Protocol, Representation
 
 
 class Feature(NamedTuple):
@@ -23,12 +23,22 @@ class Feature(NamedTuple):
 FEATURES = {
     "relabel": Feature("environment", lambda env, rep: env.relabel is not None),
     "predict_reward": Feature("algorithm", lambda env, rep: rep.predict_reward is not None),
+    "uncertainty": Feature("algorithm", lambda env, rep: rep.uncertainty is not None),
 }
 
 
 def able(algorithm: str, env: str) -> tuple[str, ...]:
     """Returns the names of the protocols that can run. Args: names of the registry."""
     return tuple(name for name in registry.PROTOCOLS if not _lacking(name, algorithm, env))
+
+
+def served(protocols: Iterable[str], algorithm: str, config: Any) -> tuple[str, ...]:
+    """Returns the protocols that do not need what an algorithm's `lacks` takes back.
+
+    Args: algorithm, its name; config, its Config.
+    """
+    lacks = getattr(registry.load("algorithm", algorithm), "lacks", lambda config: ())(config)
+    return tuple(name for name in protocols if not {*needs_of(name)} & {*lacks})
 
 
 def check(protocols: Iterable[str], algorithm: str, env: str) -> None:
@@ -40,14 +50,15 @@ def check(protocols: Iterable[str], algorithm: str, env: str) -> None:
 
 
 def check_built(
-    protocols: Iterable[str], algorithm: str, env: Env, representation: Representation
+    protocols: dict[str, Protocol], algorithm: str, env: Env, representation: Representation
 ) -> None:
-    """Raises UserError for a need that the module offers but this bundle, with its settings, lacks.
+    """Raises UserError for a need that these bundles, with their settings, lack.
 
-    Args: algorithm, its name.
+    Needs are those of a protocol's module and of its settings. Args: protocols, {name: Protocol};
+    algorithm, its name.
     """
-    for name in protocols:
-        for need in needs_of(name):
+    for name, protocol in protocols.items():
+        for need in (*needs_of(name), *protocol.needs):
             feature = FEATURES.get(need)
             if feature is not None and not feature.there(env, representation):
                 who = _without(need, algorithm, env.name) + " with these settings"

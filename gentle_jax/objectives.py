@@ -1,5 +1,7 @@
 """Terms that several methods share: one function a published loss."""
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -58,3 +60,78 @@ def club(spec: Spec, latent_dim: int, width: int, depth: int) -> Term:
         )
 
     return Term(loss, lambda key, data: ({}, Trained.of(net.init(key))), before)
+
+
+Shape = tuple[int, int]  # width and depth of a network's hidden layers
+
+
+def behaviour_entropy(
+    spec: Spec,
+    latent_dim: int,
+    generator: Shape,
+    discriminator: Shape,
+    noise_dim: int,
+    rounds: int,
+) -> Term:
+    """Returns minus the entropy of generated actions given z, times `entropy_weight` (ER-TRL).
+
+    A conditional GAN of the behaviour policy, a ~ G(s, z, noise), takes `rounds` steps first, on
+    the RL batch and on z without gradient, at the rate `gan_lr`. The entropy reaches z through the
+    updated G, which takes no step by it.
+    """
+    nets = _gan(spec, latent_dim, generator, discriminator, noise_dim)
+
+    def init(key, data):
+        keys = dict(zip(("generator", "discriminator"), jax.random.split(key), strict=True))
+        return {}, {name: Trained.of(getattr(nets, name).init(k)) for name, k in keys.items()}
+
+    def generate(params, seen, key):
+        obs = seen.batch.rl.obs
+        noise = jax.random.normal(key, (*obs.shape[:-1], noise_dim))
+        return nets.generator.apply(params, obs, seen.z, noise)
+
+    def before(own, hp, seen, key):
+        rows, z = seen.batch.rl, seen.z
+        judge = lambda params, action: nets.discriminator.apply(params, action, rows.obs, z)
+
+        def one_round(own, key):
+            def tell_apart(params):
+                made = generate(own["generator"].params, seen, key)
+                value = losses.discrimination(judge(params, rows.action), judge(params, made))
+                return value, value
+
+            discriminator, told = own["discriminator"].descend(tell_apart, hp["gan_lr"])
+
+            def deceive(params):
+                value = losses.deception(judge(discriminator.params, generate(params, seen, key)))
+                return value, value
+
+            generator, deceived = own["generator"].descend(deceive, hp["gan_lr"])
+            metrics = {"discriminator_loss": told, "generator_loss": deceived}
+            return {"generator": generator, "discriminator": discriminator}, metrics
+
+        own, metrics = jax.lax.scan(one_round, own, jax.random.split(key, rounds))
+        return own, jax.tree.map(lambda values: values[-1], metrics)
+
+    def loss(params, own, hp, seen, key):
+        actions = generate(own["generator"].params, seen, key)
+        return -hp["entropy_weight"] * losses.gaussian_entropy(actions).mean()
+
+    return Term(loss, init, before)
+
+
+class _Gan(NamedTuple):
+    """A conditional GAN: both networks also see (s, z)."""
+
+    generator: networks.Network  # (s, z, noise) -> action
+    discriminator: networks.Network  # (action, s, z) -> logit
+
+
+def _gan(spec, latent_dim, generator, discriminator, noise_dim):
+    """Returns the _Gan."""
+    form = {"hidden_init": spec.init, "precision": spec.precision}
+    seen, size = spec.obs_dim + latent_dim, spec.action_dim
+    return _Gan(
+        networks.mlp(seen + noise_dim, *generator, size, squash=True, **form),
+        networks.mlp(size + seen, *discriminator, 1, **form),
+    )

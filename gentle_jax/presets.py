@@ -29,6 +29,10 @@ QUICK = {
     "brac_sac.policy_lr": 4e-3,  # 8e-3 lost one seed in eight to a saturated policy
     "backbone.tau": 0.02,
     "brac_sac.reward_scale": 30.0,
+    "sac.policy_lr": 4e-3,
+    "sac.reward_scale": 6.0,  # brac_sac's, as 0.2 of its entropy weight
+    "iql.policy_lr": 4e-3,
+    "iql.reward_scale": 10.0,
     "algo.width": 64,
     "algo.lr": 8e-3,
     # 14 levels, the first four of random actions: contexts in tests begin with random episodes, too
@@ -60,6 +64,7 @@ SMOKE = {
     "behaviour.batch_size": 8,
     "behaviour.width": 16,
     "eval.num_repeats": 1,
+    "eval.num_pairs": 10,
     "eval.random_episodes": 10,
 }
 # For an accelerator: published training, on data of a lighter SAC, which takes about a fiftieth of

@@ -2,14 +2,16 @@
 
 Each value is a module, imported on first use. What a module must define:
   algorithm    `Config`, `make(config, train, spec, rl)`; optional:
-               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones;
+               `SETTINGS`, {(suite, environment): dotted overrides}, the published ones; also
+               {(suite, environment, fidelity): overrides} that come after `FIDELITY`;
                `PRESETS`, {"preset" or "preset:X": dotted overrides}, X a fidelity, suite or
                environment; `FIDELITY`, {fidelity: dotted overrides}, and `DEFAULT_FIDELITY`
                ("paper"); `PROTOCOL`, its native protocol, only where its paper has a test of its
                own (else the suite's: methods on one suite are compared by one protocol);
                `VARIANTS`, {the paper's name of an ablation: {field: value}};
                `z_dim(config, train)`, the backbone's Z (train.latent_dim);
-               `OFFERS`, what a protocol may need of it, such as "predict_reward" (`needs`);
+               `OFFERS`, what a protocol may need of it, such as "predict_reward" (`needs`), and
+               `lacks(config)`, what of it these settings do not have;
                `PERIODIC`, the field of `Config` that says how many steps of the last stage lie
                between work that is no gradient step, from step 0 on: benchmarks time it apart
   backbone     `Config`, `make(config, latent_dim, spec)`
@@ -30,12 +32,20 @@ ALGORITHMS = {
     "ctmrl": "gentle_jax.algorithms.ctmrl",
     "gentle": "gentle_jax.algorithms.gentle",
     "focal": "gentle_jax.algorithms.focal",
+    "corro": "gentle_jax.algorithms.corro",
     "borel": "gentle_jax.algorithms.borel",
+    "csro": "gentle_jax.algorithms.csro",
+    "idaq": "gentle_jax.algorithms.idaq",
+    "unicorn": "gentle_jax.algorithms.unicorn",
+    "er_trl": "gentle_jax.algorithms.er_trl",
+    "anole": "gentle_jax.algorithms.anole",
+    "multitask": "gentle_jax.algorithms.multitask",
 }
 BACKBONES = {
     "brac_sac": "gentle_jax.backbones.brac_sac",
     "td3_bc": "gentle_jax.backbones.td3_bc",
     "sac": "gentle_jax.backbones.sac",
+    "iql": "gentle_jax.backbones.iql",
 }
 ENVIRONMENTS = {
     "point_robot": "gentle_jax.envs.point_robot",
@@ -53,6 +63,8 @@ PROTOCOLS = {
     "online": "gentle_jax.protocols.online",
     "given_context": "gentle_jax.protocols.given_context",
     "one_shot": "gentle_jax.protocols.one_shot",
+    "in_distribution": "gentle_jax.protocols.in_distribution",
+    "noisy_preferences": "gentle_jax.protocols.noisy_preferences",
 }
 TABLES = {
     "algorithm": ALGORITHMS,

@@ -88,9 +88,16 @@ def normalized(returns: Scores, random: PerTask, reference: PerTask) -> float:
 
     0 is the random policy, 1 the reference. NaN where the two coincide or one is unknown.
     """
+    return float(normalized_per_seed(returns, random, reference).mean())
+
+
+def normalized_per_seed(
+    returns: Scores, random: PerTask, reference: PerTask
+) -> Float[HostArray, " S"]:
+    """Returns `normalized` of every seed."""
     gap = np.asarray(reference, np.float64) - np.asarray(random, np.float64)
     gap = np.where(gap == 0, np.nan, gap)
-    return float(((np.asarray(returns, np.float64) - random) / gap).mean())
+    return ((np.asarray(returns, np.float64) - random) / gap).mean(1)
 
 
 def summarize(
@@ -110,5 +117,6 @@ def summarize(
         "iqm": iqm(returns),
         "iqm_ci95": list(iqm_ci(returns)),
         "normalized": normalized(returns, random, reference),
+        "normalized_ci95": list(bootstrap_ci(normalized_per_seed(returns, random, reference))),
         "per_seed": [float(value) for value in per_seed],
     }

@@ -182,6 +182,7 @@ def check_identity(meta: dict, config: ExperimentConfig, folder: Folder) -> None
     Where they were exported from here, physics must agree as well.
     """
     asked, stored = config_lib.data_identity(config), meta.get("identity", {})
+    check_revealed(meta, config, folder)
     if source_of(meta):
         known = stored.get("physics") != "imported"
         settings = asked["environment"]
@@ -201,6 +202,20 @@ def check_identity(meta: dict, config: ExperimentConfig, folder: Folder) -> None
                 f"the dataset in {folder} was made with {name}={had}, this run asks for {want}: "
                 f"change the setting, or pass --data without this folder"
             )
+
+
+def check_revealed(meta: dict, config: ExperimentConfig, folder: Folder) -> None:
+    """Raises UserError where tasks are to be revealed and the data do not say what they are.
+
+    Of imported data only those that were exported from here do.
+    """
+    source = source_of(meta)
+    if config.env.reveal_task and source and not source.get("exported"):
+        raise errors.UserError(
+            f"env.reveal_task needs the task parameters of the data, and {folder} was imported "
+            f"from {source['format']} without them: leave it out, or pass --data with collected "
+            f"data"
+        )
 
 
 def load(folder: Folder, config: ExperimentConfig | None = None) -> tuple[Fields, dict]:

@@ -136,6 +136,8 @@ class Representation(NamedTuple):
     # The belief after one step: z moves within an episode; None: it stays until `extend`.
     observe: Observe | None = None
     predict_reward: PredictReward | None = None  # of rows [N, ...] in the task that z stands for
+    # How far models of the task that z stands for disagree about rows [N, ...]; 0 or more.
+    uncertainty: PredictReward | None = None
     ordered_context: bool = False  # test contexts are whole episodes in time order, not rows
     traits: Traits = Traits()
 
@@ -284,3 +286,4 @@ class Protocol(NamedTuple):
     run: RunProtocol
     metrics: dict  # name -> function of returns [..., E] -> [...]; the first one is native
     num_episodes: int  # E
+    needs: tuple = ()  # what these settings ask for beside the module's NEEDS, see `needs`

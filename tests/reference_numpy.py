@@ -89,6 +89,19 @@ def bilinear_group_contrast(anchor, positive, group, matrix):
     return total
 
 
+def gaussian_entropy(actions):
+    """0.5 log det(2 pi e S) of one task's actions [B, A], S the sample covariance + 1e-5 I."""
+    rows, size = actions.shape
+    mean = [sum(a[i] for a in actions) / rows for i in range(size)]
+    covariance = np.zeros((size, size))
+    for a in actions:
+        for i in range(size):
+            for j in range(size):
+                covariance[i, j] += (a[i] - mean[i]) * (a[j] - mean[j]) / (rows - 1)
+    covariance += 1e-5 * np.eye(size)
+    return 0.5 * math.log(np.linalg.det(2 * math.pi * math.e * covariance))
+
+
 def softplus(x):
     """log(1 + e^x)."""
     return math.log(1.0 + math.exp(x))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import reference_numpy as ref
 
-from gentle_jax import registry
+from gentle_jax import behaviour_sac, registry
 from gentle_jax.types import Cond, Spec, Transition
 
 SPEC, ROWS, WIDTH, DEPTH = Spec(1, 1, 2, 64, 1), 64, 16, 2
@@ -24,7 +24,7 @@ class Learner:
     """A small backbone, its jitted update, and hp as a plain dict."""
 
     def __init__(self, name, **settings):
-        module = registry.load("backbone", name)
+        module = behaviour_sac if name == "behaviour_sac" else registry.load("backbone", name)
         config = module.Config(width=WIDTH, depth=DEPTH, **settings)
         self.rl = module.make(config, 1, SPEC)
         self.jitted = jax.jit(self.rl.update)
@@ -43,7 +43,10 @@ class Learner:
 
 @functools.cache
 def learner_of(name):
-    """The Learner of a backbone, shared by modules; "plain" is brac_sac without BRAC."""
+    """The Learner of a backbone, shared by modules; "plain" is brac_sac without BRAC.
+
+    "behaviour_sac" is the behaviour agents' learner, which is in no table.
+    """
     return Learner("brac_sac", use_brac=False) if name == "plain" else Learner(name)
 
 

@@ -17,10 +17,10 @@ from small_backbones import (
     sac_draw,
 )
 
-from gentle_jax import distributions, networks
+from gentle_jax import distributions, networks, registry
 from gentle_jax.types import Cond, Transition
 
-BACKBONES = ("brac_sac", "td3_bc", "sac")
+BACKBONES = (*registry.BACKBONES, "behaviour_sac")
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -47,9 +47,8 @@ def test_targets_start_as_copies_that_share_no_buffer(name):
     pairs = {
         "brac_sac": [("value", "target_value")],
         "td3_bc": [("critics", "target_critics"), ("policy", "target_policy")],
-        "sac": [("critics", "target_critics")],
     }
-    for trained, target in pairs[name]:
+    for trained, target in pairs.get(name, [("critics", "target_critics")]):
         params, copy = getattr(state, trained).params, getattr(state, target)
         assert not moved(params, copy)
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(copy), strict=True):
@@ -80,7 +79,9 @@ PROBES = {
     },
     "plain": {"reward_scale": 50.0, "lr": 3e-3, "policy_lr": 3e-3},
     "td3_bc": {"reward_scale": 5.0, "bc_weight": 25.0},
-    "sac": {"reward_scale": 20.0},
+    "behaviour_sac": {"reward_scale": 20.0},
+    "sac": {"reward_scale": 20.0, "lr": 3e-3, "policy_lr": 3e-3},
+    "iql": {"reward_scale": 5.0, "lr": 3e-3, "policy_lr": 3e-3},
 }
 
 
@@ -159,7 +160,7 @@ def test_the_exact_log_probability_is_finite_anywhere():
     assert np.isfinite(value)
 
 
-def test_only_behaviour_sac_takes_the_exact_log_probability():
+def test_behaviour_sac_takes_the_exact_log_probability_and_brac_sac_the_released_one():
     """At means of about 8 the two differ by more than one."""
     batches, cond = batch_of(1)
     batch, z = first(batches, cond.now)
@@ -174,7 +175,7 @@ def test_only_behaviour_sac_takes_the_exact_log_probability():
         _, _, metrics = learner_of(name).update(state, batches, cond)
         return float(metrics["entropy"]), (policy, batch.obs, z, k_policy)
 
-    found, inputs = entropy("sac", f"Dense_{DEPTH}")
+    found, inputs = entropy("behaviour_sac", f"Dense_{DEPTH}")
     expected = -sac_draw(*inputs, xp=np, forward=numpy_forward)[1].mean()
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     found, inputs = entropy("plain", f"Dense_{DEPTH}")

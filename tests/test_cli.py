@@ -330,8 +330,9 @@ def test_every_table_is_for_something_that_exists(where):
     if table == "FIDELITY":
         assert key in config_lib.FIDELITIES
     elif table == "SETTINGS" and isinstance(key, tuple):  # of an algorithm
-        suite, env = key
+        suite, env, *fidelity = key
         assert suite in registry.load("environment", env).SETTINGS
+        assert not fidelity or (len(fidelity) == 1 and fidelity[0] in config_lib.FIDELITIES)
     elif table == "SETTINGS":
         assert key in flags.suites.SUITES
     else:

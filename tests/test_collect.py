@@ -436,7 +436,7 @@ def test_what_data_depend_on_is_part_of_what_a_run_depends_on():
     """Or `run --fresh` would make data anew and go on with a run that began on the old ones."""
     ours = provenance.modules(provenance.data_entries("point_robot"))
     runs = provenance.modules(provenance.entries("focal", "td3_bc", "point_robot", ()))
-    assert {"gentle_jax.backbones.sac", "gentle_jax.envs.point_robot"} < set(ours) <= set(runs)
+    assert {"gentle_jax.behaviour_sac", "gentle_jax.envs.point_robot"} < set(ours) <= set(runs)
     config = config_lib.RunConfig(env="point_robot")
     assert data_code.present.__wrapped__(config.env) == provenance.source_hash(list(ours))
     assert data_code.present.__wrapped__("no_such") is None

@@ -387,3 +387,15 @@ def test_table_1_sizes(env, codes, iterations, steps):
     assert (config.algo.club_weight, config.algo.focal_weight) == (25.0, 10.0)
     assert (config.backbone.discount, config.backbone.reward_scale) == (0.9, 100.0)
     assert not config.backbone.use_brac
+
+
+def test_predicted_rewards_are_the_decoders(tiny):
+    made = tiny("ctmrl")
+    rep = made.state().rep
+    data = jax.tree.map(jnp.asarray, made.train)
+    rows = data_lib.rl_batch(data, jnp.arange(1), 8, jax.random.key(0))
+    rows, z = jax.tree.map(lambda x: x[0], rows), jnp.array([0.5, -0.5, 0.25])
+    found = made.algorithm.rep.predict_reward(rep, z, rows)
+    seen = np.concatenate([np.tile(z, (8, 1)), rows.obs, rows.action], -1)
+    wanted = ref.mlp(rep.params["prediction"]["reward"], seen, 1)[:, 0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)

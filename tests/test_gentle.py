@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_numpy as ref
 
 from gentle_jax import data as data_lib
 from gentle_jax import errors, registry
@@ -359,3 +360,16 @@ def test_reconstruction_is_ten_times_the_mean_squared_error_by_hand(tiny, next_o
     errors += [np.asarray(rows.next_obs - rows.obs)] if next_obs else []
     expected = 10.0 * (np.concatenate(errors, -1) ** 2).mean()
     np.testing.assert_allclose(metrics["context_loss"], expected, rtol=1e-5)
+
+
+def test_predicted_rewards_are_the_decoders(tiny):
+    made = tiny("gentle", "gentle")
+    rep = made.state().rep
+    data = jax.tree.map(jnp.asarray, made.train)
+    rows = data_lib.rl_batch(data, jnp.arange(1), 8, jax.random.key(0))
+    rows, z = jax.tree.map(lambda x: x[0], rows), jnp.array([0.5, -0.5, 0.25])
+    found = made.algorithm.rep.predict_reward(rep, z, rows)
+    seen = np.concatenate([rows.obs, rows.action, np.tile(z, (8, 1))], -1)
+    wanted = ref.mlp(rep.params["context"], seen, 1)[:, 0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
+    assert tiny("gentle", **{"algo.objective": "contrastive"}).algorithm.rep.predict_reward is None

@@ -236,6 +236,17 @@ def test_value_penalty_is_on_the_value_beyond_one():
     assert np.isfinite(jax.grad(losses.value_penalty)(jnp.zeros(3))).all()
 
 
+def test_expectile_by_hand_and_by_its_meaning():
+    # 0.7 * 1^2 and 0.3 * 2^2, mean of two rows
+    close(losses.expectile(jnp.array([1.0, -2.0]), 0.7), 0.95)
+    error = normal(50)
+    close(losses.expectile(jnp.array(error), 0.5), 0.5 * (error.astype(float) ** 2).mean())
+    # the minimiser v of 0.8 (1 - v)^2 + 0.2 (0 - v)^2 is 0.8: between two targets 0 and 1
+    slope = jax.grad(lambda v: losses.expectile(jnp.array([0.0, 1.0]) - v, 0.8))
+    close(slope(0.8), 0.0)
+    assert slope(0.7) < 0 < slope(0.9)
+
+
 def test_mse_is_a_mean_over_every_axis_and_refuses_broadcasting():
     close(losses.mse(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 4.0]])), 2.5)
     with pytest.raises((AssertionError, jaxtyping.TypeCheckError)):

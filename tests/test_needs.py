@@ -37,7 +37,8 @@ def test_a_protocol_runs_by_default_only_where_its_needs_are_offered(registered)
     registered.protocol("asks_rewards", "relabel")
     assert "asks_rewards" in names(env="ant_goal")
     assert "asks_rewards" not in names(env="hopper_params")
-    assert set(names(env="hopper_params")) == set(registry.PROTOCOLS) - {"asks_rewards"}
+    lacking = {"asks_rewards", "noisy_preferences"}  # FOCAL predicts no rewards
+    assert set(names(env="hopper_params")) == set(registry.PROTOCOLS) - lacking
 
 
 @pytest.mark.parametrize(
@@ -61,9 +62,38 @@ def test_settings_may_take_back_what_a_module_offers(registered):
     registered.protocol("asks_rewards", "relabel")
     rep = toys.agent().rep
     env = assembly.make_env("point_robot")
-    needs.check_built(("asks_rewards",), "focal", env, rep)
+    protocols = {"asks_rewards": toys.make("asks_rewards", env)}
+    needs.check_built(protocols, "focal", env, rep)
     with pytest.raises(errors.UserError, match="'point_robot' lacks with these settings: choose"):
-        needs.check_built(("asks_rewards",), "focal", env._replace(relabel=None), rep)
+        needs.check_built(protocols, "focal", env._replace(relabel=None), rep)
+
+
+def test_settings_of_a_protocol_may_need_more():
+    env = assembly.make_env("point_robot")
+    protocols = {"in_distribution": toys.make("in_distribution", env, quantifier="ensemble")}
+    text = (
+        "protocol 'in_distribution' needs 'uncertainty', which algorithm 'focal' lacks with these "
+        "settings: choose from "
+    )
+    with pytest.raises(errors.UserError, match=text):
+        needs.check_built(protocols, "focal", env, toys.agent().rep)
+    several = toys.agent(uncertainty=lambda state, z, rows: rows.reward).rep
+    needs.check_built(protocols, "focal", env, several)
+
+
+def test_by_default_no_protocol_runs_that_settings_cannot_serve():
+    run = config_lib.RunConfig(algorithm="gentle", suite="gentle")
+    plain = config_lib.resolve(run).run.protocols
+    contrastive = {"algo.objective": "contrastive"}
+    fewer = config_lib.resolve(run, (), contrastive).run.protocols
+    assert plain == (*fewer, "noisy_preferences") and "in_distribution" in fewer
+    asked = config_lib.RunConfig(algorithm="gentle", protocols=("noisy_preferences",))
+    assert config_lib.resolve(asked, (), contrastive).run.protocols == ("noisy_preferences",)
+    config = assembly.make_config(
+        "gentle", "smoke", contrastive, suite="gentle", protocols=("noisy_preferences",)
+    )
+    with pytest.raises(errors.UserError, match="'gentle' lacks with these settings: choose from"):
+        assembly.check(config)
 
 
 @pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
@@ -79,10 +109,11 @@ def test_algorithms_offer_what_they_have(tiny, algorithm):
 @pytest.mark.parametrize("suite", list(suites.SUITES))
 def test_methods_on_one_suite_are_compared_by_its_protocol(algorithm, suite):
     order = names(algorithm, suite)
-    assert set(order) == set(registry.PROTOCOLS)
+    assert set(order) == set(needs.able(algorithm, "point_robot"))
     own = getattr(registry.load("algorithm", algorithm), "PROTOCOL", suites.get(suite).protocol)
     assert order[0] == own
-    rest = [name for name in registry.PROTOCOLS if name not in (own, suites.get(suite).protocol)]
+    able = needs.able(algorithm, "point_robot")
+    rest = [name for name in able if name not in (own, suites.get(suite).protocol)]
     assert [name for name in order if name in rest] == rest
 
 

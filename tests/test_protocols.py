@@ -222,8 +222,9 @@ def test_tasks_side_by_side_do_not_disturb_each_other(name):
         for at_once in (2, 1)
     )
     jax.tree.map(np.testing.assert_array_equal, together, alone)
+    scored = [8, 2] if protocols[name].num_episodes > 1 else [1, 1]
     for leaf in jax.tree.leaves(together):  # returns and each cost: whichever slots were used
-        assert np.isfinite(leaf).sum(1).tolist() == [8, 2]
+        assert np.isfinite(leaf).sum(1).tolist() == scored
 
 
 def test_two_devices_that_exchange_rows_go_round_equally_often():

@@ -310,12 +310,12 @@ def test_brac_sac_without_brac_leaves_the_dual_untouched(brac_state):
 # --- behaviour SAC
 
 
-def test_sac_one_update_by_hand():
-    state = learner_of("sac").init()
+def test_behaviour_sac_one_update_by_hand():
+    state = learner_of("behaviour_sac").init()
     state = state.replace(target_critics=louder(state.critics.params, 6.0))
     batches, cond = batch_of(1)
     batch, z, z_next = first(batches, *cond)
-    new, dz, metrics = learner_of("sac").update(state, batches, cond, discount=0.9)
+    new, dz, metrics = learner_of("behaviour_sac").update(state, batches, cond, discount=0.9)
     k_critic, k_policy = jax.random.split(jax.random.key(0))
     np.testing.assert_allclose(jnp.exp(state.log_temperature.params), 0.1, rtol=1e-5)
     policy = state.policy.params
@@ -350,11 +350,11 @@ def test_sac_one_update_by_hand():
     np.testing.assert_allclose(new.log_temperature.params, expected, rtol=1e-4)
 
 
-def test_sac_targets_move_on_every_second_step():
-    state = learner_of("sac").init()
+def test_behaviour_sac_targets_move_on_every_second_step():
+    state = learner_of("behaviour_sac").init()
     batches, cond = batch_of(1)
-    even, _, _ = learner_of("sac").update(state, batches, cond, index=2)
-    odd, _, _ = learner_of("sac").update(state, batches, cond, index=3)
+    even, _, _ = learner_of("behaviour_sac").update(state, batches, cond, index=2)
+    odd, _, _ = learner_of("behaviour_sac").update(state, batches, cond, index=3)
     critics = even.critics.params
     mix = jax.tree.map(lambda o, n: 0.995 * o + 0.005 * n, state.target_critics, critics)
     assert_close(even.target_critics, mix, 1e-6)

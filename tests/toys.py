@@ -47,11 +47,13 @@ def forget(state, belief, row):
 def agent(**fields):
     """An Algorithm that counts. Args: fields, of its Representation."""
     rep = Representation(
-        init=None, context=None, update=None,
+        init=None, update=None,
+        context=lambda state, data, task_id, key: data_lib.rl_batch(data, task_id, 2, key),
         prior=lambda state: jnp.zeros(4),
         extend=count,
         sample=lambda state, belief, key: belief,
         describe=None,
+        predict_reward=lambda state, z, rows: rows.reward * z.sum(),
     )  # fmt: skip
     mark = lambda marker, z: jnp.concatenate([jnp.full(1, marker), z])
     mode = lambda state, obs, z: mark(SCORED, z)

@@ -35,13 +35,14 @@ def cells(tables):
             "mean": float(row["mean"]),
             "spread": float(row["spread"]),
             "kind": KINDS[row["spread_kind"]],
+            "num_seeds": int(row["num_seeds"]),
         }
         numbers.setdefault(key, cell)
     return numbers
 
 
 def lookup(suite, env, algorithm, protocol, task_set, metric=None):
-    """Returns the paper's cell {"mean", "spread", "kind"}, or None where it has none.
+    """Returns the paper's cell {"mean", "spread", "kind", "num_seeds"}, or None where it has none.
 
     Args: algorithm, also one of an algorithm's `VARIANTS`, or None, which is none of the paper's;
     metric, of the episodes that the number must be of.

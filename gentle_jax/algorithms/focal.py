@@ -13,15 +13,7 @@ from gentle_jax import compose, encoders, learner, objectives
 from gentle_jax.config import TrainConfig
 from gentle_jax.types import Algorithm, Backbone, Spec
 
-# what differs from the defaults; where dynamics vary, contexts hold s'
-_CTMRL = {"hopper_params": (200, True), "walker_params": (200, True)}
-_GENTLE = dict.fromkeys(("ant_dir", "cheetah_vel", "cheetah_dir"), (256, False))
-_GENTLE |= {"point_robot": (64, False)} | dict.fromkeys(_CTMRL, (256, True))
-SETTINGS = {
-    (suite, env): {"algo.width": width, "algo.use_next_obs": use_next_obs}
-    for suite, envs in (("ctmrl", _CTMRL), ("ctmrl_b", _CTMRL), ("gentle", _GENTLE))
-    for env, (width, use_next_obs) in envs.items()
-}
+SETTINGS = encoders.SETTINGS
 
 
 @dataclasses.dataclass(frozen=True)

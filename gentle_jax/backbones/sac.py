@@ -1,6 +1,10 @@
-"""Online SAC that makes behaviour data (docs/methods/backbones.md, "Behaviour SAC").
+"""SAC on stored data, with a fixed entropy weight: CORRO's and BOReL's.
 
-Also usable offline: it is the same contract, with z as part of what the networks see.
+    y       = scale r + (1 - end) gamma (min targetQ(s', a') - weight log pi(a'))      a' sampled
+    critics: mean (Q1 - y)^2 + mean (Q2 - y)^2; then both targets
+    policy:  mean(weight log pi(a) - min Q(s, a)), a drawn anew, with the updated critics
+
+Source: docs/methods/backbones.md, "SAC of CORRO and BOReL". Nothing keeps the policy near the data.
 """
 
 import dataclasses
@@ -8,38 +12,36 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gentle_jax import distributions, learner, networks
 from gentle_jax.learner import Trained
 from gentle_jax.types import Backbone, Spec, pytree
 
-LOG_STD_RANGE = (-5.0, 2.0)
+LOG_STD_RANGE = (-20.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Constants of the behaviour SAC; floats are leaves of `hp`."""
+    """Constants of docs/methods/backbones.md; floats are leaves of `hp`."""
 
-    width: int = 1024
+    width: int = 256
     depth: int = 2
-    target_every: int = 2
-    lr: float = 1e-4
+    lr: float = 3e-4  # critics
+    policy_lr: float = 3e-4
+    entropy_weight: float = 0.2
     discount: float = 0.99
     reward_scale: float = 1.0
     tau: float = 0.005
-    init_temperature: float = 0.1
 
 
 @pytree
 class SACState:
-    """Leaves of one agent; the two critics are stacked [2]."""
+    """Leaves of one run; the two critics are stacked [2]."""
 
     policy: Trained
     critics: Trained
     target_critics: dict
-    log_temperature: Trained  # scalar
 
 
 Rows = Float[Array, "... F"]
@@ -50,13 +52,10 @@ Z = Float[Array, "... Z"]
 class _Nets(NamedTuple):
     policy: networks.Network
     critics: networks.Network  # two, stacked
-    target_entropy: float
 
     def heads(self, params: dict, obs: Rows, z: Z) -> tuple[Actions, Actions]:
         """Mean and log std of the policy before tanh."""
-        mean, raw = jnp.split(self.policy.apply(params, obs, z), 2, axis=-1)
-        low, high = LOG_STD_RANGE
-        return mean, low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
+        return distributions.split_heads(self.policy.apply(params, obs, z), *LOG_STD_RANGE)
 
     def q(self, params: dict, obs: Rows, action: Actions, z: Z) -> Float[Array, "critic ..."]:
         """Both critics' values."""
@@ -64,18 +63,18 @@ class _Nets(NamedTuple):
 
 
 def make(config: Config, latent_dim: int, spec: Spec) -> Backbone:
-    """Returns the Backbone. Args: config, a Config; latent_dim, Z (0 online); spec, a Spec."""
+    """Returns the Backbone. Args: config, a Config; latent_dim, Z; spec, a Spec."""
     nets = _networks(config, latent_dim, spec)
 
     def update(state, hp, batches, cond, key, index):
-        """Critic, policy, temperature; the targets every `target_every` steps."""
+        """Critics, targets, policy."""
+        del index
         batch, cond = jax.tree.map(lambda x: x[0], (batches, cond))
-        k_critic, k_policy = jax.random.split(key)
-        state, dz, q_loss = _critic_step(nets, state, hp, batch, cond, k_critic)
-        state, entropy = _policy_step(nets, state, hp, batch, cond.now, k_policy)
-        tau = jnp.where(index % config.target_every == 0, hp["tau"], 0.0)
-        target = learner.polyak(state.target_critics, state.critics.params, tau)
+        k_target, k_policy = jax.random.split(key)
+        state, dz, q_loss = _critic_step(nets, state, hp, batch, cond, k_target)
+        target = learner.polyak(state.target_critics, state.critics.params, hp["tau"])
         state = state.replace(target_critics=target)
+        state, entropy = _policy_step(nets, state, hp, batch, cond.now, k_policy)
         return state, dz, {"q_loss": q_loss, "entropy": entropy}
 
     def act(state, obs, z, key):
@@ -93,52 +92,41 @@ def _networks(config, latent_dim, spec):
         networks.mlp,
         width=config.width,
         depth=config.depth,
-        style="orthogonal",
+        hidden_init=spec.init,
         precision=spec.precision,
     )
     return _Nets(
-        policy=net(seen, out_dims=2 * spec.action_dim),
+        policy=net(seen, out_dims=(spec.action_dim,) * 2, style="policy"),
         critics=networks.ensemble(net(seen + spec.action_dim, out_dims=1), 2),
-        target_entropy=-float(spec.action_dim),
     )
 
 
 def _init(nets, hp, key):
+    del hp
     k_policy, k_critic = jax.random.split(key)
     policy, critics = nets.policy.init(k_policy), nets.critics.init(k_critic)
-    log_temperature = jnp.log(jnp.asarray(hp["init_temperature"], jnp.float32))
-    return SACState(
-        policy=Trained.of(policy),
-        critics=Trained.of(critics),
-        target_critics=learner.copy(critics),
-        log_temperature=Trained.of(log_temperature),
-    )
+    return SACState(Trained.of(policy), Trained.of(critics), learner.copy(critics))
 
 
 def _critic_step(nets, state, hp, batch, cond, key):
-    temperature = jnp.exp(state.log_temperature.params)
     heads = nets.heads(state.policy.params, batch.next_obs, cond.next)
     action, log_p = distributions.sample_exact(*heads, key)
     value = nets.q(state.target_critics, batch.next_obs, action, cond.next).min(0)
+    soft_value = value - hp["entropy_weight"] * log_p
     keep = (1.0 - batch.terminal) * hp["discount"]
-    target = hp["reward_scale"] * batch.reward + keep * (value - temperature * log_p)
-    target = jax.lax.stop_gradient(target)
+    target = jax.lax.stop_gradient(hp["reward_scale"] * batch.reward + keep * soft_value)
     step = learner.critic_step(nets.q, state.critics, batch, cond.now, target, hp["lr"])
     critics, dz, q_loss = step
     return state.replace(critics=critics), dz, q_loss
 
 
 def _policy_step(nets, state, hp, batch, z, key):
-    """Policy and temperature; returns the state and the policy's entropy."""
-    temperature = jnp.exp(state.log_temperature.params)
+    """Returns (state, the policy's entropy)."""
 
     def loss(policy):
         action, log_p = distributions.sample_exact(*nets.heads(policy, batch.obs, z), key)
         value = nets.q(state.critics.params, batch.obs, action, z).min(0)
-        return (temperature * log_p - value).mean(), log_p.mean()
+        return (hp["entropy_weight"] * log_p - value).mean(), log_p.mean()
 
-    policy, log_p = state.policy.descend(loss, hp["lr"])
-    # d/d log t of t * (-log_p - target): the released temperature loss
-    slope = temperature * (-log_p - nets.target_entropy)
-    log_temperature = state.log_temperature.step(slope, hp["lr"])
-    return state.replace(policy=policy, log_temperature=log_temperature), -log_p
+    policy, log_p = state.policy.descend(loss, hp["policy_lr"])
+    return state.replace(policy=policy), -log_p

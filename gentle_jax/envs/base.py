@@ -1,4 +1,4 @@
-"""Pieces that environments share: settings, splits, action scaling, the observation normaliser."""
+"""Pieces that environments share: settings, splits, action scaling, what observations hold."""
 
 import dataclasses
 
@@ -13,11 +13,14 @@ from gentle_jax.types import Action, Env, HostArray
 Ids = Int[HostArray, " _"]  # of any number
 Split = tuple[Ids, Ids]  # (train ids, test ids)
 DERIVE_CONSTANTS = ("release", "physical")
+NOT_OF_DATA = ("reveal_task",)  # fields of an EnvConfig that change no stored data
 
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-    """What a task family may be asked for beside suite and physics; part of a dataset's identity.
+    """What a task family may be asked for beside suite and physics.
+
+    All but NOT_OF_DATA is part of a dataset's identity.
 
     `release` writes randomised parameters into the model and derives nothing from them, as the
     releases' environments do; `physical` derives what MuJoCo derives
@@ -29,6 +32,7 @@ class EnvConfig:
     horizon: int = 0  # 0 = the suite's
     derive_constants: str = "release"
     contact_cost: bool = False  # Ant; MuJoCo 2.0 never filled the forces in ("Ant-Goal" there)
+    reveal_task: bool = False  # observations end with the task's parameters (`reveal`)
 
 
 def interpolation_split(num_train: int, num_test: int) -> Split:
@@ -110,3 +114,43 @@ def normalize(env: Env, mean: Float[HostArray, " obs"], std: Float[HostArray, " 
 
     relabel = None if env.relabel is None else relabel
     return env._replace(reset=reset, step=step, relabel=relabel)
+
+
+def scaled_parameters(env: Env) -> Float[HostArray, "num_tasks P"]:
+    """Returns task parameters z-scored over the training tasks; one that is constant there is 0.
+
+    A parameter that is constant in training but not in tests only loses its mean.
+    """
+    values = np.asarray(env.parameters, np.float64).reshape(len(env.parameters), -1)
+    known = values[env.train_ids]
+    spread = known.std(0)
+    return np.float32((values - known.mean(0)) / np.where(spread > 1e-8, spread, 1.0))
+
+
+def reveal(env: Env) -> Env:
+    """Returns `env` with the task's `scaled_parameters` behind every observation.
+
+    A task has them as its leaf "revealed". `relabel` takes rows that have them too.
+    """
+    shown = scaled_parameters(env)
+    longer = lambda task, obs: jnp.concatenate([obs, task["revealed"]])
+
+    def reset(task, key):
+        state, obs = env.reset(task, key)
+        return state, longer(task, obs)
+
+    def step(task, state, action):
+        state, out = env.step(task, state, action)
+        return state, out._replace(obs=longer(task, out.obs))
+
+    def relabel(task, rows):
+        plain = lambda obs: obs[..., : env.obs_dim]
+        return env.relabel(task, rows._replace(obs=plain(rows.obs), next_obs=plain(rows.next_obs)))
+
+    return env._replace(
+        obs_dim=env.obs_dim + shown.shape[1],
+        tasks=env.tasks | {"revealed": shown},
+        reset=reset,
+        step=step,
+        relabel=None if env.relabel is None else relabel,
+    )

@@ -14,12 +14,15 @@ from gentle_jax.envs import base
 from gentle_jax.types import Env, HostArray, Step, Task
 
 HORIZON = 200
+# of in_distribution and noisy_preferences (docs/methods/protocols.md)
+TESTS = {"eval.reference_episodes": 2, "eval.num_candidates": 5, "eval.fragment_steps": 64}
 # docs/methods/environments.md, "Settings of the ctmrl suites"
 CTMRL = {
     "train.num_steps": 105_000,
     "eval.online_steps": 600,
     "eval.scored_steps": 600,
     "eval.context_episodes": 2,
+    **TESTS,
     "behaviour.num_steps": 1_000_000,
     "behaviour.seed_steps": 50_000,
     "behaviour.first_level": 50_000,
@@ -40,6 +43,7 @@ GENTLE = {
     "eval.scored_steps": 600,
     "eval.num_repeats": 1,
     "eval.metric": "all",
+    **TESTS,
 }
 # Sizes for two CPU cores: few tasks, small networks, and SAC that learns after every step of 16
 # copies. The training presets were made for point robots; what differs here is said here.

@@ -12,6 +12,8 @@ from gentle_jax.types import Env
 HALF_CIRCLE = {
     "backbone.discount": 0.90,
     "backbone.reward_scale": 100.0,
+    "sac.reward_scale": 20.0,  # 100 for an entropy weight of 1 is 20 for one of 0.2
+    "iql.reward_scale": 10.0,
     "brac_sac.use_brac": False,
 }
 PHYSICS = ("exact",)
@@ -27,6 +29,8 @@ SETTINGS = {
         "backbone.discount": 0.90,
         "backbone.reward_scale": 5.0,
         "brac_sac.reward_scale": 100.0,  # FOCAL's: its dual weight of 500 belongs to it
+        "sac.reward_scale": 20.0,
+        "iql.reward_scale": 10.0,
         "backbone.width": 64,
         # the paper's data are the 1e5-step agent's; its own SAC file saves no such checkpoint
         "behaviour.num_steps": 100_000,

@@ -13,6 +13,8 @@ SHARED = {
     "train.num_steps": 50_000,
     "backbone.discount": 0.90,
     "backbone.reward_scale": 100.0,
+    "sac.reward_scale": 20.0,  # 100 for an entropy weight of 1 is 20 for one of 0.2
+    "iql.reward_scale": 10.0,
     "brac_sac.use_brac": False,
     "eval.context_episodes": 10,
 }

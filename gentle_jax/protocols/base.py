@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gentle_jax import data as data_lib
-from gentle_jax import evaluation
+from gentle_jax import evaluation, learner
 from gentle_jax.types import (
     AgentState,
     Algorithm,
@@ -176,6 +176,34 @@ def infer(algorithm: Algorithm, state: AgentState, belief: Belief, key: RandomKe
 def prior_z(algorithm: Algorithm, state: AgentState, key: RandomKey) -> Any:
     """Returns `infer` of the prior belief (zeros for set encoders)."""
     return infer(algorithm, state, algorithm.rep.prior(state.rep), key)
+
+
+def of_training_tasks(
+    algorithm: Algorithm,
+    state: AgentState,
+    data: Dataset,
+    task_id: Int[Array, " task"],
+    key: RandomKey,
+) -> tuple[Any, Float[Array, "task Z"]]:
+    """Returns what an agent acts by after one context of each training task, and its z.
+
+    The first is stacked [task], as `infer` returns it. Tasks come one after the other: contexts are
+    large, and all tasks of an evaluation are tested side by side.
+    """
+    rep = algorithm.rep
+
+    def one(inputs):
+        k_context, k_z = jax.random.split(inputs[1])
+        ids = inputs[0][None]
+        context = rep.context(state.rep, data, ids, k_context)
+        if rep.observe is None:
+            z = learner.encode_tasks(rep, state.rep, context, ids, k_z)[0]
+            return z, z
+        rows = jax.tree.map(lambda x: x[0], context)
+        belief = rep.extend(state.rep, rep.prior(state.rep), rows, jnp.ones(rows.reward.shape))
+        return Moving(belief, k_z), rep.sample(state.rep, belief, k_z)
+
+    return jax.lax.map(one, (task_id, jax.random.split(key, len(task_id))))
 
 
 def deterministic(algorithm: Algorithm, state: AgentState) -> Callable:

@@ -34,6 +34,7 @@ code. `algo.use_codebook=False` is "no codebook at all".
 from gentle_jax.algorithms.ctmrl.settings import (
     DEFAULT_FIDELITY,
     FIDELITY,
+    OFFERS,
     PRESETS,
     SETTINGS,
     VARIANTS,
@@ -42,5 +43,5 @@ from gentle_jax.algorithms.ctmrl.settings import (
 from gentle_jax.algorithms.ctmrl.skeleton import make
 
 __all__ = [
-    "DEFAULT_FIDELITY", "FIDELITY", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
+    "DEFAULT_FIDELITY", "FIDELITY", "OFFERS", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
 ]  # fmt: skip

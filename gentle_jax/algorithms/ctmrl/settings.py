@@ -5,6 +5,7 @@ import dataclasses
 from gentle_jax.config import by_fidelity, from_zero
 
 DEFAULT_FIDELITY = "paper"
+OFFERS = ("predict_reward",)
 FIDELITY = {"paper": {"algo.form": "paper"}, "release": {"algo.form": "release"}}
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gentle_jax import compose, encoders, errors, learner
-from gentle_jax.algorithms.ctmrl import codebook, paper, release
+from gentle_jax.algorithms.ctmrl import codebook, paper, parts, release
 from gentle_jax.algorithms.ctmrl.settings import Config
 from gentle_jax.config import TrainConfig
 from gentle_jax.types import Algorithm, Backbone, Spec, Stage
@@ -26,8 +26,14 @@ def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algori
     )
     terms, coded = form.always | form.coded, form.coded if config.use_codebook else {}
 
+    decode = parts.decoders(config, train.latent_dim, spec).reward
+    fields = {
+        "describe": _describe(config),
+        "predict_reward": lambda state, z, rows: decode(state.params["prediction"], z[None], rows),
+    }
+
     def representation(*names):
-        return compose.representation(encoder, terms, train, names, describe=_describe(config))
+        return compose.representation(encoder, terms, train, names, **fields)
 
     periodic = None
     if config.use_codebook and config.use_kmeans:

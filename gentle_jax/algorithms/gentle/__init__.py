@@ -29,13 +29,16 @@ from gentle_jax.algorithms.gentle.method import make
 from gentle_jax.algorithms.gentle.settings import (
     DEFAULT_FIDELITY,
     FIDELITY,
+    OFFERS,
     PERIODIC,
     PRESETS,
     SETTINGS,
     VARIANTS,
     Config,
+    lacks,
 )
 
 __all__ = [
-    "DEFAULT_FIDELITY", "FIDELITY", "PERIODIC", "PRESETS", "SETTINGS", "VARIANTS", "Config", "make",
+    "DEFAULT_FIDELITY", "FIDELITY", "OFFERS", "PERIODIC", "PRESETS", "SETTINGS", "VARIANTS",
+    "Config", "lacks", "make",
 ]  # fmt: skip

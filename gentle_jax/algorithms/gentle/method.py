@@ -21,8 +21,10 @@ def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algori
     encoder = encoders.mean_encoder(
         spec, train.latent_dim, config.width, config.depth, config.use_next_obs
     )
-    contrastive = config.objective == "contrastive"
-    objective = objectives.focal() if contrastive else _reconstruction(config, spec, train)
+    decoder = _decoder(config, spec, train)
+    objective, predict_reward = _reconstruction(config, decoder), _predict_reward(decoder)
+    if config.objective == "contrastive":
+        objective, predict_reward = objectives.focal(), None
     terms = {"context": objective, "relabelling": _relabelling_term(config, spec, models)}
 
     def context(state, data, task_id, key):
@@ -31,7 +33,8 @@ def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algori
         buffer = state.own["relabelling"]["buffer"]
         return relabelling.mixed_context(config, train, buffer, data, task_id, key)
 
-    rep = compose.representation(encoder, terms, train, context=context)
+    fields = {"context": context, "predict_reward": predict_reward}
+    rep = compose.representation(encoder, terms, train, **fields)
     joint = learner.joint_step(rep, rl, train, spec.num_train_tasks)
     relabel = relabelling.make(config, spec, models, rep, rl)
 
@@ -76,9 +79,9 @@ def _check(config, spec):
         )
 
 
-def _reconstruction(config, spec, train):
-    """The task auto-encoder (Eq. 4): mean squared error of r (and s') over the context's rows."""
-    decoder = networks.mlp(
+def _decoder(config, spec, train):
+    """Returns the Network (s, a, z) -> r, or r and s' - s."""
+    return networks.mlp(
         spec.obs_dim + spec.action_dim + train.latent_dim,
         config.width,
         config.depth,
@@ -86,6 +89,19 @@ def _reconstruction(config, spec, train):
         hidden_init=spec.init,
         precision=spec.precision,
     )
+
+
+def _predict_reward(decoder):
+    """Returns `predict_reward` of a Representation."""
+
+    def predict(state, z, rows):
+        return decoder.apply(state.params["context"], rows.obs, rows.action, z[None])[..., 0]
+
+    return predict
+
+
+def _reconstruction(config, decoder):
+    """The task auto-encoder (Eq. 4): mean squared error of r (and s') over the context's rows."""
 
     def loss(params, own, hp, seen, key):
         context = seen.batch.context

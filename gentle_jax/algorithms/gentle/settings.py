@@ -5,6 +5,7 @@ import dataclasses
 from gentle_jax.config import from_zero, static
 
 PERIODIC = "relabel_every"
+OFFERS = ("predict_reward",)
 DEFAULT_FIDELITY = "release"
 FIDELITY = {
     "release": {},
@@ -55,6 +56,11 @@ class Config:
     recon_weight: float = 10.0
     focal_weight: float = 10.0
     lr: float = 3e-4
+
+
+def lacks(config: Config) -> tuple[str, ...]:
+    """Returns what of OFFERS these settings lack: only the auto-encoder decodes rewards."""
+    return () if config.objective == "reconstruct" else OFFERS
 
 
 SETTINGS = {

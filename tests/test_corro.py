@@ -1,0 +1,465 @@
+"""CORRO: its losses, negatives, attention as a running softmax, and whom a stage trains."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_numpy as ref
+from scipy.special import logsumexp, softmax
+
+from gentle_jax import compose, errors, losses, registry
+from gentle_jax import config as config_lib
+from gentle_jax import data as data_lib
+from gentle_jax.algorithms.corro import attention, generator, method
+from gentle_jax.algorithms.corro.settings import Config
+from gentle_jax.types import MetaBatch, Spec, Transition
+
+SPEC, Z, ROWS = Spec(3, 2, 4, 50, 5), 4, 12
+SMALL = Config(width=8, cvae_width=8, code_dim=2, num_negatives=5)
+HP = {"kl_weight": 0.2, "reward_std": 0.5, "temperature": 0.1}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def rows_of(*shape, seed=0):
+    draw = iter(range(10 * seed, 10 * seed + 10))
+    one = lambda *more: jnp.asarray(normal(*shape, *more, seed=next(draw)))
+    return Transition(one(3), one(2), one(), one(), one(3), one())
+
+
+def columns(rows):
+    """Context rows with s', by NumPy."""
+    parts = [rows.obs, rows.action, rows.context_reward[..., None], rows.next_obs]
+    return np.concatenate(parts, -1).astype(float)
+
+
+def louder(params, scales):
+    """Parameters whose parts are multiplied by `scales`: codes and outputs of order 1."""
+    times = lambda scale: lambda x: scale * x
+    return {name: jax.tree.map(times(scale), params[name]) for name, scale in scales.items()}
+
+
+def task_of(rows, task):
+    """The rows of one task."""
+    return jax.tree.map(lambda x: x[task], rows)
+
+
+def unit(x):
+    return x / np.sqrt((x**2).sum(-1, keepdims=True))
+
+
+# --- InfoNCE and KL
+
+
+def test_info_nce_by_hand():
+    # q.k = 1, q.n = 0 and -1: -log(e / (e + 1 + 1/e)) = log(1 + 1/e + 1/e^2)
+    query, positive = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0]])
+    negatives = jnp.array([[[0.0, 1.0], [-1.0, 0.0]]])
+    e = np.exp(1.0)
+    value = losses.info_nce(query, positive, negatives, 1.0)
+    np.testing.assert_allclose(value, np.log(1 + 1 / e + 1 / e**2), rtol=1e-6)
+    # one negative equal to the positive: log 2 at any temperature
+    value = losses.info_nce(query, positive, positive[:, None], 0.1)
+    np.testing.assert_allclose(value, np.log(2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+def test_info_nce_is_scipys_logsumexp(temperature):
+    query, positive = unit(normal(6, 4)), unit(normal(6, 4, seed=1))
+    negatives = unit(normal(6, 16, 4, seed=2))
+    wanted = []
+    for q, k, n in zip(query.astype(float), positive, negatives, strict=True):
+        logits = np.array([q @ k, *(n @ q)]) / temperature
+        wanted.append(logsumexp(logits) - logits[0])
+    value = losses.info_nce(*map(jnp.asarray, (query, positive, negatives)), temperature)
+    np.testing.assert_allclose(value, np.mean(wanted), rtol=1e-4)
+
+
+def test_info_nce_pulls_the_positive_and_pushes_the_negatives():
+    query, positive = jnp.asarray(normal(1, 3)), jnp.asarray(normal(1, 3, seed=1))
+    negatives = jnp.asarray(normal(1, 2, 3, seed=2))
+    grads = jax.grad(losses.info_nce, (1, 2))(query, positive, negatives, 0.5)
+    assert (grads[0] @ query[0] < 0).all() and (grads[1][0] @ query[0] > 0).all()
+    # the order of negatives does not matter, and a rotation of all codes neither
+    value = losses.info_nce(query, positive, negatives, 0.5)
+    turn = np.linalg.qr(normal(3, 3, seed=3))[0]
+    for other in (
+        losses.info_nce(query, positive, negatives[:, ::-1], 0.5),
+        losses.info_nce(query @ turn, positive @ turn, negatives @ turn, 0.5),
+    ):
+        np.testing.assert_allclose(other, value, rtol=1e-5)
+
+
+def test_kl_by_hand_and_by_quadrature():
+    # N(1, 1), N(2, 1): (1 + 4) / 2; N(0, 4): (4 - 1 - log 4) / 2
+    mean = jnp.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0]])
+    log_variance = jnp.array([[0.0, 0.0], [0.0, 0.0], [np.log(4.0), 0.0]])
+    wanted = [0.0, 2.5, (3 - np.log(4.0)) / 2]
+    np.testing.assert_allclose(losses.standard_kl(mean, log_variance), wanted, rtol=1e-6, atol=1e-7)
+    x = np.linspace(-20.0, 20.0, 40_001)
+    log_p = lambda m, v: -0.5 * (np.log(2 * np.pi * v) + (x - m) ** 2 / v)
+    p = log_p(0.7, 0.3)
+    wanted = (np.exp(p) * (p - log_p(0.0, 1.0))).sum() * (x[1] - x[0])
+    value = losses.standard_kl(jnp.array([0.7]), jnp.log(jnp.array([0.3])))
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+
+
+# --- the CVAE and the negatives
+
+
+@pytest.fixture(scope="module")
+def cvae():
+    """(CVAE, its parameters with codes and outputs of order 1)."""
+    made = generator.make(SMALL, SPEC)
+    return made, louder(made.init(jax.random.key(0)), {"encoder": 30.0, "decoder": 100.0})
+
+
+def decoded(params, obs, action, codes):
+    """(s', r) by NumPy."""
+    out = ref.mlp(params["decoder"], np.concatenate([obs, action, codes], -1), 1)
+    return out[..., :3], out[..., 3]
+
+
+def seen_of(context, params=None, data=None):
+    batch = MetaBatch(context, context, jnp.zeros(len(context.reward), jnp.int32))
+    encode = lambda *args: None
+    return compose.Seen(None, None, batch, None, encode, params or {}, {}, {}, data, 0)
+
+
+def test_the_cvaes_loss_is_its_equation(cvae):
+    made, params = cvae
+    rows, key = rows_of(6, 1), jax.random.key(3)
+    x = columns(rows)
+    mean, log_variance = np.split(ref.mlp(params["encoder"], x, 1), 2, -1)
+    codes = mean + np.exp(log_variance / 2) * np.asarray(jax.random.normal(key, mean.shape))
+    next_obs, reward = decoded(params, rows.obs, rows.action, codes)
+    kl = 0.5 * (np.exp(log_variance) + mean**2 - 1 - log_variance).sum(-1).mean()
+    errors_of = ((next_obs - rows.next_obs) ** 2).mean() + (
+        (reward - rows.context_reward) ** 2
+    ).mean()
+    value = generator.term(made).loss(params, {}, HP, seen_of(rows), key)
+    assert kl > 0.1
+    np.testing.assert_allclose(value, 0.2 * kl + errors_of, rtol=1e-4)
+
+
+def negatives_of(kind, cvae, seed=0, data=None):
+    made, params = cvae
+    config, queries = dataclasses.replace(SMALL, negatives=kind), rows_of(6, seed=1)
+    seen = seen_of(jax.tree.map(lambda x: x[:, None], queries), {"cvae": params}, data)
+    key = jax.random.key(seed)
+    return queries, generator.negatives(config, SPEC, made, HP, seen, queries, key)
+
+
+@pytest.mark.parametrize("kind", ["generative", "reward"])
+def test_negatives_keep_the_querys_state_and_action(cvae, kind):
+    queries, rows = negatives_of(kind, cvae)
+    assert rows.reward.shape == (6, 5) and rows.next_obs.shape == (6, 5, 3)
+    for name in ("obs", "action") + (("next_obs",) if kind == "reward" else ()):
+        kept, query = getattr(rows, name), getattr(queries, name)
+        np.testing.assert_array_equal(kept, np.repeat(query[:, None], 5, 1))
+
+
+def test_generated_negatives_are_decoded_from_standard_normal_codes(cvae):
+    queries, rows = negatives_of("generative", cvae, seed=4)
+    codes = np.asarray(jax.random.normal(jax.random.key(4), (6, 5, 2)))
+    each = lambda x: np.repeat(np.asarray(x)[:, None], 5, 1)
+    next_obs, reward = decoded(cvae[1], each(queries.obs), each(queries.action), codes)
+    np.testing.assert_allclose(rows.next_obs, next_obs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rows.context_reward, reward, rtol=1e-4, atol=1e-4)
+    assert np.std(reward, 1).min() > 1e-3  # a query's negatives differ
+
+
+def test_randomised_rewards_have_the_noise_that_was_asked_for(cvae):
+    draws = [negatives_of("reward", cvae, seed) for seed in range(100)]
+    noise = np.stack([r.context_reward - q.context_reward[:, None] for q, r in draws])
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 0.5) < 0.03
+
+
+def test_random_rows_come_from_all_training_tasks_and_no_other(cvae):
+    task = jnp.broadcast_to(jnp.arange(6.0)[:, None], (6, 50))  # the last two are test tasks
+    leaves = Transition(*(task[..., None],) * 2, task, task, task[..., None], task)
+    start = jnp.tile(jnp.array([0, 50], jnp.int32), (6, 1))
+    data = data_lib.Dataset(leaves, start, 1, 1)
+    drawn = [negatives_of("none", cvae, seed, data)[1] for seed in range(10)]
+    assert drawn[0].reward.shape == (6, 5) and drawn[0].obs.shape == (6, 5, 1)
+    assert set(np.concatenate([d.reward.ravel() for d in drawn])) == {0.0, 1.0, 2.0, 3.0}
+
+
+# --- attention
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """(Encoder with jitted parts, loud parameters)."""
+    made = attention.attention_encoder(SPEC, Z, 8, 2)
+    params = louder(made.init(jax.random.key(0)), {"encoder": 20.0, "attention": 1000.0})
+    return made._replace(extend=jax.jit(made.extend), encode=jax.jit(made.encode)), params
+
+
+def z_of(encoder, rows, mask=None, params=None):
+    made, loud = encoder
+    params = loud if params is None else params
+    mask = jnp.ones(len(rows.reward)) if mask is None else jnp.asarray(mask, jnp.float32)
+    belief = made.extend(params, made.prior(params), rows, mask)
+    return made.sample(params, belief, jax.random.key(0))
+
+
+def attended(params, rows):
+    """(codes, z) by NumPy, one row after the other."""
+    codes = unit(ref.mlp(params["encoder"], columns(rows), 2))
+    return codes, softmax(ref.mlp(params["attention"], codes, 0)[:, 0]) @ codes
+
+
+def test_z_is_the_softmax_weighted_sum_of_codes_of_length_one(encoder):
+    rows = rows_of(ROWS)
+    codes, z = attended(encoder[1], rows)
+    np.testing.assert_allclose(z_of(encoder, rows), z, atol=1e-5)
+    both = jax.tree.map(lambda x: x[None], rows)
+    row_codes, of_set = encoder[0].encode(encoder[1], both, jnp.zeros(1, int), jax.random.key(0))
+    np.testing.assert_allclose(row_codes[0], codes, atol=1e-5)
+    np.testing.assert_allclose(of_set[0], z, atol=1e-5)
+    assert np.linalg.norm(z) < 1.0 and np.abs(z - codes.mean(0)).max() > 0.01
+
+
+def test_order_and_pieces_do_not_matter(encoder):
+    made, params = encoder
+    rows = rows_of(ROWS)
+    whole = z_of(encoder, rows)
+    order = np.random.default_rng(1).permutation(ROWS)
+    shuffled = jax.tree.map(lambda x: x[order], rows)
+    np.testing.assert_allclose(z_of(encoder, shuffled), whole, atol=1e-6)
+    for rows_now in (rows, shuffled):
+        belief = made.prior(params)
+        for half in (slice(0, 6), slice(6, ROWS)):
+            piece = jax.tree.map(lambda x, half=half: x[half], rows_now)
+            belief = made.extend(params, belief, piece, jnp.ones(6))
+        np.testing.assert_allclose(made.sample(params, belief, None), whole, atol=1e-6)
+
+
+def test_padding_changes_nothing_even_if_it_is_nan_and_no_rows_leave_the_prior(encoder):
+    made, params = encoder
+    rows, real = rows_of(ROWS), np.arange(ROWS) < 5
+    short = attended(params, jax.tree.map(lambda x: x[:5], rows))[1]
+    for filler in (0.0, 1e30, jnp.nan):
+        fill = lambda x, filler=filler: jnp.where(real.reshape(-1, *(1,) * (x.ndim - 1)), x, filler)
+        np.testing.assert_allclose(z_of(encoder, jax.tree.map(fill, rows), real), short, atol=1e-5)
+    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), rows)
+    belief = made.extend(params, made.prior(params), rows, jnp.ones(ROWS))
+    for before in (made.prior(params), belief):
+        after = made.extend(params, before, nothing, jnp.zeros(ROWS))
+        jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert (made.sample(params, made.prior(params), None) == 0.0).all()
+
+
+@pytest.mark.parametrize("scale,bias", [(1e6, 0.0), (1e30, 0.0), (0.0, -1e9), (10.0, -1e4)])
+def test_scores_of_any_size_are_stable(encoder, scale, bias):
+    made, params = encoder
+    rows = rows_of(ROWS)
+    direction = normal(Z, 1, seed=5)
+    layer = {"kernel": jnp.asarray(scale * direction), "bias": jnp.full(1, bias)}
+    loud = params | {"attention": {"Dense_0": layer}}
+    codes = attended(params, rows)[0]
+    z = softmax(scale * (codes @ direction)[:, 0]) @ codes  # a bias cancels
+    belief = made.prior(loud)
+    for half in (slice(0, 6), slice(6, ROWS)):
+        piece = jax.tree.map(lambda x, half=half: x[half], rows)
+        belief = made.extend(loud, belief, piece, jnp.ones(6))
+    # scores of order 1e4 have steps of 1e-3
+    np.testing.assert_allclose(made.sample(loud, belief, None), z, atol=3e-3)
+    both = jax.tree.map(lambda x: x[None], rows)
+    of_set = made.encode(loud, both, jnp.zeros(1, int), jax.random.key(0))[1]
+    np.testing.assert_allclose(of_set[0], z, atol=3e-3)
+
+
+def test_s_prime_and_the_sparse_reward_are_seen_and_the_end_flag_is_not(encoder):
+    rows = rows_of(ROWS)
+    z = z_of(encoder, rows)
+    for name in ("obs", "action", "context_reward", "next_obs"):
+        changed = rows._replace(**{name: 1.5 * getattr(rows, name)})
+        assert np.abs(z_of(encoder, changed) - z).max() > 1e-3
+    for name in ("reward", "terminal"):
+        changed = rows._replace(**{name: getattr(rows, name) + 1.0})
+        np.testing.assert_array_equal(z_of(encoder, changed), z)
+
+
+# --- the stages
+
+
+class Trained:
+    """A tiny CORRO after one step of every stage, on training and test tasks."""
+
+    def __init__(self, tiny):
+        self.made = tiny("corro", **{"train.final_lr": 0.5})
+        both = lambda a, b: jnp.concatenate([a, b])
+        self.data = jax.tree.map(both, self.made.train, self.made.test)
+        hp = jax.tree.map(lambda x: x[0], self.made.hp)
+        begin = jax.jit(self.made.algorithm.init)(hp, jax.random.key(0), self.data)
+        self.states, self.metrics = [begin], []
+        self.steps = [jax.jit(stage.step) for stage in self.made.algorithm.stages]
+        for number in range(3):
+            state, metrics = self.step(number, self.states[-1])
+            self.states.append(state)
+            self.metrics.append(metrics)
+
+    def step(self, number, state, data=None, index=0):
+        data = self.data if data is None else data
+        return self.steps[number](state, data, jax.random.key(7), jnp.int32(index))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny):
+    return Trained(tiny)
+
+
+def same(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+def test_every_stage_trains_its_own_part_and_nothing_else(trained):
+    names = [stage.name for stage in trained.made.algorithm.stages]
+    assert names == ["cvae", "contrast", "train"]
+    assert [s.evaluate for s in trained.made.algorithm.stages] == [False, False, True]
+    parts = {"cvae", "encoder", "attention"}
+    for number, learning in enumerate(("cvae", "encoder", "attention")):
+        before, after = (trained.states[i].rep.trained for i in (number, number + 1))
+        assert before.keys() == parts
+        moved = {name for name in parts if not same(before[name], after[name])}
+        assert moved == {learning}  # moments included
+        layers = zip(
+            jax.tree.leaves(before[learning].params), jax.tree.leaves(after[learning].params),
+            strict=True,
+        )  # fmt: skip
+        changed = [not np.array_equal(x, y) for x, y in layers]
+        assert all(changed) or learning == "attention"  # a bias cancels in a softmax
+        assert same(trained.states[number].rl, trained.states[number + 1].rl) == (number < 2)
+    losses_of = [m.get(f"{name}_loss", 0.0) for m, name in zip(trained.metrics, names, strict=True)]
+    assert np.isfinite(losses_of).all()
+
+
+def test_the_test_tasks_data_change_no_bit_of_any_stage(trained):
+    rows = jax.tree.map(
+        lambda x: x.at[trained.made.spec.num_train_tasks :].set(9.0), trained.data.rows
+    )
+    other = trained.data.replace(rows=rows)
+    for number in range(3):
+        state = trained.states[number]
+        again, _ = trained.step(number, state, other)
+        assert same(again, trained.states[number + 1])
+        # while those of a training task do
+        known = trained.data.replace(rows=jax.tree.map(lambda x: x.at[:3].set(0.5), rows))
+        assert not same(trained.step(number, state, known)[0], again)
+
+
+def test_a_stage_has_its_own_rate_and_it_ends_at_the_final_share(trained):
+    hp, state = trained.states[0].hp, trained.states[0]
+
+    def moved(number, name, index=0, **rates):
+        algo = hp["algo"] | {key: jnp.float32(value) for key, value in rates.items()}
+        after, _ = trained.step(number, state.replace(hp=hp | {"algo": algo}), index=index)
+        part = lambda s: jax.tree.leaves(s.rep.trained[name].params)
+        steps = zip(part(after), part(state), strict=True)
+        return max(float(np.abs(x - y).max()) for x, y in steps)
+
+    for number, name, rate in ((0, "cvae", "cvae_lr"), (1, "encoder", "contrast_lr")):
+        assert moved(number, name, **{rate: 0.0}) == 0.0
+        # Adam's first step is the rate itself; at the end of 20 steps half of it
+        first, last = (moved(number, name, index, **{rate: 0.01, "lr": 1.0}) for index in (0, 20))
+        np.testing.assert_allclose([first, last], [0.01, 0.005], rtol=1e-3)
+
+
+def test_the_critics_gradient_trains_the_attention_and_nothing_else(trained):
+    made, state = trained.made, trained.states[2].rep
+    rep = made.algorithm.rep
+    context = data_lib.rl_batch(trained.data, jnp.arange(3), 8, jax.random.key(1))
+    dz, hp = normal(3, 3), trained.states[2].hp["algo"] | {"lr": jnp.float32(0.01)}
+    batch = MetaBatch(context, context, jnp.arange(3))
+    update = jax.jit(rep.update)
+    after, _ = update(state, hp, batch, dz, trained.data, jax.random.key(0), jnp.int32(0))
+
+    def value(kernel):  # sum over tasks of z . dz, in float64
+        layer = {"Dense_0": {"kernel": kernel, "bias": np.zeros(1)}}
+        params = {"encoder": state.params["encoder"], "attention": layer}
+        total = 0.0
+        for task in range(3):
+            x = columns(task_of(context, task))
+            codes = ref.mlp(params["encoder"], x, made.config.algo.depth)
+            codes = codes / np.sqrt((codes**2).sum(-1, keepdims=True) + losses.NORM_FLOOR)
+            total += dz[task] @ (softmax(ref.mlp(layer, codes, 0)[:, 0]) @ codes)
+        return total
+
+    kernel = np.asarray(state.params["attention"]["Dense_0"]["kernel"], float)
+    slope = np.array([(value(kernel + d) - value(kernel - d)) for d in 1e-5 * np.eye(3)[..., None]])
+    step = after.params["attention"]["Dense_0"]["kernel"] - kernel
+    np.testing.assert_allclose(step[:, 0], -0.01 * np.sign(slope), rtol=2e-2)  # Adam's first
+    assert same(after.trained["encoder"], state.trained["encoder"])
+    still, _ = update(state, hp, batch, 0 * dz, trained.data, jax.random.key(0), jnp.int32(0))
+    assert same(still.params, state.params)
+
+
+# --- settings
+
+
+def config_of(env="point_robot", suite="ctmrl", **algo):
+    run = config_lib.RunConfig(algorithm="corro", suite=suite, env=env)
+    return config_lib.resolve(run, (), {f"algo.{name}": value for name, value in algo.items()})
+
+
+@pytest.mark.parametrize(
+    "suite,env,width,cvae_width,code,z",
+    [
+        ("ctmrl", "point_robot", 64, 64, 5, 5),
+        ("ctmrl_b", "cheetah_vel", 64, 64, 5, 5),
+        ("ctmrl", "ant_goal", 64, 128, 64, 5),
+        ("gentle", "ant_dir", 64, 128, 64, 5),
+        ("gentle", "hopper_params", 128, 128, 64, 40),
+        ("ctmrl", "walker_params", 128, 128, 64, 32),
+    ],
+)
+def test_published_sizes(suite, env, width, cvae_width, code, z):
+    config = config_of(env, suite)
+    algo = config.algo
+    assert (algo.width, algo.cvae_width, algo.code_dim) == (width, cvae_width, code)
+    assert config.train.latent_dim == z
+    assert (algo.num_negatives, algo.temperature, algo.kl_weight) == (16, 0.1, 0.2)
+    assert (algo.contrast_batch, algo.cvae_batch, algo.contrast_steps) == (64, 128, 200_000)
+    assert algo.cvae_lr == algo.contrast_lr == algo.lr == 3e-4
+    assert config.run.protocols[0] == "given_context"
+
+
+def test_every_environment_of_a_suite_has_settings_and_says_whether_dynamics_vary():
+    module = registry.load("algorithm", "corro")
+    pairs = set()
+    for env in registry.ENVIRONMENTS:
+        for suite in registry.load("environment", env).SETTINGS:
+            pairs.add((suite, env))
+            varying = env.endswith(("_params", "_wind"))
+            assert config_of(env, suite).algo.dynamics_vary == varying
+    assert set(module.SETTINGS) == pairs
+
+
+def test_the_cvae_takes_a_hundred_passes_over_the_training_rows_or_none():
+    assert method.cvae_steps(Config(), Spec(3, 2, 4, 50, 5)) == 200  # ceil(200 / 128) = 2 a pass
+    assert method.cvae_steps(Config(cvae_steps=7), SPEC) == 7
+    for kind in ("reward", "none"):
+        assert method.cvae_steps(Config(negatives=kind), SPEC) == 0
+
+
+@pytest.mark.parametrize(
+    "fields,words",
+    [
+        ({"negatives": "other"}, ("algo.negatives", "other", "generative, reward, none")),
+        ({"negatives": "reward", "env": "hopper_params"}, ("algo.negatives", "generative or none")),
+    ],
+)
+def test_negatives_that_are_unknown_or_do_not_fit_are_refused(fields, words):
+    config = config_of(**fields)
+    rl = registry.load("backbone", config.run.backbone).make(config.backbone, 5, SPEC)
+    with pytest.raises(errors.UserError) as caught:
+        method.make(config.algo, config.train, SPEC, rl)
+    text = str(caught.value)
+    assert "\n" not in text and all(word in text for word in words), text
