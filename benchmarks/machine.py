@@ -248,8 +248,8 @@ def products(jaxpr, known):
         return atom.val if isinstance(atom, Literal) else values.get(atom)
 
     def add(inner, known, times=1):
-        counts, results = products(inner, known)
-        for shape, count in counts.items():
+        inside, results = products(inner, known)
+        for shape, count in inside.items():
             counts[shape] = counts.get(shape, 0) + times * count
         return results
 
