@@ -47,8 +47,7 @@ PRESETS = {
         **_LATENT,
         "train.context_draw": "episodes",
         "algo.lr": 3e-3,
-        "algo.vae_steps": 2_000,
-        "algo.vae_sequences": 4,
+        "algo.vae_steps": 3_000,
     },
     "smoke": {
         **_LATENT,
