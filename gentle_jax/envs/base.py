@@ -117,11 +117,14 @@ def normalize(env: Env, mean: Float[HostArray, " obs"], std: Float[HostArray, " 
 
 
 def scaled_parameters(env: Env) -> Float[HostArray, "num_tasks P"]:
-    """Returns task parameters z-scored over the training tasks; one that is constant there is 0.
+    """Returns all numbers of `env.tasks` that vary, z-scored over the training tasks.
 
-    A parameter that is constant in training but not in tests only loses its mean.
+    One that is constant in training but not in tests only loses its mean. `env.parameters`, which
+    figures show, may say less.
     """
-    values = np.asarray(env.parameters, np.float64).reshape(len(env.parameters), -1)
+    leaves = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(env.tasks))
+    values = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
+    values = values[:, (values != values[:1]).any(0)]
     known = values[env.train_ids]
     spread = known.std(0)
     return np.float32((values - known.mean(0)) / np.where(spread > 1e-8, spread, 1.0))
