@@ -160,6 +160,12 @@ def test_its_native_protocol_is_online_and_z_is_nothing(tiny):
     np.testing.assert_array_equal(z, np.zeros((2, 1)))
 
 
+def test_it_has_no_settings_of_its_own():
+    assert not config_lib.hyper_params(config_of())["algo"]
+    with pytest.raises(errors.UserError, match="there is none; leave it out"):
+        config_of(**{"algo.lr": 1e-3})
+
+
 def test_it_finds_the_arm_that_pays_where_the_task_is_revealed():
     """Two tasks, arms -1 and 1, r = a in one and -a in the other; the observation tells which."""
     settings = {
