@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gentle_jax import errors
-from gentle_jax.types import Action, Env, HostArray
+from gentle_jax.types import Action, Env, HostArray, Task, Transition
 
 Ids = Int[HostArray, " _"]  # of any number
 Split = tuple[Ids, Ids]  # (train ids, test ids)
@@ -128,6 +128,19 @@ def scaled_parameters(env: Env) -> Float[HostArray, "num_tasks P"]:
     known = values[env.train_ids]
     spread = known.std(0)
     return np.float32((values - known.mean(0)) / np.where(spread > 1e-8, spread, 1.0))
+
+
+def retold(task: Task, rows: Transition) -> Transition:
+    """Returns rows whose observations tell `task`, where tasks are revealed; else the same rows."""
+    if not isinstance(task, dict) or "revealed" not in task:
+        return rows
+    shown = task["revealed"]
+
+    def retell(obs):
+        kept = obs[..., : obs.shape[-1] - len(shown)]
+        return jnp.concatenate([kept, jnp.broadcast_to(shown, (*obs.shape[:-1], len(shown)))], -1)
+
+    return rows._replace(obs=retell(rows.obs), next_obs=retell(rows.next_obs))
 
 
 def reveal(env: Env) -> Env:
