@@ -589,4 +589,6 @@ def test_every_environment_of_a_suite_has_settings_with_ten_numbers_of_z():
         config = assembly.make_config("borel", preset, suite=suite, env=env)
         assert config.train.latent_dim == 10
         assert config.algo.decode_state == env.endswith("_params")
+        assert config.train.task_draw == ("distinct" if preset == "quick" else "replace")
+        assert preset != "paper" or config.train.meta_batch == 16
         assert config.run.protocols[0] == "online"

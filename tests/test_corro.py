@@ -337,7 +337,8 @@ def test_every_stage_trains_its_own_part_and_nothing_else(trained):
         changed = [not np.array_equal(x, y) for x, y in layers]
         assert all(changed) or learning == "attention"  # a bias cancels in a softmax
         assert same(trained.states[number].rl, trained.states[number + 1].rl) == (number < 2)
-    losses_of = [m.get(f"{name}_loss", 0.0) for m, name in zip(trained.metrics, names, strict=True)]
+    shown = ("cvae_loss", "contrast_loss", "critic_loss")
+    losses_of = [m[name] for m, name in zip(trained.metrics, shown, strict=True)]
     assert np.isfinite(losses_of).all()
 
 
@@ -438,7 +439,9 @@ def test_every_environment_of_a_suite_has_settings_and_says_whether_dynamics_var
         for suite in registry.load("environment", env).SETTINGS:
             pairs.add((suite, env))
             varying = env.endswith(("_params", "_wind"))
-            assert config_of(env, suite).algo.dynamics_vary == varying
+            config = config_of(env, suite)
+            assert config.algo.dynamics_vary == varying
+            assert (config.train.meta_batch, config.train.task_draw) == (16, "replace")
     assert set(module.SETTINGS) == pairs
 
 
