@@ -114,10 +114,15 @@ def layers(preset: str, run: RunConfig) -> list[dict]:
     algorithm = registry.load("algorithm", run.algorithm)
     of_env = getattr(registry.load("environment", run.env), "PRESETS", {})
     of_all = [tables[preset], *(table.get(key, {}) for table in (OF_SUITE, of_env) for key in keys)]
-    fields = {f"algo.{field.name}" for field in dataclasses.fields(algorithm.Config)}
-    known = lambda key: not key.startswith("algo.") or key in fields
-    of_all = [{key: value for key, value in layer.items() if known(key)} for layer in of_all]
+    of_all = [for_all(layer, algorithm.Config) for layer in of_all]
     return [*of_all, *(getattr(algorithm, "PRESETS", {}).get(key, {}) for key in keys)]
+
+
+def for_all(layer: dict, config: type) -> dict:
+    """Returns a layer for all algorithms without what it says of `algo` that a Config lacks."""
+    fields = {f"algo.{field.name}" for field in dataclasses.fields(config)}
+    known = lambda key: not key.startswith("algo.") or key in fields
+    return {key: value for key, value in layer.items() if known(key)}
 
 
 def choose(preset: str, on_accelerator: bool) -> str:

@@ -19,7 +19,7 @@ from conftest import Tiny, make_tiny
 
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import evaluation, learner, registry, sweep
+from gentle_jax import evaluation, learner, presets, registry, sweep
 from gentle_jax.types import Spec
 
 ALGORITHMS = (*registry.ALGORITHMS, *toys_contracts.TOYS)
@@ -343,10 +343,10 @@ PROBES += [("focal", backbone) for backbone in OTHERS]
 def test_only_the_context_tells_which_arm_pays(algorithm, backbone):
     suite = SUITE[algorithm]
     run = config_lib.RunConfig(algorithm=algorithm, suite=suite, backbone=backbone)
-    config = config_lib.resolve(run, (BANDIT,))
+    module = registry.load("algorithm", algorithm)
+    config = config_lib.resolve(run, (presets.for_all(BANDIT, module.Config),))
     data = bandit_data()
     spec = Spec(1, 1, 2, 256, 1, statistics=data_lib.summary(data, 2))
-    module = registry.load("algorithm", algorithm)
     z_dim = getattr(module, "z_dim", lambda algo, train: train.latent_dim)
     size = z_dim(config.algo, config.train)
     rl = registry.load("backbone", backbone).make(config.backbone, size, spec)
