@@ -11,7 +11,7 @@ from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import code_identity, outputs, remote
 from experiments.show import methods
-from gentle_jax import errors, registry, storage
+from gentle_jax import errors, registry, storage, suites
 
 SUMMARY = (
     "Runs every row of a table on every environment of the suite, and writes Markdown and JSON."
@@ -105,8 +105,15 @@ def text(entry):
     return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {(high - low) / 2:.2f})"
 
 
+def file_name(table, summaries):
+    """Returns a table's name, and the backbone's behind it where that is not the suite's."""
+    of_suite = lambda summary: suites.get(summary["suite"]).backbone
+    others = {s["backbone"] for s in summaries.values() if s["backbone"] != of_suite(s)}
+    return "_".join([table, *sorted(others)])
+
+
 def write(table, summaries, folder, note=None):
-    """Writes `table`.json and `table`.md from {(row, env): summary}; returns the Markdown.
+    """Writes `file_name`.json and .md from {(row, env): summary}; returns the Markdown.
 
     Args: note, a sentence below the table.
     """
@@ -123,12 +130,15 @@ def write(table, summaries, folder, note=None):
         caption += "episode; the paper's column is its own number, from other data and sizes."
     sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in summaries.values()})
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
+    names = sorted({(s["suite"], s["backbone"]) for s in summaries.values()})
+    kept += "".join(f"; suite {suite}, backbone {backbone}" for suite, backbone in names)
     lines += ["", f"{caption} {kept}. `-`: not run."]
     lines += ["", note] if note else []
-    (folder / f"{table}.md").write_text("\n".join(lines) + "\n")
+    name = file_name(table, summaries)
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
     stored = [{"row": row, "env": env, **summary} for (row, env), summary in summaries.items()]
     content = {"table": table, "environment": computer.environment(), "cells": stored}
-    storage.write_json(folder / f"{table}.json", content)
+    storage.write_json(folder / f"{name}.json", content)
     return "\n".join(lines)
 
 
@@ -179,7 +189,8 @@ def main(line):
             summaries[row, env] = outputs.read_summary(folder)
     runs = [(run.folder_of(requests[at]), code_identity.hash_of(s)) for at, s in summaries.items()]
     note = code_identity.note(runs)
-    print("\n" + write(table, summaries, to, note) + f"\n\ntable: {to / table}.md")
+    written = to / f"{file_name(table, summaries)}.md"
+    print("\n" + write(table, summaries, to, note) + f"\n\ntable: {written}")
     diverged = any(summary["failed_seeds"] for summary in summaries.values())
     return exit_codes.DIVERGED if diverged else exit_codes.DONE
 

@@ -82,7 +82,7 @@ class TrainConfig:
     #                                "episodes": whole episodes of a few behaviour levels
     context_levels: int = 1  # how many levels those are
     latent_dim: int = 20  # Z
-    final_lr: float = 1.0  # share of every `lr` that is left at the end; linear decay
+    final_lr: float = 1.0  # share of `lr` and `policy_lr` left at the end; linear decay
     init: str = "rlkit"  # both releases' hidden layers; or "he"
     precision: str = "float32"  # of matrix products in networks; "tensorfloat32" where the device
     #                             has it; "bfloat16", activations too. Parameters, moments, losses

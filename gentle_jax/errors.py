@@ -14,4 +14,5 @@ def unknown(kind: str, given: Any, allowed: Iterable) -> UserError:
     allowed = [str(name) for name in allowed]
     near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {given!r}: expected one of {', '.join(allowed)}{hint}")
+    expected = f"expected one of {', '.join(allowed)}" if allowed else "there is none; leave it out"
+    return UserError(f"unknown {kind} {given!r}: {expected}{hint}")

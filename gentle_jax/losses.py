@@ -104,9 +104,9 @@ def info_nce(
     (docs/methods/corro.md, "Losses").
     """
     chex.assert_equal_shape([query, positive])
-    own = (query * positive).sum(-1, keepdims=True)
+    same = (query * positive).sum(-1, keepdims=True)
     others = (query[:, None] * negatives).sum(-1)
-    logits = jnp.concatenate([own, others], axis=1) / temperature
+    logits = jnp.concatenate([same, others], axis=1) / temperature
     return -jax.nn.log_softmax(logits, axis=-1)[:, 0].mean()
 
 

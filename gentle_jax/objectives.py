@@ -96,8 +96,8 @@ def behaviour_entropy(
 
         def one_round(own, key):
             def tell_apart(params):
-                made = generate(own["generator"].params, seen, key)
-                value = losses.discrimination(judge(params, rows.action), judge(params, made))
+                action = generate(own["generator"].params, seen, key)
+                value = losses.discrimination(judge(params, rows.action), judge(params, action))
                 return value, value
 
             discriminator, told = own["discriminator"].descend(tell_apart, hp["gan_lr"])

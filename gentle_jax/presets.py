@@ -4,6 +4,8 @@
 `layers`.
 """
 
+import dataclasses
+
 from gentle_jax import errors, registry
 from gentle_jax.config import RunConfig
 
@@ -99,8 +101,9 @@ def layers(preset: str, run: RunConfig) -> list[dict]:
     """Returns the override layers of a preset for a run whose names are filled in.
 
     The preset's own sizes, the suite's, the environment's `PRESETS`, the algorithm's; each may have
-    entries `preset` and `preset:X`, X a fidelity, suite or environment. Raises UserError for an
-    unknown preset.
+    entries `preset` and `preset:X`, X a fidelity, suite or environment. All but the last are for
+    every algorithm: what they say of `algo` holds where its Config has such a field. Raises
+    UserError for an unknown preset.
     """
     if preset == "paper":
         return []
@@ -108,9 +111,13 @@ def layers(preset: str, run: RunConfig) -> list[dict]:
     if preset not in tables:
         raise errors.unknown("preset", preset, PRESETS)
     keys = (preset, *(f"{preset}:{name}" for name in (run.fidelity, run.suite, run.env)))
-    entries = ("environment", run.env), ("algorithm", run.algorithm)
-    theirs = [getattr(registry.load(*entry), "PRESETS", {}) for entry in entries]
-    return [tables[preset], *(table.get(key, {}) for table in (OF_SUITE, *theirs) for key in keys)]
+    algorithm = registry.load("algorithm", run.algorithm)
+    of_env = getattr(registry.load("environment", run.env), "PRESETS", {})
+    of_all = [tables[preset], *(table.get(key, {}) for table in (OF_SUITE, of_env) for key in keys)]
+    fields = {f"algo.{field.name}" for field in dataclasses.fields(algorithm.Config)}
+    known = lambda key: not key.startswith("algo.") or key in fields
+    of_all = [{key: value for key, value in layer.items() if known(key)} for layer in of_all]
+    return [*of_all, *(getattr(algorithm, "PRESETS", {}).get(key, {}) for key in keys)]
 
 
 def choose(preset: str, on_accelerator: bool) -> str:

@@ -71,6 +71,8 @@ BAD = {
     "-x": ("'x'", "expected one of"),
     "--config.algo.lrr=1": ("'algo.lrr'", "did you mean 'algo.lr'"),
     "--config.alg.lr=1": ("'alg.lr'", "did you mean 'algo.lr'"),
+    "--algo=multitask --config.algo.lr=1": ("'algo.lr'", "did you mean 'backbone.lr'"),
+    "--algo=multitask --sweep=algo.lr=1,2": ("'algo.lr'", "expected one of"),
     "--config.train=3": ("'train'", "expected one of"),
     "--config.run.num_seeds=3": ("'run.num_seeds'", "expected one of"),
     "--config=file.py": ("'config'", "expected one of"),
@@ -279,7 +281,7 @@ def test_every_preset_resolves_for_every_combination(preset, algorithm, suite, e
             names |= {"preset": preset, "fidelity": fidelity}
             config = parse(*(f"--{name}={value}" for name, value in names.items())).config
             assert config.run.fidelity == fidelity and config.run.backbone == backbone
-            assert config_lib.hyper_params(config)["algo"].keys()
+            assert config_lib.hyper_params(config)["backbone"].keys()
             assert config_lib.fingerprint(config_lib.to_dict(config))
 
 
@@ -294,7 +296,9 @@ def test_a_preset_key_that_does_not_exist_raises(monkeypatch, key):
 
 def tables():
     """Yields (who, algorithms that it is for, {key: layer}) of every table of overrides."""
-    yield "presets.OF_SUITE", tuple(registry.ALGORITHMS), presets.OF_SUITE
+    every = {"quick": presets.QUICK, "smoke": presets.SMOKE, "fast": presets.FAST}
+    for name, table in (("all", every), ("OF_SUITE", presets.OF_SUITE)):
+        yield f"presets.{name}", tuple(registry.ALGORITHMS), table
     for kind in ("algorithm", "environment"):
         for name in registry.TABLES[kind]:
             module = registry.load(kind, name)
@@ -318,9 +322,14 @@ def test_every_key_of_every_table_exists_in_a_resolved_config(where):
             if section in known:  # a key that only counts where this one is chosen
                 chosen[kind] = (section,)
                 section = {"algorithm": "algo", "backbone": "backbone"}[kind]
+        lacking = []
         for algorithm, backbone in itertools.product(*chosen.values()):
             config = config_lib.resolve(config_lib.RunConfig(algorithm, backbone=backbone))
-            assert section != "run" and hasattr(getattr(config, section), field), name
+            assert section != "run"
+            lacking += [] if hasattr(getattr(config, section), field) else [algorithm]
+        # sizes for all algorithms hold for those that have such a setting, at least one
+        sizes = name.startswith("algo.") and len(users) > 1 and "SETTINGS" not in where
+        assert not lacking or (sizes and len(set(lacking)) < len(users)), (name, lacking)
 
 
 @pytest.mark.parametrize("where", LAYERS)

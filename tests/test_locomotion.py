@@ -272,6 +272,13 @@ def test_presets_choose_the_physics(preset, physics_):
     assert config_lib.data_identity(config)["physics"] == physics_
 
 
+@pytest.mark.parametrize("backbone,scale", [("brac_sac", 5.0), ("sac", 1.0), ("iql", 5.0)])
+def test_quick_has_the_rates_and_reward_scale_of_every_backbone(backbone, scale):
+    names = {"env": "cheetah_vel", "backbone": backbone}
+    found = assembly.make_config("focal", "quick", **names).backbone
+    assert (found.lr, found.policy_lr, found.reward_scale) == (1e-3, 1e-3, scale)
+
+
 def test_a_flag_overrides_the_presets_physics_and_bad_names_are_told():
     run = config_lib.RunConfig(env="ant_goal", preset="quick", physics="reference")
     assert config_lib.fill_names(run).physics == "reference"

@@ -33,7 +33,15 @@ def test_a_row_has_its_native_protocol_and_given_context():
         "train": "0.500", "spent": "40/2/0",
     }  # fmt: skip
     # one seed has no interval; what was not run is a dash
-    assert texts[6:] == ["0.600", "-", "-", "4.00 ± 0.10"]
+    assert texts[6:] == ["0.600", "-", "-", "4.00 ± 0.10, `online`"]
+
+
+def test_the_papers_number_is_shown_of_whichever_protocol_it_is():
+    other = summary(5.0, None)
+    other["protocols"].append("one_shot")
+    assert methods.row("a", other)[-1] == "-"  # a protocol without results, and no number
+    other["results"].append(one("one_shot", "test", [4.0], cell(3.0)))
+    assert methods.row("a", other)[-1] == "3.00 ± 0.10, `one_shot`"
 
 
 def test_the_order_of_three_methods_by_hand():

@@ -13,6 +13,7 @@ from test_oracle import point_agent
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import errors
+from gentle_jax.envs import base
 from gentle_jax.protocols import noisy_preferences as protocol
 from gentle_jax.types import AgentState, Offline
 
@@ -140,6 +141,22 @@ def test_fragments_are_consecutive_rows_of_one_episode():
         assert tag[size - 1] % 100 < (5, 2, 0, 9)[episode]
         starts.add(int(tag[0]))
     assert starts == {0, 1, 100, *range(300, 306)}  # every place where a fragment may begin
+
+
+def test_stored_fragments_tell_the_tested_task_where_tasks_are_revealed():
+    plain, dataset = small_env("ctmrl", "point_robot")
+    env = base.reveal(plain)
+    shown, ids = env.tasks["revealed"], env.train_ids
+    data = data_lib.append(data_lib.take_tasks(dataset, ids), shown[ids])
+    task = jax.tree.map(lambda x: jnp.asarray(x[env.test_ids[1]]), env.tasks)
+    data = jax.tree.map(jnp.asarray, data)
+    rows, mask, true, _ = protocol._stored(env, task, data, 20, 3, 0, jax.random.key(0))
+    for obs in (rows.obs, rows.next_obs):
+        wanted = np.broadcast_to(shown[env.test_ids[1]], (20, 3, 2))
+        np.testing.assert_array_equal(obs[..., 2:], wanted)
+    away = np.linalg.norm(np.asarray(rows.next_obs)[..., :2] - np.asarray(task["goal"]), axis=-1)
+    np.testing.assert_allclose(true, -away.sum(-1), rtol=1e-5)
+    assert np.asarray(mask).all() and np.ptp(true) > 0
 
 
 @pytest.mark.parametrize("fall_at,length", [(0, 5), (3, 3)])

@@ -155,6 +155,23 @@ def test_a_table_runs_the_chosen_cells_and_takes_finished_ones(capsys, executed,
     assert (tmp_path / "runs/tables/components.md").read_text().startswith("| row | point_robot")
 
 
+def test_files_and_caption_of_a_table_tell_which_backbone_it_is_of(
+    capsys, executed, tmp_path, monkeypatch
+):
+    chosen = ("--table=components", "--rows=release", "--envs=point_robot", "--preset=quick")
+    assert reproduced(capsys, *chosen)[0] == 0
+    folder = tmp_path / "runs/tables"
+    first = (folder / "components.md").read_text()
+    assert "suite ctmrl, backbone brac_sac." in first
+    monkeypatch.setattr(run, "execute", lambda _: make_summary(backbone="iql"))
+    code, out, _ = reproduced(capsys, *chosen, "--backbone=iql")
+    assert code == 0 and "components_iql.md" in out.splitlines()[-1]
+    assert (folder / "components.md").read_text() == first
+    assert "suite ctmrl, backbone iql." in (folder / "components_iql.md").read_text()
+    stored = json.loads((folder / "components_iql.json").read_text())
+    assert stored["table"] == "components" and stored["cells"][0]["backbone"] == "iql"
+
+
 @pytest.mark.parametrize("place", ["run now", "finished before"])
 def test_the_code_of_a_table_tells_of_seeds_that_diverged(
     capsys, executed, tmp_path, monkeypatch, place

@@ -34,18 +34,45 @@ def fields_of(config):
 
 def test_parameters_are_scaled_over_the_training_tasks():
     env = assembly.make_env("point_robot")._replace(
-        parameters=np.array([[1.0, 7.0], [5.0, 8.0], [3.0, 7.0]]), train_ids=np.array([0, 2])
+        tasks={"a": np.array([1.0, 5.0, 3.0]), "b": np.array([[7.0, 4.0], [8.0, 4.0], [7.0, 4.0]])},
+        train_ids=np.array([0, 2]),
     )
-    # training values 1 and 3: mean 2, deviation 1; the second is 7 in both: only its mean goes
+    # training values 1 and 3: mean 2, deviation 1; the second is 7 in both: only its mean goes; the
+    # third is 4 in all tasks: nothing to tell
     np.testing.assert_array_equal(base.scaled_parameters(env), [[-1, 0], [3, 1], [1, 0]])
 
 
 @pytest.mark.parametrize("name", list(registry.ENVIRONMENTS))
-def test_every_environment_has_parameters_to_reveal(name):
+def test_all_that_varies_between_tasks_is_revealed(name):
     module = registry.load("environment", name)
     for suite in module.SETTINGS:
-        shown = base.scaled_parameters(assembly.make_env(name, suite, module.PHYSICS[-1]))
+        env = assembly.make_env(name, suite, module.PHYSICS[-1])
+        shown = base.scaled_parameters(env)
         assert np.isfinite(shown).all() and len(np.unique(shown, axis=0)) == len(shown)
+        number = len(shown)
+        for leaf in jax.tree.leaves(env.tasks):
+            for wanted in np.asarray(leaf, np.float64).reshape(number, -1).T:
+                if np.ptp(wanted) > 0:  # a line through one of the columns
+                    lines = [np.polyfit(column, wanted, 1) for column in shown.T]
+                    errors_of = [
+                        np.abs(np.polyval(line, column) - wanted).max()
+                        for line, column in zip(lines, shown.T, strict=True)
+                    ]
+                    assert min(errors_of) < 1e-5 * np.ptp(wanted)
+
+
+def test_a_hoppers_bodies_are_revealed_in_steps():
+    config = config_of(env="hopper_params", **{"env.horizon": 0})
+    plain = assembly.env_of(config)
+    shown = base.reveal(plain)
+    task = jax.tree.map(lambda x: jnp.asarray(x[1]), shown.tasks)
+    # 4 bodies' masses, 4 x 3 inertias, 3 hinges' damping, 5 geoms' frictions of 3 numbers
+    assert shown.obs_dim == plain.obs_dim + 34
+    state, obs = shown.reset(task, jax.random.key(0))
+    _, out = jax.jit(shown.step)(task, state, jnp.zeros(3))
+    np.testing.assert_array_equal(obs[plain.obs_dim :], task["revealed"])
+    np.testing.assert_array_equal(out.obs[plain.obs_dim :], task["revealed"])
+    assert np.isfinite(out.obs).all() and np.isfinite(out.reward)
 
 
 @pytest.mark.parametrize("suite", ["ctmrl", "gentle"])
@@ -131,6 +158,12 @@ def test_its_native_protocol_is_online_and_z_is_nothing(tiny):
     rows = jax.tree.map(lambda x: jnp.asarray(x[:2, :8]), made.train.rows)
     z = made.algorithm.rep.encode(state.rep, rows, jnp.arange(2), jax.random.key(0))
     np.testing.assert_array_equal(z, np.zeros((2, 1)))
+
+
+def test_it_has_no_settings_of_its_own():
+    assert not config_lib.hyper_params(config_of())["algo"]
+    with pytest.raises(errors.UserError, match="there is none; leave it out"):
+        config_of(**{"algo.lr": 1e-3})
 
 
 def test_it_finds_the_arm_that_pays_where_the_task_is_revealed():

@@ -75,10 +75,11 @@ def groups_of(request):
 def paper_name(config):
     """Returns the paper's name of what is run: the algorithm, one of its VARIANTS, or None.
 
-    Sizes, rates and loss weights do not count; switches, and what a variant names, do.
+    Sizes, rates and loss weights do not count; switches, and what a variant names, do. None where
+    the backbone is another one, or observations tell the task.
     """
     run = config.run
-    if run.backbone != suites.get(run.suite).backbone:
+    if run.backbone != suites.get(run.suite).backbone or config.env.reveal_task:
         return None
     module = registry.load("algorithm", run.algorithm)
     plain = config_lib.resolve(run, presets.layers(run.preset, run)).algo

@@ -15,7 +15,7 @@ from experiments.show import tables
 GIVEN = "given_context"
 COLUMNS = (
     "method", "native protocol", "test", "95 % CI", "train", "spent", f"{GIVEN}, test", "95 % CI",
-    f"{GIVEN}, train", "paper, native",
+    f"{GIVEN}, train", "paper, test",
 )  # fmt: skip
 RESAMPLES = 10_000
 Z95 = 1.96  # half a 95 % interval in standard errors
@@ -37,8 +37,16 @@ def row(name, summary):
         test, train = (entry(summary, protocol, task_set) for task_set in tables.TASK_SETS)
         texts += [normalized(test), interval(test), normalized(train)]
         texts += [tables.spent(test)] if protocol == native else []
-    paper = (entry(summary, native, "test") or {}).get("paper")
-    return [*texts, f"{paper['mean']:.2f} ± {paper['spread']:.2f}" if paper else "-"]
+    return [*texts, papers_number(summary)]
+
+
+def papers_number(summary):
+    """Returns a paper's number for test tasks and its protocol, the first that has one, as text."""
+    for protocol in summary["protocols"]:
+        paper = (entry(summary, protocol, "test") or {}).get("paper")
+        if paper:
+            return f"{paper['mean']:.2f} ± {paper['spread']:.2f}, `{protocol}`"
+    return "-"
 
 
 def normalized(one):

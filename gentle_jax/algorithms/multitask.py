@@ -22,10 +22,7 @@ Z_DIM = 1
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Neither does anything: presets set them for every algorithm."""
-
-    width: int = 200
-    lr: float = 3e-4
+    """It has no settings."""
 
 
 def z_dim(config: Config, train: TrainConfig) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gentle_jax import errors
-from gentle_jax.types import Action, Env, HostArray
+from gentle_jax.types import Action, Env, HostArray, Task, Transition
 
 Ids = Int[HostArray, " _"]  # of any number
 Split = tuple[Ids, Ids]  # (train ids, test ids)
@@ -117,14 +117,30 @@ def normalize(env: Env, mean: Float[HostArray, " obs"], std: Float[HostArray, " 
 
 
 def scaled_parameters(env: Env) -> Float[HostArray, "num_tasks P"]:
-    """Returns task parameters z-scored over the training tasks; one that is constant there is 0.
+    """Returns all numbers of `env.tasks` that vary, z-scored over the training tasks.
 
-    A parameter that is constant in training but not in tests only loses its mean.
+    One that is constant in training but not in tests only loses its mean. `env.parameters`, which
+    figures show, may say less.
     """
-    values = np.asarray(env.parameters, np.float64).reshape(len(env.parameters), -1)
+    leaves = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(env.tasks))
+    values = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
+    values = values[:, (values != values[:1]).any(0)]
     known = values[env.train_ids]
     spread = known.std(0)
     return np.float32((values - known.mean(0)) / np.where(spread > 1e-8, spread, 1.0))
+
+
+def retold(task: Task, rows: Transition) -> Transition:
+    """Returns rows whose observations tell `task`, where tasks are revealed; else the same rows."""
+    if not isinstance(task, dict) or "revealed" not in task:
+        return rows
+    shown = task["revealed"]
+
+    def retell(obs):
+        kept = obs[..., : obs.shape[-1] - len(shown)]
+        return jnp.concatenate([kept, jnp.broadcast_to(shown, (*obs.shape[:-1], len(shown)))], -1)
+
+    return rows._replace(obs=retell(rows.obs), next_obs=retell(rows.next_obs))
 
 
 def reveal(env: Env) -> Env:

@@ -59,7 +59,9 @@ QUICK = {
     "backbone.reward_scale": 5.0,
     "backbone.width": 128,
     "brac_sac.policy_lr": 1e-3,
-    "brac_sac.reward_scale": 5.0,
+    "sac.policy_lr": 1e-3,
+    "sac.reward_scale": 1.0,  # 5 for an entropy weight of 1 is 1 for one of 0.2
+    "iql.policy_lr": 1e-3,
     "algo.lr": 1e-3,
     "behaviour.num_steps": 120_000,
     "behaviour.seed_steps": 3_200,

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gentle_jax import data as data_lib
 from gentle_jax import errors, evaluation
 from gentle_jax.config import EvalConfig
+from gentle_jax.envs.base import retold
 from gentle_jax.protocols import base
 from gentle_jax.types import Cost, Env, HostArray, Protocol, RandomKey
 
@@ -161,6 +162,7 @@ def _stored(env, task, train, count, steps, explored, key):
     k_task, k_rows = jax.random.split(key)
     ids = jax.random.randint(k_task, (count,), 0, len(env.train_ids))
     rows, mask = jax.tree.map(lambda x: x[:, 0], data_lib.fragments(train, ids, 1, steps, k_rows))
+    rows = retold(task, rows)
     return rows, mask, jnp.where(mask > 0, env.relabel(task, rows), 0.0).sum(-1), Cost()
 
 

@@ -62,6 +62,6 @@ def gru_step(
     bias)); next = (1 - update) * candidate + update * hidden.
     """
     reset, update, candidate = jnp.split(inputs, 3, axis=-1)
-    own = jnp.split(dense(params["hidden"], hidden, precision), 3, axis=-1)
-    reset, update = jax.nn.sigmoid(reset + own[0]), jax.nn.sigmoid(update + own[1])
-    return (1.0 - update) * jnp.tanh(candidate + reset * own[2]) + update * hidden
+    of_hidden = jnp.split(dense(params["hidden"], hidden, precision), 3, axis=-1)
+    reset, update = jax.nn.sigmoid(reset + of_hidden[0]), jax.nn.sigmoid(update + of_hidden[1])
+    return (1.0 - update) * jnp.tanh(candidate + reset * of_hidden[2]) + update * hidden

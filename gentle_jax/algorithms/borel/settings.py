@@ -6,7 +6,7 @@ from gentle_jax.config import from_zero
 
 PROTOCOL = "online"  # from the prior, the belief goes on over all episodes
 OFFERS = ("predict_reward",)
-PASSES = 100  # over all episodes, where `vae_steps` is 0
+PASSES = 100  # over as many episodes of H rows as the smallest task has, if `vae_steps` is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Config:
 
 
 _LATENT = {"train.latent_dim": 10}  # means and log variances of 5 numbers
+_TASKS = {"train.meta_batch": 16, "train.task_draw": "replace"}
 _PLANE = ("point_robot", "point_robot_wind", "sparse_point_robot")
 _PARAMS = ("hopper_params", "walker_params")
 _CTMRL = (*_PLANE, "cheetah_vel", "ant_goal", *_PARAMS)
@@ -38,7 +39,7 @@ _GENTLE = ("point_robot", "cheetah_vel", "cheetah_dir", "ant_dir", *_PARAMS)
 _OF_ENV = {"sparse_point_robot": {"algo.vae_tasks": 8}}
 _OF_ENV |= {env: {"algo.decode_state": True} for env in _PARAMS}
 SETTINGS = {
-    (suite, env): _LATENT | _OF_ENV.get(env, {})
+    (suite, env): _LATENT | _TASKS | _OF_ENV.get(env, {})
     for suite, envs in (("ctmrl", _CTMRL), ("ctmrl_b", _CTMRL), ("gentle", _GENTLE))
     for env in envs
 }
@@ -46,6 +47,7 @@ PRESETS = {
     "quick": {
         **_LATENT,
         "train.context_draw": "episodes",
+        "train.task_draw": "distinct",
         "algo.lr": 3e-3,
         "algo.vae_steps": 3_000,
     },

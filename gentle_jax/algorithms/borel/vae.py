@@ -70,11 +70,11 @@ def prior(vae: Vae) -> Float[Array, " W"]:
 
 def inputs_of(vae: Vae, params: PyTree, rows: Transition) -> Float[Array, "*rows gates"]:
     """Returns what rows (a, s', r) add to the GRU's gates: one product for all of them."""
-    own = params["encoder"]
+    encoder = params["encoder"]
     reward = rows.context_reward[..., None]
     parts = (("action", rows.action), ("obs", rows.next_obs), ("reward", reward))
-    features = [jax.nn.relu(layers.dense(own[name], x, vae.precision)) for name, x in parts]
-    return layers.dense(own["gru"]["input"], jnp.concatenate(features, -1), vae.precision)
+    features = [jax.nn.relu(layers.dense(encoder[name], x, vae.precision)) for name, x in parts]
+    return layers.dense(encoder["gru"]["input"], jnp.concatenate(features, -1), vae.precision)
 
 
 def step(vae: Vae, params: PyTree, hidden: Hidden, rows: Transition) -> Hidden:
@@ -116,8 +116,8 @@ def last(
 
 def heads(vae: Vae, params: PyTree, hidden: Hidden) -> tuple[Array, Array]:
     """Returns (mean, log variance) [..., D] of beliefs."""
-    own = params["encoder"]
-    of = lambda name: layers.dense(own[name], hidden, vae.precision)
+    encoder = params["encoder"]
+    of = lambda name: layers.dense(encoder[name], hidden, vae.precision)
     return of("mean"), of("log_variance")
 
 
@@ -129,27 +129,27 @@ def z_of(vae: Vae, params: PyTree, hidden: Hidden) -> Float[Array, "*rows Z"]:
 # --- decoders
 
 
-def _features(vae, own, rows, with_next):
+def _features(vae, params, rows, with_next):
     """Returns what rows add to a decoder's first layer, [..., width]."""
-    of = lambda name, x: jax.nn.relu(layers.dense(own[name], x, vae.precision))
+    of = lambda name, x: jax.nn.relu(layers.dense(params[name], x, vae.precision))
     parts = [of("obs", rows.next_obs)] if with_next else []
     parts += [of("action", rows.action), of("obs", rows.obs)]
-    first = {"kernel": own["first"]["kernel"][vae.latent :], "bias": own["first"]["bias"]}
+    first = {"kernel": params["first"]["kernel"][vae.latent :], "bias": params["first"]["bias"]}
     return layers.dense(first, jnp.concatenate(parts, -1), vae.precision)
 
 
-def _decode(vae, own, features, z):
+def _decode(vae, params, features, z):
     """Returns what a decoder says of every row at every z: [N, P, L, out].
 
     Args: features [N, L, width]; z [N, P, D]. The first layer is a sum of a part of z and a part of
     the row: no product is computed for every pair.
     """
-    nothing = jnp.zeros_like(own["first"]["bias"])
-    first = {"kernel": own["first"]["kernel"][: vae.latent], "bias": nothing}
+    nothing = jnp.zeros_like(params["first"]["bias"])
+    first = {"kernel": params["first"]["kernel"][: vae.latent], "bias": nothing}
     x = layers.dense(first, z, vae.precision)[:, :, None] + features[:, None]
     for i in range(1, vae.config.decoder_depth):
-        x = layers.dense(own[f"hidden_{i}"], jax.nn.relu(x), vae.precision)
-    return layers.dense(own["out"], jax.nn.relu(x), vae.precision)
+        x = layers.dense(params[f"hidden_{i}"], jax.nn.relu(x), vae.precision)
+    return layers.dense(params["out"], jax.nn.relu(x), vae.precision)
 
 
 def predict_reward(

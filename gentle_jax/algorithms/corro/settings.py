@@ -6,7 +6,7 @@ from gentle_jax.config import from_zero
 
 PROTOCOL = "given_context"
 NEGATIVES = ("generative", "reward", "none")
-CVAE_PASSES = 100  # over the training tasks' rows: the released number of epochs
+CVAE_PASSES = 100  # over as many rows a task as the smallest has: the released number of epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ VARIANTS = {
     "corro_none": {"negatives": "none"},
 }
 
+_TASKS = {"train.meta_batch": 16, "train.task_draw": "replace"}
 # the size of z is that of a row's code, so it is published with the method
 _SMALL = {"train.latent_dim": 5}
 _ANT = _SMALL | {"algo.cvae_width": 128, "algo.code_dim": 64}
@@ -56,12 +57,13 @@ _CTMRL = _BOTH | {
 }
 _GENTLE = _BOTH | {"ant_dir": _ANT, "cheetah_dir": _SMALL}
 SETTINGS = {
-    (suite, env): fields
+    (suite, env): _TASKS | fields
     for suite, envs in (("ctmrl", _CTMRL), ("ctmrl_b", _CTMRL), ("gentle", _GENTLE))
     for env, fields in envs.items()
 }
 PRESETS = {
     "quick": {
+        "train.task_draw": "distinct",
         "algo.cvae_steps": 12_000,
         "algo.cvae_width": 128,
         "algo.cvae_lr": 3e-3,
