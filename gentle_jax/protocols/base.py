@@ -337,6 +337,16 @@ def whole_episodes(
     return jax.tree.map(lambda x: x[0], rows), (slot < enough).astype(jnp.float32)
 
 
+def predicted_kind(algorithm: Algorithm, env: Env) -> Callable:
+    """Returns the function of dense rewards that gives rewards as `predict_reward` predicts them.
+
+    It does nothing where these are dense, or contexts see the dense reward.
+    """
+    if env.context_reward is None or not algorithm.rep.predicts_context_reward:
+        return lambda reward: reward
+    return env.context_reward
+
+
 def choose(predicate: Array, new: Any, old: Any) -> Any:
     """Returns `new` where a scalar predicate holds, else `old`, over a tree."""
     return jax.tree.map(lambda a, b: jnp.where(predicate, a, b), new, old)

@@ -119,7 +119,7 @@ def _return(algorithm, state, env, outcome, z):
 def _prediction_error(algorithm, state, env, outcome, z):
     """Minus the mean squared error of predicted rewards, those that contexts see."""
     guess = algorithm.rep.predict_reward(state.rep, z, outcome.rows)
-    if env.context_reward is not None:
+    if env.context_reward is not None and not algorithm.rep.predicts_context_reward:
         guess = env.context_reward(guess)
     return -_mean((guess - outcome.rows.context_reward) ** 2, outcome.mask)
 
