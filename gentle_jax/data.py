@@ -247,6 +247,28 @@ def fragments(
     return rows, (slot < end).astype(jnp.float32)
 
 
+def whole_episodes(
+    dataset: Dataset, horizon: int, key: RandomKey
+) -> tuple[Transition, Float[Array, " steps"]]:
+    """Draws whole episodes of a Dataset of one task, in time order, until they have H rows.
+
+    Returns (Transition [2 H - 1, ...], mask). Uniform over the episodes that have rows, with
+    replacement; one longer than H is cut.
+    """
+    start = dataset.episode_start[0]
+    length = jnp.minimum(jnp.diff(start), horizon)
+    score = jnp.where(length > 0, 0.0, -jnp.inf)
+    drawn = jax.random.categorical(key, score, shape=(horizon,))  # each has at least one row
+    end = jnp.cumsum(length[drawn])
+    slot = jnp.arange(2 * horizon - 1)
+    which = jnp.minimum(jnp.searchsorted(end, slot, side="right"), horizon - 1)
+    step = slot - end[which] + length[drawn[which]]
+    row = start[drawn[which]] + jnp.minimum(step, length[drawn[which]] - 1)
+    rows = gather(dataset, jnp.zeros(1, jnp.int32), row[None])
+    enough = end[jnp.argmax(end >= horizon)]
+    return jax.tree.map(lambda x: x[0], rows), (slot < enough).astype(jnp.float32)
+
+
 def context_batch(
     dataset: Dataset,
     task_id: Int[Array, " T"],

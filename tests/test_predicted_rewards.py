@@ -38,7 +38,7 @@ def test_rewards_are_of_the_kind_that_the_bundle_says(tiny, algorithm):
     @jax.jit
     def predict(state, data, key):
         ids = jnp.arange(2)
-        z = base.of_training_tasks(made.algorithm, state, data, ids, key)[1][0]
+        z = base.of_training_tasks(made.algorithm, state, made.env, data, ids, key)[1][0]
         one = jax.tree.map(lambda x: x[0], data.rows)
         return made.algorithm.rep.predict_reward(state.rep, z, one)
 

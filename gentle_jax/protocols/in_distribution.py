@@ -52,7 +52,7 @@ def make(config: EvalConfig, env: Env) -> Protocol:
     def run(algorithm, state, env, task, offline, key):
         rep, act = algorithm.rep, base.deterministic(algorithm, state)
         k_tasks, k_prior, k_episodes = jax.random.split(key, 3)
-        known, z = base.of_training_tasks(algorithm, state, offline.train, ids, k_tasks)
+        known, z = base.of_training_tasks(algorithm, state, env, offline.train, ids, k_tasks)
         prior = rep.prior(state.rep)
 
         def body(trial, inputs):

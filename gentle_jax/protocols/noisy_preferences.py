@@ -46,7 +46,7 @@ def make(config: EvalConfig, env: Env) -> Protocol:
     def run(algorithm, state, env, task, offline, key):
         rep = algorithm.rep
         k_tasks, k_fragments, k_search, k_episode = jax.random.split(key, 4)
-        known, z = base.of_training_tasks(algorithm, state, offline.train, ids, k_tasks)
+        known, z = base.of_training_tasks(algorithm, state, env, offline.train, ids, k_tasks)
         sizes = max(config.num_pairs // 2, 2), steps, explored
         rows, mask, rewards, spent = draw(env, task, offline.train, *sizes, k_fragments)
         true = jnp.where(mask > 0, base.predicted_kind(algorithm, env)(rewards), 0.0).sum(-1)
