@@ -14,10 +14,12 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
+from gentle_jax import errors
 from gentle_jax.config import TrainConfig
 from gentle_jax.types import HostArray, RandomKey, Statistics, Transition, pytree
 
 Ids = Int[Array, " ids"] | Int[HostArray, " ids"]
+FRAGMENT = 64  # steps of a fragment, in a horizon that is as long
 DEVICES = "runs"  # the mesh axis that runs, and a split dataset, lie along
 
 
@@ -225,6 +227,19 @@ def draw_rows(
 def rl_batch(dataset: Dataset, task_id: Int[Array, " T"], size: int, key: RandomKey) -> Transition:
     """Returns a Transition with leaves [T, size, ...], uniform over all rows of each task."""
     return gather(dataset, task_id, draw_rows(dataset, task_id, size, key))
+
+
+def fragment_steps(wanted: int, horizon: int, name: str) -> int:
+    """Returns the steps of a fragment; raises UserError for more than one horizon.
+
+    Args: wanted, 0 for FRAGMENT or one horizon, what is shorter; name, of the setting.
+    """
+    if wanted > horizon:
+        raise errors.UserError(
+            f"{name} is {wanted}: expected at most {horizon}, the horizon; pass "
+            f"--config.{name}={horizon}, or 0 for up to {FRAGMENT}"
+        )
+    return wanted or min(FRAGMENT, horizon)
 
 
 def fragments(

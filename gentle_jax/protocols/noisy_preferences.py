@@ -36,10 +36,10 @@ MOST = 1024  # candidates: every one predicts the rewards of all fragments
 
 
 def make(config: EvalConfig, env: Env) -> Protocol:
-    """Returns the Protocol; raises UserError for a noise or a number of questions it cannot ask."""
+    """Returns the Protocol; raises UserError for a noise, questions or fragments it cannot have."""
     num_train, needed = len(env.train_ids), num_hypotheses(config)
     ids = jnp.arange(max(num_train, needed)) % num_train
-    steps = min(config.fragment_steps, env.horizon)
+    steps = data_lib.fragment_steps(config.fragment_steps, env.horizon, "eval.fragment_steps")
     explored = max(config.online_steps // 2, env.horizon)
     draw = _stored if env.relabel is not None else _random
 
