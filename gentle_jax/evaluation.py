@@ -280,8 +280,8 @@ def make_embed(
     rep = algorithm.rep
 
     def ordered(state, offline, index, keys):
-        own = data_lib.view_tasks(offline, index[None])
-        rows, mask = data_lib.whole_episodes(own, horizon, keys[0])
+        stored = data_lib.view_tasks(offline, index[None])
+        rows, mask = data_lib.whole_episodes(stored, horizon, keys[0])
         return rep.sample(state, rep.extend(state, rep.prior(state), rows, mask), keys[1])
 
     def embed(state, run_key, offline, at):

@@ -198,8 +198,8 @@ def of_training_tasks(
         k_context, k_z = jax.random.split(inputs[1])
         ids = inputs[0][None]
         if rep.ordered_context:
-            own = data_lib.view_tasks(data, ids)
-            rows, mask = data_lib.whole_episodes(own, env.horizon, k_context)
+            stored = data_lib.view_tasks(data, ids)
+            rows, mask = data_lib.whole_episodes(stored, env.horizon, k_context)
         else:
             context = rep.context(state.rep, data, ids, k_context)
             if rep.observe is None:
