@@ -99,6 +99,8 @@ def exposed(algorithm, env):
         extend=over(rep.extend, 2),
         observe=over(rep.observe, 2),
         predict_reward=over(rep.predict_reward, 2),
+        uncertainty=over(rep.uncertainty, 2),
+        encode=over(rep.encode, 1),
     )
     shown = env._replace(obs_dim=size, reset=reset, step=step, relabel=over(env.relabel, 1))
     return algorithm._replace(rep=rep, rl=blind), shown
@@ -188,12 +190,15 @@ def episode(restored, index, seed, task, protocol):
     """Returns the Episode that a protocol scores last, for run `index` on task id `task`.
 
     The key is that of `evaluation.make_trace`: with the run's first protocol it is the episode of
-    its `rollouts.npz`, up to how XLA compiles one task instead of all.
+    its `rollouts.npz`, up to how XLA compiles one task instead of all. Raises UserError for a
+    protocol whose needs the run's settings do not meet.
     """
     config, env, order = restored.config, restored.env, assembly.task_order(restored.env)
     position = int(np.flatnonzero(order == task)[0])
-    run_protocol = registry.load("protocol", protocol).make(config.eval, env).run
-    algorithm, seen = exposed(restored.sweep.algorithm, env)
+    algorithm = restored.sweep.algorithm
+    chosen = registry.load("protocol", protocol).make(config.eval, env)
+    needs.check_built({protocol: chosen}, config.run.algorithm, env, algorithm.rep)
+    algorithm, seen = exposed(algorithm, env)
     key = rng.stream(rng.run_keys(1, seed)[0], "trace", restored.done)
     host = lambda tree: jax.tree.map(np.asarray, tree)
     state = jax.tree.map(lambda leaf: np.asarray(leaf)[index], restored.state)
@@ -202,7 +207,7 @@ def episode(restored, index, seed, task, protocol):
     this_task = jax.tree.map(lambda leaf: leaf[task], env.tasks)
 
     def run(state, this_task, offline, key):
-        outcome = run_protocol(algorithm, state, seen, this_task, offline, key)
+        outcome = chosen.run(algorithm, state, seen, this_task, offline, key)
         return jax.tree.map(lambda leaf: leaf[-1], outcome)
 
     last = host(

@@ -108,7 +108,7 @@ def make_sweep(
         algorithm=algorithm,
         evaluate=evaluation.make_evaluate(algorithm, env, protocols, config.eval.num_repeats),
         episodes={name: protocol.num_episodes for name, protocol in protocols.items()},
-        embed=evaluation.make_embed(algorithm, config.train, CONTEXTS_PER_TASK),
+        embed=evaluation.make_embed(algorithm, config.train, CONTEXTS_PER_TASK, env.horizon),
         trace=evaluation.make_trace(algorithm, env, native),
         data=sweep_lib.place_data(dataset, mesh),
         tasks=sweep_lib.place_shared(jax.tree.map(lambda leaf: leaf[order], env.tasks), mesh),

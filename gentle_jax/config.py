@@ -28,6 +28,7 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 MAY_BE_ZERO = (  # every other whole number is a size, a count or a period
     "behaviour.seed", "behaviour.seed_steps", "eval.context_episodes", "eval.exploration_steps",
     "env.num_train", "env.num_test", "env.horizon", "behaviour.replay_rows",
+    "eval.num_candidates", "eval.fragment_steps",
 )  # fmt: skip
 METRICS = ("final", "all", "first")
 
@@ -131,12 +132,12 @@ class EvalConfig:
     metric: str = "final"  # of the table: "final", "all" or "first" episode(s)
     random_episodes: int = 200  # per task, for the random policy's return
     reference_episodes: int = 10  # in_distribution: at z of training tasks, chosen each from
-    num_candidates: int = 20  # so many of them
+    num_candidates: int = 0  # so many of them; 0 = 20, or all where there are fewer
     quantifier: str = "return"  # of the best episode; or "prediction_error", "ensemble"
     num_queries: int = 10  # noisy_preferences: answers, each of which is wrong with probability
     query_noise: float = 0.2
     num_pairs: int = 100  # of fragments, that a question is chosen from
-    fragment_steps: int = 20  # at most one horizon
+    fragment_steps: int = 0  # at most one horizon; 0 = 64, or one horizon where that is shorter
 
 
 @dataclasses.dataclass(frozen=True)

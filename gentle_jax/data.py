@@ -14,10 +14,12 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
+from gentle_jax import errors
 from gentle_jax.config import TrainConfig
 from gentle_jax.types import HostArray, RandomKey, Statistics, Transition, pytree
 
 Ids = Int[Array, " ids"] | Int[HostArray, " ids"]
+FRAGMENT = 64  # steps of a fragment, in a horizon that is as long
 DEVICES = "runs"  # the mesh axis that runs, and a split dataset, lie along
 
 
@@ -227,6 +229,19 @@ def rl_batch(dataset: Dataset, task_id: Int[Array, " T"], size: int, key: Random
     return gather(dataset, task_id, draw_rows(dataset, task_id, size, key))
 
 
+def fragment_steps(wanted: int, horizon: int, name: str) -> int:
+    """Returns the steps of a fragment; raises UserError for more than one horizon.
+
+    Args: wanted, 0 for FRAGMENT or one horizon, what is shorter; name, of the setting.
+    """
+    if wanted > horizon:
+        raise errors.UserError(
+            f"{name} is {wanted}: expected at most {horizon}, the horizon; pass "
+            f"--config.{name}={horizon}, or 0 for up to {FRAGMENT}"
+        )
+    return wanted or min(FRAGMENT, horizon)
+
+
 def fragments(
     dataset: Dataset, task_id: Int[Array, " T"], count: int, steps: int, key: RandomKey
 ) -> tuple[Transition, Float[Array, "T count steps"]]:
@@ -247,6 +262,28 @@ def fragments(
     return rows, (slot < end).astype(jnp.float32)
 
 
+def whole_episodes(
+    dataset: Dataset, horizon: int, key: RandomKey
+) -> tuple[Transition, Float[Array, " steps"]]:
+    """Draws whole episodes of a Dataset of one task, in time order, until they have H rows.
+
+    Returns (Transition [2 H - 1, ...], mask). Uniform over the episodes that have rows, with
+    replacement; one longer than H is cut.
+    """
+    start = dataset.episode_start[0]
+    length = jnp.minimum(jnp.diff(start), horizon)
+    score = jnp.where(length > 0, 0.0, -jnp.inf)
+    drawn = jax.random.categorical(key, score, shape=(horizon,))  # each has at least one row
+    end = jnp.cumsum(length[drawn])
+    slot = jnp.arange(2 * horizon - 1)
+    which = jnp.minimum(jnp.searchsorted(end, slot, side="right"), horizon - 1)
+    step = slot - end[which] + length[drawn[which]]
+    row = start[drawn[which]] + jnp.minimum(step, length[drawn[which]] - 1)
+    rows = gather(dataset, jnp.zeros(1, jnp.int32), row[None])
+    enough = end[jnp.argmax(end >= horizon)]
+    return jax.tree.map(lambda x: x[0], rows), (slot < enough).astype(jnp.float32)
+
+
 def context_batch(
     dataset: Dataset,
     task_id: Int[Array, " T"],
@@ -258,8 +295,9 @@ def context_batch(
     """Returns a context, a Transition with leaves [T, size, ...].
 
     `draw`: "uniform" over all rows of a task (both releases); "level", rows of `num_levels`
-    behaviour levels, drawn per task; "episodes", whole episodes of such levels, the last one cut.
-    The papers never say; at test time a context comes from one or two policies, not from a history.
+    behaviour levels, drawn per task; "episodes", whole episodes of such levels, one after another,
+    the last one cut. The papers never say; at test time a context comes from one or two policies,
+    not from a history.
     """
     if draw == "uniform":
         return rl_batch(dataset, task_id, size, key)
@@ -269,27 +307,38 @@ def context_batch(
     per_level = dataset.level_episodes
     levels = jax.random.randint(k_level, (num_tasks, num_levels), 0, dataset.num_levels)
 
-    def first_episodes(count):
+    def first_episodes(count, key):
         """The first episode [T, count] of one of the task's levels, picked per column."""
-        pick = jax.random.randint(k_mix, (num_tasks, count), 0, num_levels)
+        pick = jax.random.randint(key, (num_tasks, count), 0, num_levels)
         return jnp.take_along_axis(levels, pick, 1) * per_level
 
     at = lambda index: jnp.take_along_axis(starts, index, 1)
     if draw == "level":
-        first = first_episodes(size)
+        first = first_episodes(size, k_mix)
         low, high = at(first), at(first + per_level)
         return gather(dataset, task_id, _uniform_rows(low, high, (num_tasks, size), k_row))
+    # as many episodes as there are rows are drawn, since one may have a single row; those that do
+    # where episodes have the mean length come first, from keys of their own
     length = max(dataset.rows.reward.shape[1] // (starts.shape[1] - 1), 1)  # mean, rounded down
     count = -(-size // length)
-    first = first_episodes(count)
+    first = first_episodes(count, k_mix)
     draw = jax.random.randint(k_row, (num_tasks, count), 0, per_level)
+    if count < size:
+        more = [jax.random.fold_in(k, 1) for k in (k_mix, k_row)]
+        first = jnp.append(first, first_episodes(size - count, more[0]), axis=1)
+        others = jax.random.randint(more[1], (num_tasks, size - count), 0, per_level)
+        draw = jnp.append(draw, others, axis=1)
     there = (jnp.diff(starts, axis=1) > 0).reshape(num_tasks, -1, per_level).sum(-1)  # of a level
     filled = jnp.take_along_axis(there, first // per_level, 1)
     episode = first + draw * filled // per_level  # `draw` itself where no episode is empty
+    low, high = at(episode), at(episode + 1)
+    end = jnp.cumsum(high - low, axis=1)  # in the context
     slot = jnp.arange(size)
-    chosen = episode[:, slot // length]
-    low, high = at(chosen), at(chosen + 1)
-    return gather(dataset, task_id, low + (slot % length) % jnp.maximum(high - low, 1))
+    which = jax.vmap(lambda ends: jnp.searchsorted(ends, slot, side="right"))(end)
+    which = jnp.minimum(which, size - 1)
+    pick = lambda x: jnp.take_along_axis(x, which, 1)
+    last = jnp.maximum(pick(high), pick(low) + 1) - 1  # short of rows: the last one again
+    return gather(dataset, task_id, jnp.minimum(pick(high) - (pick(end) - slot), last))
 
 
 def context_of(

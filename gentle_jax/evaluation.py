@@ -268,19 +268,33 @@ def make_trace(algorithm: Algorithm, env: Env, protocol: Protocol) -> Callable:
     return trace
 
 
-def make_embed(algorithm: Algorithm, train: TrainConfig, contexts_per_task: int) -> Callable:
+def make_embed(
+    algorithm: Algorithm, train: TrainConfig, contexts_per_task: int, horizon: int
+) -> Callable:
     """Returns embed(state, run_key, offline, at): what figures show of every task's contexts.
 
     Result: {"z": [task, contexts_per_task, Z], and each name of `rep.describe`: [task, ...]}.
+    Contexts are drawn as in training, or whole episodes in time order where the encoder asks for
+    them. Args: horizon, of the environment.
     """
+    rep = algorithm.rep
+
+    def ordered(state, offline, index, keys):
+        stored = data_lib.view_tasks(offline, index[None])
+        rows, mask = data_lib.whole_episodes(stored, horizon, keys[0])
+        return rep.sample(state, rep.extend(state, rep.prior(state), rows, mask), keys[1])
 
     def embed(state, run_key, offline, at):
         num_tasks = offline.episode_start.shape[0]
         ids = jnp.tile(jnp.arange(num_tasks), contexts_per_task)
         k_context, k_z = jax.random.split(stream(run_key, "embed", at))
-        context = data_lib.context_of(offline, ids, train, k_context)
-        z = learner.encode_tasks(algorithm.rep, state.rep, context, ids, k_z)
-        described = jax.vmap(lambda one: algorithm.rep.describe(state.rep, one))(z)
+        if rep.ordered_context:
+            keys = jnp.stack([jax.random.split(k, len(ids)) for k in (k_context, k_z)], 1)
+            z = jax.lax.map(lambda each: ordered(state.rep, offline, *each), (ids, keys))
+        else:
+            context = data_lib.context_of(offline, ids, train, k_context)
+            z = learner.encode_tasks(rep, state.rep, context, ids, k_z)
+        described = jax.vmap(lambda one: rep.describe(state.rep, one))(z)
         reorder = lambda x: jnp.moveaxis(
             x.reshape((contexts_per_task, num_tasks) + x.shape[1:]), 0, 1
         )

@@ -62,7 +62,8 @@ def check_built(
             feature = FEATURES.get(need)
             if feature is not None and not feature.there(env, representation):
                 who = _without(need, algorithm, env.name) + " with these settings"
-                raise _refusal(name, need, who, algorithm, env.name)
+                change = _change(need, need in protocol.needs, feature.kind)
+                raise _refusal(name, need, who, algorithm, env.name, change)
 
 
 def needs_of(protocol: str) -> tuple[str, ...]:
@@ -89,8 +90,20 @@ def _without(need, algorithm, env):
     return f"both {names['algorithm']} and {names['environment']} lack"
 
 
-def _refusal(protocol, need, who, algorithm, env):
-    others = [name for name in able(algorithm, env) if need not in needs_of(name)]
+def _change(need, by_settings, kind):
+    """Returns, in words, which settings to change. Args: by_settings, the protocol's own ask."""
+    if by_settings:
+        return f"; or change the eval.* setting that asks for {need!r} (such as eval.quantifier)"
+    section = {"algorithm": "algo", "environment": "env"}[kind]
+    return f"; or leave out the --config.{section}.* setting that takes {need!r} away"
+
+
+def _refusal(protocol, need, who, algorithm, env, change=""):
+    """Returns the UserError. Args: change, what else helps."""
+    others = [
+        name for name in able(algorithm, env) if need not in needs_of(name) and name != protocol
+    ]
     return errors.UserError(
-        f"protocol {protocol!r} needs {need!r}, which {who}: choose from {', '.join(others)}"
+        f"protocol {protocol!r} needs {need!r}, which {who}: choose from "
+        f"{', '.join(others)}{change}"
     )

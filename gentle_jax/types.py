@@ -113,6 +113,7 @@ Describe = Callable[[State, Float[Array, " Z"]], dict]
 Encode = Callable[[State, Transition, Int[Array, " T"], RandomKey], Float[Array, "T Z"]]
 Condition = Callable[[State, Dataset, Int[Array, " T"], Int[Array, "K T B"], RandomKey], Cond]
 Observe = Callable[[State, Belief, Transition], Belief]
+# Dense rewards of rows, or those that contexts see: `Representation.predicts_context_reward`.
 PredictReward = Callable[[State, Float[Array, " Z"], Transition], Float[Array, " N"]]
 
 
@@ -136,6 +137,9 @@ class Representation(NamedTuple):
     # The belief after one step: z moves within an episode; None: it stays until `extend`.
     observe: Observe | None = None
     predict_reward: PredictReward | None = None  # of rows [N, ...] in the task that z stands for
+    # Whether `predict_reward` learned from `context_reward` (sparse where so), not from `reward`.
+    # `protocols.base.predicted_kind` brings both to what they are compared with.
+    predicts_context_reward: bool = False
     # How far models of the task that z stands for disagree about rows [N, ...]; 0 or more.
     uncertainty: PredictReward | None = None
     ordered_context: bool = False  # test contexts are whole episodes in time order, not rows

@@ -199,9 +199,25 @@ def test_fragments_are_compared_so_there_are_two_at_least(tiny):
         tiny("anole", **{"anole.num_fragments": 1})
 
 
-def test_fragments_are_at_most_one_horizon(tiny):
-    config = tiny("anole").config.algo
-    assert config.fragment_steps == 20 > HORIZON  # and the steps above ran
+def test_fragments_are_one_horizon_by_default_and_never_longer(tiny, monkeypatch):
+    made, drawn = tiny("anole"), []
+    draw = data_lib.fragments
+
+    def fragments(*args):
+        rows, mask = draw(*args)
+        drawn.append(mask.shape)
+        return rows, mask
+
+    monkeypatch.setattr(data_lib, "fragments", fragments)
+    step = made.algorithm.stages[-1].step
+    jax.eval_shape(step, made.state(), made.train, jax.random.key(0), jnp.int32(0))
+    assert drawn and set(drawn) == {(3, 4, HORIZON)}
+    with pytest.raises(errors.UserError) as error:
+        tiny("anole", **{"anole.fragment_steps": HORIZON + 1})
+    assert str(error.value) == (
+        "algo.fragment_steps is 6: expected at most 5, the horizon; pass "
+        "--config.algo.fragment_steps=5, or 0 for up to 64"
+    )
 
 
 def test_settings_of_the_suites():
@@ -209,7 +225,7 @@ def test_settings_of_the_suites():
     for env in ("point_robot", "point_robot_wind", "sparse_point_robot", "ant_goal"):
         run = config_lib.RunConfig(algorithm="anole", env=env)
         config = config_lib.resolve(run)
-        assert config.algo.fragment_steps == (64 if env == "ant_goal" else 20)
+        assert config.algo.fragment_steps == (20 if env == "point_robot_wind" else 0)
         assert (config.algo.kl_weight, config.algo.preference_weight) == (0.1, 10.0)
         assert config.run.protocols[0] == "noisy_preferences"
     environments = {(s, e) for e in registry.ENVIRONMENTS

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import toys
 
+from gentle_jax import config as config_lib
+from gentle_jax import data as data_lib
 from gentle_jax import evaluation, registry
-from gentle_jax.protocols import base
+from gentle_jax.types import Offline
 
 # --- a belief that moves within an episode
 
@@ -115,7 +117,7 @@ def test_an_ordered_context_is_a_whole_episode_in_time_order():
 
 def test_short_episodes_follow_each_other_until_there_is_one_horizon():
     lengths = (3, 0, 4, 1)
-    draw = jax.jit(lambda key: base.whole_episodes(toys.stored(lengths), 5, key))
+    draw = jax.jit(lambda key: data_lib.whole_episodes(toys.stored(lengths), 5, key))
     starts = set()
     for seed in range(30):
         rows, mask = draw(jax.random.key(seed))
@@ -139,3 +141,39 @@ def test_an_ordered_one_shot_context_is_the_exploration_once_as_it_came(again):
     z, _ = toys.run("one_shot", env, algorithm=toys.ordered_agent(), **settings)
     np.testing.assert_array_equal(z[:, 1], [7, 7, 7])
     np.testing.assert_array_equal(z[:, [0, 2]], [[1, 1]] * 3)
+
+
+# in_distribution's only episode is at a training task's z, that of noisy_preferences at a winner's
+@pytest.mark.parametrize("observe", [None, toys.forget])
+@pytest.mark.parametrize("name", ["in_distribution", "noisy_preferences"])
+def test_ordered_contexts_of_training_tasks_are_whole_episodes(name, observe):
+    env = toys.env(5)
+    agent = toys.ordered_agent(observe=observe, context=None)  # that of training is not drawn
+    sizes = {"online_steps": 5, "num_pairs": 2, "fragment_steps": 5, "num_candidates": 1}
+    z, _ = toys.run(name, env, toys.stored((5, 5, 5)), agent, **sizes)
+    assert z[0, 0] % 100 == 4  # the last row of an episode
+    np.testing.assert_array_equal(z[0, 1:3], [5, 1])
+    protocol, seen = toys.make(name, env, **sizes), set()
+    run = jax.jit(
+        lambda key: protocol.run(
+            agent, toys.STATE, env, jnp.zeros(()), Offline(None, toys.stored((3, 0, 4, 1))), key
+        )
+    )
+    for seed in range(20):  # short ones follow each other until there is one horizon
+        last, rows, ordered = np.asarray(run(jax.random.key(seed)).rows.action)[0, 0, 1:4]
+        assert ordered == 1 and 5 <= rows <= 8 and last in (2, 203, 300)
+        seen.add(last)
+    assert len(seen) == 3
+
+
+def test_ordered_contexts_of_figures_are_whole_episodes():
+    agent = toys.ordered_agent(describe=lambda state, z: {"rows": z[1]})
+    train = config_lib.TrainConfig(context_draw="uniform", context_size=7)
+    embed = evaluation.make_embed(agent, train, 3, 5)
+    state = toys.STATE
+    run = jax.jit(lambda key: embed(state, key, toys.stored((5, 5, 5), tasks=2), jnp.int32(0)))
+    shown = jax.tree.map(np.asarray, run(jax.random.key(0)))
+    assert shown["z"].shape == (2, 3, 4)
+    assert (shown["z"][..., 0] % 100 == 4).all() and len(np.unique(shown["z"][..., 0])) > 1
+    np.testing.assert_array_equal(shown["z"][..., 2], 1)
+    np.testing.assert_array_equal(shown["rows"], 5)

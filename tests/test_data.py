@@ -152,10 +152,36 @@ def test_episode_context_of_ragged_episodes_stays_inside_them():
     dataset = jax.tree.map(jnp.asarray, build(LENGTHS))
     for seed in range(4):
         batch = data_lib.context_batch(dataset, jnp.arange(3), 20, jax.random.key(seed), "episodes")
-        task, level, episode = parts(batch)
+        task, level, _ = parts(batch)
         assert (task == np.arange(3)[:, None]).all()
         assert (level == level[:, :1]).all()
-        assert (np.asarray(batch.obs[..., 0]) < LENGTHS[task, level, episode]).all()
+        check_whole(batch, LENGTHS)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_context_of_one_horizon_is_one_episode_or_as_many_as_fill_it(short):
+    # of the last task, with episodes of one horizon, beside tasks with a mean length below it
+    lengths = np.full((TASKS, LEVELS, EPISODES), STEPS)
+    lengths[0] = 2 if short else STEPS
+    lengths[1] = 1 if short else STEPS
+    dataset = jax.tree.map(jnp.asarray, build(lengths))
+    batch = data_lib.context_batch(dataset, jnp.arange(3), STEPS, jax.random.key(0), "episodes")
+    check_whole(batch, lengths)
+    wanted = (
+        [[0, 1, 0, 1, 0, 1], [0] * STEPS, np.arange(STEPS)] if short else [np.arange(STEPS)] * 3
+    )
+    np.testing.assert_array_equal(batch.obs[..., 0], wanted)
+
+
+def check_whole(batch, lengths):
+    """Episodes follow each other from their first step to their last one; the end is cut."""
+    steps, (task, level, episode) = np.asarray(batch.obs[..., 0]).astype(int), parts(batch)
+    length = lengths[task, level, episode]
+    assert (steps < length).all() and (steps[:, 0] == 0).all()
+    over = steps[:, :-1] + 1 == length[:, :-1]
+    np.testing.assert_array_equal(steps[:, 1:], np.where(over, 0, steps[:, :-1] + 1))
+    goes_on = (level * EPISODES + episode)[:, 1:] == (level * EPISODES + episode)[:, :-1]
+    assert (goes_on | over).all()
 
 
 @pytest.mark.parametrize("draw", ["uniform", "level", "episodes"])
@@ -174,9 +200,7 @@ def test_contexts_never_draw_an_episode_that_is_missing(draw):
         assert (np.asarray(batch.obs[..., 0]) < lengths[task, level, episode]).all()
         np.testing.assert_array_equal(batch.next_obs[..., 0], batch.obs[..., 0] + 1)  # no padding
         if draw == "episodes":  # each from its start, not one row of a neighbour again and again
-            share = made.rows.reward.shape[1] // (LEVELS * EPISODES)
-            expected = np.arange(40) % share % lengths[task, level, episode]
-            np.testing.assert_array_equal(batch.obs[..., 0], expected)
+            check_whole(batch, lengths)
 
 
 def test_float_rounding_never_draws_past_the_last_row(dataset, monkeypatch):

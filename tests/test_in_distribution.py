@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import toys
 
+from gentle_jax import assembly, errors, presets, registry
 from gentle_jax import config as config_lib
-from gentle_jax import errors, registry
-from gentle_jax.protocols import base, in_distribution
+from gentle_jax import data as data_lib
+from gentle_jax.protocols import base, in_distribution, noisy_preferences
 from gentle_jax.types import Env, Offline, Step
 
 TASKS, HORIZON, RUNS = 5, 3, 12
@@ -222,9 +223,9 @@ def test_an_unknown_quantifier_is_refused_in_one_line():
 @pytest.mark.parametrize(
     "suite,env,sizes",
     [
-        ("ctmrl", "point_robot", (10, 20)),
-        ("gentle", "point_robot", (10, 20)),
-        ("ctmrl_b", "sparse_point_robot", (10, 20)),
+        ("ctmrl", "point_robot", (10, 0)),
+        ("gentle", "point_robot", (10, 0)),
+        ("ctmrl_b", "sparse_point_robot", (10, 0)),
         ("ctmrl", "point_robot_wind", (5, 5)),
         ("ctmrl", "cheetah_vel", (2, 5)),
         ("ctmrl", "hopper_params", (2, 5)),
@@ -236,3 +237,34 @@ def test_sizes_of_the_stages_are_those_of_the_environment(suite, env, sizes):
         run = config_lib.RunConfig(algorithm=algorithm, suite=suite, env=env)
         config = config_lib.resolve(run).eval
         assert (config.reference_episodes, config.num_candidates) == sizes
+
+
+def test_more_candidates_than_training_tasks_are_refused_in_one_line():
+    with pytest.raises(errors.UserError) as error:
+        toys.make("in_distribution", point_env(), num_candidates=TASKS + 1)
+    assert str(error.value) == (
+        "eval.num_candidates is 6: expected at most 5, the training tasks; pass "
+        "--config.eval.num_candidates=5, or 0 for up to 20"
+    )
+    many = point_env()._replace(train_ids=np.arange(30))
+    number = lambda n, env: in_distribution.num_candidates(
+        config_lib.EvalConfig(num_candidates=n), env
+    )
+    assert [number(n, point_env()) for n in (0, 5, 2)] == [5, 5, 2]
+    assert [number(n, many) for n in (0, 30)] == [20, 30]
+
+
+@pytest.mark.parametrize("name", list(registry.ENVIRONMENTS))
+def test_candidates_and_fragments_of_every_preset_fit_the_environment(name):
+    module, envs = registry.load("environment", name), {}
+    for suite in module.SETTINGS:
+        for preset in presets.PRESETS[1:]:
+            for algorithm in ("idaq", "anole"):
+                config = assembly.make_config(algorithm, preset, suite=suite, env=name)
+                if (suite, config.env) not in envs:
+                    envs[suite, config.env] = config_lib.make_env(name, suite, "", config.env)
+                env = envs[suite, config.env]
+                assert in_distribution.num_candidates(config.eval, env) <= len(env.train_ids)
+                noisy_preferences.make(config.eval, env)
+                steps = getattr(config.algo, "fragment_steps", 0)
+                assert data_lib.fragment_steps(steps, env.horizon, "algo") <= env.horizon

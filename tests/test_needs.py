@@ -71,12 +71,13 @@ def test_settings_may_take_back_what_a_module_offers(registered):
 def test_settings_of_a_protocol_may_need_more():
     env = assembly.make_env("point_robot")
     protocols = {"in_distribution": toys.make("in_distribution", env, quantifier="ensemble")}
-    text = (
-        "protocol 'in_distribution' needs 'uncertainty', which algorithm 'focal' lacks with these "
-        "settings: choose from "
-    )
-    with pytest.raises(errors.UserError, match=text):
+    with pytest.raises(errors.UserError) as error:
         needs.check_built(protocols, "focal", env, toys.agent().rep)
+    assert str(error.value) == (
+        "protocol 'in_distribution' needs 'uncertainty', which algorithm 'focal' lacks with these "
+        "settings: choose from random_then_policy, online, given_context, one_shot; or change the "
+        "eval.* setting that asks for 'uncertainty' (such as eval.quantifier)"
+    )
     several = toys.agent(uncertainty=lambda state, z, rows: rows.reward).rep
     needs.check_built(protocols, "focal", env, several)
 
@@ -92,8 +93,14 @@ def test_by_default_no_protocol_runs_that_settings_cannot_serve():
     config = assembly.make_config(
         "gentle", "smoke", contrastive, suite="gentle", protocols=("noisy_preferences",)
     )
-    with pytest.raises(errors.UserError, match="'gentle' lacks with these settings: choose from"):
+    with pytest.raises(errors.UserError) as error:
         assembly.check(config)
+    others = [name for name in registry.PROTOCOLS if name != "noisy_preferences"]
+    assert str(error.value) == (
+        "protocol 'noisy_preferences' needs 'predict_reward', which algorithm 'gentle' lacks with "
+        f"these settings: choose from {', '.join(others)}; or leave out the --config.algo.* "
+        "setting that takes 'predict_reward' away"
+    )
 
 
 @pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))

@@ -173,7 +173,7 @@ def test_without_relabelling_fragments_are_random_steps_in_the_task_itself(fall_
     assert float(spent.episodes) == math.ceil(13 / length)
     # 13 steps: the last episode has 3, or 1 that is a fragment of its own
     assert (step[~two, 0] == 1).all() and (~two).any() == (fall_at == 3)
-    np.testing.assert_array_equal(true, np.where(two, step.sum(1), 1.0))
+    np.testing.assert_array_equal(true, step)  # the rewards that they had
     assert (np.abs(rows.action) <= 1).all() and np.std(rows.action) > 0.4
 
 
@@ -231,8 +231,18 @@ def test_fragments_are_at_most_one_horizon_and_sized_by_the_environment():
     for suite, env, steps in (("ctmrl", "point_robot_wind", 20), ("ctmrl", "cheetah_vel", 64)):
         run = config_lib.RunConfig(algorithm="anole", suite=suite, env=env)
         config = config_lib.resolve(run)
-        assert config.eval.fragment_steps == config.algo.fragment_steps == steps
-    long = {"fragment_steps": 64, "num_pairs": 2, "num_queries": 1, "online_steps": 4}
+        horizon = 25 if env == "point_robot_wind" else 200
+        for name in ("eval", "algo"):
+            wanted = getattr(config, name).fragment_steps
+            assert data_lib.fragment_steps(wanted, horizon, name) == steps
+    assert [data_lib.fragment_steps(n, 20, "x") for n in (0, 7, 20)] == [20, 7, 20]
+    with pytest.raises(errors.UserError) as error:
+        toys.make("noisy_preferences", toys.env(5), fragment_steps=6)
+    assert str(error.value) == (
+        "eval.fragment_steps is 6: expected at most 5, the horizon; pass "
+        "--config.eval.fragment_steps=5, or 0 for up to 64"
+    )
+    long = {"num_pairs": 2, "num_queries": 1, "online_steps": 4}
     z, outcome = toys.run("noisy_preferences", toys.env(5), **long)
     assert len(z) == 1 and float(outcome.returns[0]) == 15
     assert [float(x[0]) for x in outcome.cost] == [5, 1, 1]  # at least one horizon of random steps

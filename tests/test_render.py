@@ -4,12 +4,15 @@ import json
 import pathlib
 import shutil
 import subprocess
+import types
+import typing
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+import toys
 from PIL import Image
 
 from experiments import collect, render, run
@@ -28,7 +31,7 @@ from gentle_jax import (
     training,
 )
 from gentle_jax import config as config_lib
-from gentle_jax.types import Outcome, Transition
+from gentle_jax.types import Outcome, Representation, Transition
 
 STEPS = 4
 RUN = (
@@ -229,6 +232,42 @@ def test_the_episode_is_the_one_of_the_runs_rollouts():
     made, _ = render.draw(env, 1, shown)
     assert made["frames"].shape == (STEPS + 1, 8 * 6) and made["dt"] == env.system.dt
     np.testing.assert_allclose(made["path"][:, 0], shown.qpos[:, 0], atol=1e-6)
+
+
+def takes_rows():
+    """{field of a Representation: which argument is rows of an episode}, by the types."""
+    found = {}
+    for name, hint in Representation.__annotations__.items():
+        for kind in typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]:
+            arguments = (*typing.get_args(kind), None)[0]
+            if isinstance(arguments, list) and Transition in arguments:
+                found[name] = arguments.index(Transition)
+    return found
+
+
+def test_a_representation_sees_no_physics_states_in_any_rows():
+    where = takes_rows()
+    assert {"extend", "observe", "predict_reward", "uncertainty", "encode"} <= where.keys()
+    size, longer = 3, 5
+    system = types.SimpleNamespace(c_model=types.SimpleNamespace(nq=longer - size))
+    env = toys.env(4)._replace(obs_dim=size, system=system)
+    look = lambda at: lambda *args: (args[at].obs, args[at].next_obs)
+    agent = toys.agent(**{name: look(at) for name, at in where.items()})
+    seen, shown = render.exposed(agent, env)
+    assert shown.obs_dim == longer
+    obs = np.arange(2.0 * longer).reshape(2, longer)
+    rows = Transition(obs, None, None, None, obs + 1, None)
+    for name, at in where.items():
+        found = getattr(seen.rep, name)(*[None] * at, rows)
+        np.testing.assert_array_equal(found, [obs[:, :size], obs[:, :size] + 1])
+
+
+def test_a_protocol_that_the_runs_settings_cannot_serve_is_refused(tiny):
+    made = tiny("unicorn", **{"algo.objective": "classification"})
+    sweep = types.SimpleNamespace(algorithm=made.algorithm)
+    restored = render.Restored(made.config, sweep, made.env, None, None, 3)
+    with pytest.raises(errors.UserError, match="'unicorn' lacks with these settings: choose from"):
+        render.episode(restored, 0, 0, 0, "noisy_preferences")
 
 
 def test_nothing_follows_an_early_end_and_nan_is_told():

@@ -87,7 +87,7 @@ def setting(tiny):
         algorithm=made.algorithm,
         evaluate=evaluation.make_evaluate(made.algorithm, made.env, protocols, 1),
         episodes={name: protocol.num_episodes for name, protocol in protocols.items()},
-        embed=evaluation.make_embed(made.algorithm, made.config.train, 2),
+        embed=evaluation.make_embed(made.algorithm, made.config.train, 2, made.env.horizon),
         trace=evaluation.make_trace(made.algorithm, made.env, protocols["given_context"]),
         data=data,
         tasks=jax.tree.map(jnp.asarray, made.env.tasks),

@@ -18,16 +18,13 @@ import numpy as np
 
 from gentle_jax import compose, errors, learner, losses, networks, objectives
 from gentle_jax import data as data_lib
-from gentle_jax.config import TrainConfig
+from gentle_jax.config import TrainConfig, from_zero
 from gentle_jax.types import Algorithm, Backbone, Spec, Traits
 
 PROTOCOL = "noisy_preferences"
 OFFERS = ("predict_reward",)
-_POINTS = ("point_robot", "point_robot_wind", "sparse_point_robot")
 SETTINGS = {
-    (suite, env): {"algo.fragment_steps": 20}
-    for suite, envs in {"ctmrl": _POINTS, "ctmrl_b": _POINTS, "gentle": _POINTS[:1]}.items()
-    for env in envs
+    (suite, "point_robot_wind"): {"algo.fragment_steps": 20} for suite in ("ctmrl", "ctmrl_b")
 }
 
 
@@ -37,7 +34,7 @@ class Config:
 
     width: int = 200
     depth: int = 3
-    fragment_steps: int = 64  # at most one horizon
+    fragment_steps: int = from_zero(0)  # 64, or one horizon where that is shorter
     num_fragments: int = 4  # of each task in a step
     preference_weight: float = 10.0
     kl_weight: float = 0.1
@@ -100,7 +97,7 @@ def table(num_tasks: int, size: int) -> compose.Encoder:
 
 def _preference(config, spec, net, guess):
     """The Term of phi: cross-entropy of all pairs of a task's fragments."""
-    steps = min(config.fragment_steps, spec.horizon)
+    steps = data_lib.fragment_steps(config.fragment_steps, spec.horizon, "algo.fragment_steps")
     first, second = np.triu_indices(config.num_fragments, 1)
 
     def loss(params, own, hp, seen, key):

@@ -18,7 +18,7 @@ SETTINGS = {
     (suite, env): sizes | {"algo.club_weight": WEIGHTS.get(env, 10.0)}
     for (suite, env), sizes in encoders.SETTINGS.items()
 }
-PROTOCOL = "random_then_policy"
+PRESETS, PROTOCOL = encoders.PRESETS, "random_then_policy"
 VARIANTS = {"csro_no_min_mi": {"club_weight": 0.0}, "csro_no_max_mi": {"focal_weight": 0.0}}
 
 

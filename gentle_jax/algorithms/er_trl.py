@@ -20,7 +20,7 @@ SETTINGS = {
     for (suite, env), sizes in encoders.SETTINGS.items()
 }
 PROTOCOL = "random_then_policy"
-PRESETS = {
+PRESETS = encoders.PRESETS | {
     "quick": {"algo.discriminator_width": 64},
     "smoke": {"algo.discriminator_width": 16},
 }

@@ -14,6 +14,7 @@ from gentle_jax.config import TrainConfig
 from gentle_jax.types import Algorithm, Backbone, Spec
 
 SETTINGS = encoders.SETTINGS
+PRESETS = encoders.PRESETS
 
 
 @dataclasses.dataclass(frozen=True)

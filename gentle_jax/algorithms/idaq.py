@@ -20,7 +20,10 @@ from gentle_jax.types import Algorithm, Backbone, Spec
 PROTOCOL = "in_distribution"
 OFFERS = ("predict_reward",)
 SETTINGS = {key: sizes | {"train.task_draw": "replace"} for key, sizes in encoders.SETTINGS.items()}
-PRESETS = {"quick": {"algo.model_width": 64}, "smoke": {"algo.model_width": 16}}
+PRESETS = encoders.PRESETS | {
+    "quick": {"algo.model_width": 64},
+    "smoke": {"algo.model_width": 16},
+}
 VARIANTS = {"idaq_ensemble": {"ensemble_size": 12}}  # what the two other quantifiers were run with
 
 

@@ -18,6 +18,7 @@ SETTINGS = {
         **locomotion.GENTLE,
         "train.meta_batch": 4,
         "behaviour.episodes_per_level": 100,
+        "eval.num_candidates": 0,  # both tasks
     },
 }
 TWO_TASKS = {

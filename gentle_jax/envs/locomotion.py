@@ -15,7 +15,7 @@ from gentle_jax.types import Env, HostArray, Step, Task
 
 HORIZON = 200
 # of in_distribution and noisy_preferences (docs/methods/protocols.md)
-TESTS = {"eval.reference_episodes": 2, "eval.num_candidates": 5, "eval.fragment_steps": 64}
+TESTS = {"eval.reference_episodes": 2, "eval.num_candidates": 5}
 # docs/methods/environments.md, "Settings of the ctmrl suites"
 CTMRL = {
     "train.num_steps": 105_000,
@@ -81,6 +81,7 @@ SMOKE = {
     "env.num_train": 4,
     "env.num_test": 2,
     "env.horizon": 10,
+    "eval.num_candidates": 0,
     "behaviour.num_envs": 4,
     "eval.online_steps": 20,
     "eval.context_episodes": 1,

@@ -22,6 +22,7 @@ SHARED = {
     "eval.context_episodes": 5,
     "eval.reference_episodes": 5,
     "eval.num_candidates": 5,
+    "eval.fragment_steps": 20,
 }
 PHYSICS = ("exact",)
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}

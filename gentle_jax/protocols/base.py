@@ -181,27 +181,34 @@ def prior_z(algorithm: Algorithm, state: AgentState, key: RandomKey) -> Any:
 def of_training_tasks(
     algorithm: Algorithm,
     state: AgentState,
+    env: Env,
     data: Dataset,
     task_id: Int[Array, " task"],
     key: RandomKey,
 ) -> tuple[Any, Float[Array, "task Z"]]:
     """Returns what an agent acts by after one context of each training task, and its z.
 
-    The first is stacked [task], as `infer` returns it. Tasks come one after the other: contexts are
-    large, and all tasks of an evaluation are tested side by side.
+    The first is stacked [task], as `infer` returns it. Contexts are those of training, or whole
+    episodes in time order where the encoder asks for them. Tasks come one after the other: contexts
+    are large, and all tasks of an evaluation are tested side by side.
     """
     rep = algorithm.rep
 
     def one(inputs):
         k_context, k_z = jax.random.split(inputs[1])
         ids = inputs[0][None]
-        context = rep.context(state.rep, data, ids, k_context)
-        if rep.observe is None:
-            z = learner.encode_tasks(rep, state.rep, context, ids, k_z)[0]
-            return z, z
-        rows = jax.tree.map(lambda x: x[0], context)
-        belief = rep.extend(state.rep, rep.prior(state.rep), rows, jnp.ones(rows.reward.shape))
-        return Moving(belief, k_z), rep.sample(state.rep, belief, k_z)
+        if rep.ordered_context:
+            stored = data_lib.view_tasks(data, ids)
+            rows, mask = data_lib.whole_episodes(stored, env.horizon, k_context)
+        else:
+            context = rep.context(state.rep, data, ids, k_context)
+            if rep.observe is None:
+                z = learner.encode_tasks(rep, state.rep, context, ids, k_z)[0]
+                return z, z
+            rows = jax.tree.map(lambda x: x[0], context)
+            mask = jnp.ones(rows.reward.shape)
+        belief = rep.extend(state.rep, rep.prior(state.rep), rows, mask)
+        return infer(algorithm, state, belief, k_z), rep.sample(state.rep, belief, k_z)
 
     return jax.lax.map(one, (task_id, jax.random.split(key, len(task_id))))
 
@@ -315,26 +322,14 @@ def growing_context(
     return until(env, budget, body, belief, key, in_step)
 
 
-def whole_episodes(
-    dataset: Dataset, horizon: int, key: RandomKey
-) -> tuple[Transition, Float[Array, " steps"]]:
-    """Draws whole episodes of a Dataset of one task, in time order, until they have H rows.
+def predicted_kind(algorithm: Algorithm, env: Env) -> Callable:
+    """Returns the function of dense rewards that gives rewards as `predict_reward` predicts them.
 
-    Returns (Transition [2 H - 1, ...], mask). Uniform over the episodes that have rows, with
-    replacement; one longer than H is cut.
+    It does nothing where these are dense, or contexts see the dense reward.
     """
-    start = dataset.episode_start[0]
-    length = jnp.minimum(jnp.diff(start), horizon)
-    score = jnp.where(length > 0, 0.0, -jnp.inf)
-    drawn = jax.random.categorical(key, score, shape=(horizon,))  # each has at least one row
-    end = jnp.cumsum(length[drawn])
-    slot = jnp.arange(2 * horizon - 1)
-    which = jnp.minimum(jnp.searchsorted(end, slot, side="right"), horizon - 1)
-    step = slot - end[which] + length[drawn[which]]
-    row = start[drawn[which]] + jnp.minimum(step, length[drawn[which]] - 1)
-    rows = data_lib.gather(dataset, jnp.zeros(1, jnp.int32), row[None])
-    enough = end[jnp.argmax(end >= horizon)]
-    return jax.tree.map(lambda x: x[0], rows), (slot < enough).astype(jnp.float32)
+    if env.context_reward is None or not algorithm.rep.predicts_context_reward:
+        return lambda reward: reward
+    return env.context_reward
 
 
 def choose(predicate: Array, new: Any, old: Any) -> Any:

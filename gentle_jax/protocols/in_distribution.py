@@ -28,6 +28,8 @@ from gentle_jax.config import EvalConfig
 from gentle_jax.protocols import base
 from gentle_jax.types import Belief, Env, Protocol, RandomKey
 
+DEFAULT = 20  # candidates, where there are as many training tasks
+
 
 class Trial(NamedTuple):
     """What the episodes so far have left. "z" is what an agent acts by, of `base.infer`."""
@@ -42,24 +44,24 @@ class Trial(NamedTuple):
 
 
 def make(config: EvalConfig, env: Env) -> Protocol:
-    """Returns the Protocol; raises UserError for an unknown quantifier."""
+    """Returns the Protocol; UserError for an unknown quantifier or too many candidates."""
     if config.quantifier not in QUANTIFIERS:
         raise errors.unknown("eval.quantifier", config.quantifier, QUANTIFIERS)
     judge, needs = QUANTIFIERS[config.quantifier]
-    budget, horizon = config.online_steps, env.horizon
+    budget, horizon, candidates = config.online_steps, env.horizon, num_candidates(config, env)
     ids = jnp.arange(len(env.train_ids))
 
     def run(algorithm, state, env, task, offline, key):
         rep, act = algorithm.rep, base.deterministic(algorithm, state)
         k_tasks, k_prior, k_episodes = jax.random.split(key, 3)
-        known, z = base.of_training_tasks(algorithm, state, offline.train, ids, k_tasks)
+        known, z = base.of_training_tasks(algorithm, state, env, offline.train, ids, k_tasks)
         prior = rep.prior(state.rep)
 
         def body(trial, inputs):
             k, taken = inputs
             k_candidate, k_episode, k_z = jax.random.split(k, 3)
             reference = trial.number < config.reference_episodes
-            chosen = farthest(trial.distance, config.num_candidates, k_candidate)
+            chosen = farthest(trial.distance, candidates, k_candidate)
             used = base.choose(reference, jax.tree.map(lambda x: x[chosen], known), trial.z)
             last = (taken + horizon >= budget) & (trial.best > -jnp.inf)
             used = base.choose(last, trial.best_z, used)
@@ -94,6 +96,17 @@ def make(config: EvalConfig, env: Env) -> Protocol:
     return Protocol(run, base.metrics(config.metric), 1, needs)
 
 
+def num_candidates(config: EvalConfig, env: Env) -> int:
+    """Returns how many training tasks are drawn; raises UserError for more than there are."""
+    most = len(env.train_ids)
+    if config.num_candidates > most:
+        raise errors.UserError(
+            f"eval.num_candidates is {config.num_candidates}: expected at most {most}, the "
+            f"training tasks; pass --config.eval.num_candidates={most}, or 0 for up to {DEFAULT}"
+        )
+    return config.num_candidates or min(DEFAULT, most)
+
+
 def farthest(distance: Float[Array, " task"], count: int, key: RandomKey) -> Int[Array, ""]:
     """Returns of `count` tasks, drawn with replacement, the one of largest distance."""
     drawn = jax.random.randint(key, (count,), 0, len(distance))
@@ -119,7 +132,7 @@ def _return(algorithm, state, env, outcome, z):
 def _prediction_error(algorithm, state, env, outcome, z):
     """Minus the mean squared error of predicted rewards, those that contexts see."""
     guess = algorithm.rep.predict_reward(state.rep, z, outcome.rows)
-    if env.context_reward is not None:
+    if env.context_reward is not None and not algorithm.rep.predicts_context_reward:
         guess = env.context_reward(guess)
     return -_mean((guess - outcome.rows.context_reward) ** 2, outcome.mask)
 

@@ -10,7 +10,8 @@
         score += 1 for candidates that agree; budget = max(budget, errors of the best candidate)
     one deterministic episode with z of the largest score, ties at random
 
-A candidate answers by the sums of its predicted rewards. Fragments are stored steps of training
+A candidate answers by the sums of its predicted rewards, and the oracle compares rewards of the
+same kind: dense ones, or those that contexts see. Fragments are stored steps of training
 tasks with the tested task's own rewards; where rows of other tasks do not tell these
 (`Env.relabel`), random actions in the tested task for half of `eval.online_steps`, which cost
 steps. Where a belief moves within an episode, the episode begins at the winner's.
@@ -36,19 +37,20 @@ MOST = 1024  # candidates: every one predicts the rewards of all fragments
 
 
 def make(config: EvalConfig, env: Env) -> Protocol:
-    """Returns the Protocol; raises UserError for a noise or a number of questions it cannot ask."""
+    """Returns the Protocol; raises UserError for a noise, questions or fragments it cannot have."""
     num_train, needed = len(env.train_ids), num_hypotheses(config)
     ids = jnp.arange(max(num_train, needed)) % num_train
-    steps = min(config.fragment_steps, env.horizon)
+    steps = data_lib.fragment_steps(config.fragment_steps, env.horizon, "eval.fragment_steps")
     explored = max(config.online_steps // 2, env.horizon)
     draw = _stored if env.relabel is not None else _random
 
     def run(algorithm, state, env, task, offline, key):
         rep = algorithm.rep
         k_tasks, k_fragments, k_search, k_episode = jax.random.split(key, 4)
-        known, z = base.of_training_tasks(algorithm, state, offline.train, ids, k_tasks)
+        known, z = base.of_training_tasks(algorithm, state, env, offline.train, ids, k_tasks)
         sizes = max(config.num_pairs // 2, 2), steps, explored
-        rows, mask, true, spent = draw(env, task, offline.train, *sizes, k_fragments)
+        rows, mask, rewards, spent = draw(env, task, offline.train, *sizes, k_fragments)
+        true = jnp.where(mask > 0, base.predicted_kind(algorithm, env)(rewards), 0.0).sum(-1)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
         def guess(one):
@@ -156,14 +158,14 @@ def _pairs(num_fragments, count, key):
 def _stored(env, task, train, count, steps, explored, key):
     """Returns fragments of stored rows, relabelled, and what they cost.
 
-    (rows [count, steps, ...], mask, true returns [count], Cost).
+    (rows [count, steps, ...], mask, true dense rewards [count, steps], Cost).
     """
     del explored
     k_task, k_rows = jax.random.split(key)
     ids = jax.random.randint(k_task, (count,), 0, len(env.train_ids))
     rows, mask = jax.tree.map(lambda x: x[:, 0], data_lib.fragments(train, ids, 1, steps, k_rows))
     rows = retold(task, rows)
-    return rows, mask, jnp.where(mask > 0, env.relabel(task, rows), 0.0).sum(-1), Cost()
+    return rows, mask, env.relabel(task, rows), Cost()
 
 
 def _random(env, task, train, count, steps, explored, key):
@@ -176,7 +178,7 @@ def _random(env, task, train, count, steps, explored, key):
     dataset = data_lib.Dataset(jax.tree.map(lambda x: x[None], rows), start[None], 1, 1)
     drawn = data_lib.fragments(dataset, jnp.zeros(1, jnp.int32), count, steps, k_rows)
     rows, mask = jax.tree.map(lambda x: x[0], drawn)
-    return rows, mask, jnp.where(mask > 0, rows.reward, 0.0).sum(-1), spent
+    return rows, mask, rows.reward, spent
 
 
 def _starts(env, terminal):

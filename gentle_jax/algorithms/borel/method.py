@@ -158,6 +158,7 @@ def _representation(vae, train, spec):
         condition=condition,
         observe=lambda state, belief, row: vae_lib.step(vae, state.vae.params, belief, row),
         predict_reward=predict_reward,
+        predicts_context_reward=True,
         ordered_context=True,
         traits=Traits(learned_prior=True, unbounded_z=True),
     )

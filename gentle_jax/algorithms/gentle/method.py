@@ -34,6 +34,7 @@ def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algori
         return relabelling.mixed_context(config, train, buffer, data, task_id, key)
 
     fields = {"context": context, "predict_reward": predict_reward}
+    fields["predicts_context_reward"] = True
     rep = compose.representation(encoder, terms, train, **fields)
     joint = learner.joint_step(rep, rl, train, spec.num_train_tasks)
     relabel = relabelling.make(config, spec, models, rep, rl)

@@ -66,4 +66,7 @@ FIDELITY = {
     }
     | _release(0.15, 5, 64),
 }
-PRESETS = {"quick": {"algo.decoder_width": 64}, "smoke": {"algo.decoder_width": 16}}
+PRESETS = encoders.PRESETS | {
+    "quick": {"algo.decoder_width": 64},
+    "smoke": {"algo.decoder_width": 16},
+}
