@@ -155,7 +155,7 @@ def test_stored_fragments_tell_the_tested_task_where_tasks_are_revealed():
         wanted = np.broadcast_to(shown[env.test_ids[1]], (20, 3, 2))
         np.testing.assert_array_equal(obs[..., 2:], wanted)
     away = np.linalg.norm(np.asarray(rows.next_obs)[..., :2] - np.asarray(task["goal"]), axis=-1)
-    np.testing.assert_allclose(true, -away.sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(true, -away, rtol=1e-5)
     assert np.asarray(mask).all() and np.ptp(true) > 0
 
 
