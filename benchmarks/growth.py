@@ -61,7 +61,7 @@ def groups_of(rows):
     return groups
 
 
-def results(rows):
+def fits(rows):
     """Returns a fit per table and quantity, with how it ends: `last_over_first`."""
     results = []
     for (series, algorithm, mapping), group in groups_of(rows).items():

@@ -148,7 +148,7 @@ def test_200_steps_in_a_row_agree_with_c_mujoco_in_64_bits():
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=os.environ | {"JAX_ENABLE_X64": "1"},
     )
     errors = [float(line.split()[-1]) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
