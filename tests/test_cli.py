@@ -10,7 +10,7 @@ from experiments import collect, run
 from experiments.cli import flags
 from experiments.cli.command import main
 from experiments.runs import data_code
-from gentle_jax import assembly, errors, presets, registry, storage
+from gentle_jax import assembly, errors, presets, registry, storage, suites
 from gentle_jax import config as config_lib
 
 SMOKE = ("--preset=smoke", "--num_seeds=1")
@@ -275,14 +275,15 @@ def test_programs_can_be_built_with_the_fewest_tasks_of_every_preset(algorithm, 
 
 @pytest.mark.parametrize("preset,algorithm,suite,env", COMBINATIONS)
 def test_every_preset_resolves_for_every_combination(preset, algorithm, suite, env):
-    for backbone in registry.BACKBONES:
-        for fidelity in config_lib.FIDELITIES:
-            names = {"algo": algorithm, "suite": suite, "env": env, "backbone": backbone}
-            names |= {"preset": preset, "fidelity": fidelity}
-            config = parse(*(f"--{name}={value}" for name, value in names.items())).config
-            assert config.run.fidelity == fidelity and config.run.backbone == backbone
-            assert config_lib.hyper_params(config)["backbone"].keys()
-            assert config_lib.fingerprint(config_lib.to_dict(config))
+    layers = {"algo": algorithm, "suite": suite, "env": env, "preset": preset}
+    usual = suites.get(suite).backbone
+    pairs = {(usual, fidelity) for fidelity in config_lib.FIDELITIES}
+    for backbone, fidelity in pairs | {(other, "paper") for other in registry.BACKBONES}:
+        names = layers | {"backbone": backbone, "fidelity": fidelity}
+        config = parse(*(f"--{name}={value}" for name, value in names.items())).config
+        assert config.run.fidelity == fidelity and config.run.backbone == backbone
+        assert any(key.startswith("backbone.") for key in config_lib.swept_fields(config))
+        assert config_lib.fingerprint(config_lib.to_dict(config))
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from gentle_jax.types import Spec
 ALGORITHMS = (*registry.ALGORITHMS, *toys_contracts.TOYS)
 MAIN = "td3_bc"  # the backbone of every algorithm's full test: the fastest to compile
 TWO = ("focal", "toy_pooled")  # with every backbone: one ignores dz, one reads it
-# a set encoder, a belief that moves, a table without context; others: their native protocol
-EVERY_PROTOCOL = ("focal", "borel", "anole")
+# a set encoder, a belief that moves; the others: their native protocol and given_context
+EVERY_PROTOCOL = ("focal", "borel")
 ONCE = (*registry.ALGORITHMS, "toy_filter")  # with every backbone, for one step at least
 # each algorithm on its own suite; BRAC on, though point robots switch it off
 SUITE = collections.defaultdict(lambda: "ctmrl", gentle="gentle")  # a new algorithm needs no line

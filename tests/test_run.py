@@ -430,7 +430,8 @@ def start_process(workspace, out):
     )
 
 
-@pytest.mark.parametrize("kind,code", [("SIGKILL", -9), ("SIGTERM", 42), ("SIGINT", 42)])
+# SIGTERM: tests/test_soak.py and test_multihost.py
+@pytest.mark.parametrize("kind,code", [("SIGKILL", -9), ("SIGINT", 42)])
 def test_a_process_that_is_stopped_in_training_resumes_bit_by_bit(
     workspace, finished, plain_outputs, tmp_path, kind, code
 ):
