@@ -140,7 +140,9 @@ def test_stored_rows_tell_the_reward(name, mode):
 @pytest.mark.slow
 def test_200_steps_in_a_row_agree_with_c_mujoco_in_64_bits():
     """Open loop, reference; in 32 bits rounding grows to the body's size within such a stretch."""
-    names = [name for name, mode in CASES if mode == "reference"]
+    names = ["ant_goal", "hopper_params"]  # a free body and contacts; randomised parameters
+    if "GENTLE_JAX_BY_HAND" in os.environ:  # minutes
+        names = [name for name, mode in CASES if mode == "reference"]
     # a process of its own: JAX keeps what it traced with the other width
     command = [sys.executable, "-m", "tests.parity_64", *names]
     done = subprocess.run(
@@ -152,7 +154,8 @@ def test_200_steps_in_a_row_agree_with_c_mujoco_in_64_bits():
     )
     errors = [float(line.split()[-1]) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
-    assert len(errors) == 1 + 1 + 2 * TASKS  # the first two differ between tasks by reward only
+    # tasks of the first two families differ by reward only
+    assert len(errors) == sum(TASKS if name.endswith("params") else 1 for name in names)
     assert max(errors) < 1e-8, done.stdout  # measured 2e-11
 
 
