@@ -44,6 +44,13 @@ def test_the_papers_number_is_shown_of_whichever_protocol_it_is():
     assert methods.row("a", other)[-1] == "3.00 ± 0.10, `one_shot`"
 
 
+def test_a_row_whose_native_protocol_is_given_context_has_as_many_columns():
+    own = summary(5.0, None) | {"protocols": ["given_context"]}
+    texts = methods.row("a", own)
+    assert len(texts) == len(methods.COLUMNS)
+    assert texts[1:3] == ["`given_context`", "0.600"] and texts[6:9] == texts[2:5]
+
+
 def test_the_order_of_three_methods_by_hand():
     """Ours a < b < c, the paper's b < a < c: 2 of 3 pairs agree, so tau is 1/3."""
     chosen = {"a": summary(1.0, 5.0), "b": summary(2.0, 4.0), "c": summary(3.0, 6.0)}

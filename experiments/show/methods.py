@@ -32,12 +32,15 @@ def entry(summary, protocol, task_set):
 def row(name, summary):
     """Returns the texts of COLUMNS; numbers are normalized returns, the interval too."""
     native = summary["protocols"][0]
-    texts = [name, f"`{native}`"]
-    for protocol in (native, GIVEN):
-        test, train = (entry(summary, protocol, task_set) for task_set in tables.TASK_SETS)
-        texts += [normalized(test), interval(test), normalized(train)]
-        texts += [tables.spent(test)] if protocol == native else []
-    return [*texts, papers_number(summary)]
+    spent = tables.spent(entry(summary, native, "test"))
+    columns = [name, f"`{native}`", *numbers(summary, native), spent, *numbers(summary, GIVEN)]
+    return [*columns, papers_number(summary)]
+
+
+def numbers(summary, protocol):
+    """Returns test tasks' normalized return, its interval, and that of training tasks, as texts."""
+    test, train = (entry(summary, protocol, task_set) for task_set in tables.TASK_SETS)
+    return [normalized(test), interval(test), normalized(train)]
 
 
 def papers_number(summary):
