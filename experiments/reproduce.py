@@ -87,14 +87,6 @@ def cells(table, words):
     return requests
 
 
-def native(summary, protocol, task_set="test"):
-    """Returns a summary's entry for a protocol: the native metric's, which comes first."""
-    entries = [
-        r for r in summary["results"] if r["protocol"] == protocol and r["task_set"] == task_set
-    ]
-    return entries[0] if entries else None
-
-
 def text(entry):
     """Returns a table cell: normalized return, and the mean with half its interval."""
     if entry is None:
@@ -150,7 +142,9 @@ def by_protocol(table, summaries):
     done = {row for row, _ in summaries}
     for row in (row for row in TABLES[table] if row in done):
         entries = [
-            native(summaries[row, env], protocol) if (row, env) in summaries else None
+            methods.entry(summaries[row, env], protocol, "test")
+            if (row, env) in summaries
+            else None
             for env, protocol in names
         ]
         lines.append("| " + " | ".join([row, *map(text, entries)]) + " |")

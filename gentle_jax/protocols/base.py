@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gentle_jax import data as data_lib
 from gentle_jax import evaluation, learner
@@ -145,13 +145,17 @@ def cost_of(env: Env, rows: Transition, mask: Float[Array, " steps"]) -> Cost:
     if not env.ends_early:
         return Cost(float(steps), float(num_episodes(steps, env.horizon)))
 
-    def begins(clock, inputs):
-        terminal, real = inputs
-        over = (terminal > 0) | (clock + 1 >= env.horizon)
-        return jnp.where(over, 0, clock + 1), jnp.where(clock == 0, real, 0.0)
+    return Cost(mask.sum(), jnp.where(begins(env, rows.terminal), mask, 0.0).sum())
 
-    begun = jax.lax.scan(begins, jnp.zeros((), jnp.int32), (rows.terminal, mask))[1]
-    return Cost(mask.sum(), begun.sum())
+
+def begins(env: Env, terminal: Float[Array, " steps"]) -> Bool[Array, " steps"]:
+    """Returns which of some consecutive rows are the first of an episode."""
+
+    def tick(clock, end):
+        over = (end > 0) | (clock + 1 >= env.horizon)
+        return jnp.where(over, 0, clock + 1), clock == 0
+
+    return jax.lax.scan(tick, jnp.zeros((), jnp.int32), terminal)[1]
 
 
 def length(env: Env, outcome: Outcome) -> Any:

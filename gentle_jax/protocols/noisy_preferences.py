@@ -187,10 +187,5 @@ def _starts(env, terminal):
     if not env.ends_early:
         slots = base.num_episodes(size, env.horizon)
         return jnp.minimum(jnp.arange(slots + 1) * env.horizon, size)
-
-    def begins(clock, end):
-        over = (end > 0) | (clock + 1 >= env.horizon)
-        return jnp.where(over, 0, clock + 1), clock == 0
-
-    begun = jax.lax.scan(begins, jnp.zeros((), jnp.int32), terminal)[1]
-    return jnp.append(jnp.sort(jnp.where(begun, jnp.arange(size), size)), size)
+    first = jnp.where(base.begins(env, terminal), jnp.arange(size), size)
+    return jnp.append(jnp.sort(first), size)
