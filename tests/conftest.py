@@ -5,6 +5,8 @@ few tasks, a short horizon, narrow networks. Compilation dominates the time of t
 jit few functions, share them through module fixtures, and evaluate losses eagerly.
 """
 
+import os
+from importlib import metadata
 from typing import NamedTuple
 
 import jax
@@ -17,8 +19,14 @@ from gentle_jax import data as data_lib
 from gentle_jax.envs import base
 from gentle_jax.types import Spec
 
-# compiling is nearly all that this suite does: tiny programs need no optimised code
+# compiling is nearly all that this suite does: tiny programs need no optimised code, and the older
+# generator of loops compiles two to three times as fast; processes that tests start inherit both
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
+XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# XLA stops at a flag that it does not know: other versions do without
+if metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
 jax.config.update("jax_num_cpu_devices", 2)  # what is split over devices is tested on every machine
 
 HORIZON, NUM_TRAIN, NUM_TEST = 5, 4, 2

@@ -415,11 +415,7 @@ def test_too_little_memory_is_said_before_training(workspace, finished, tmp_path
 
 def start_process(workspace, out):
     """The command in a process of its own, with what it prints on pipes."""
-    environment = {
-        **os.environ,
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in this process (conftest.py)
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.run", *workspace.arguments(out)],
         cwd=ROOT,

@@ -297,7 +297,6 @@ def test_bad_flags_are_one_line(tmp_path, capsys, monkeypatch, argument):
 def test_one_kill_of_a_real_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     settings = {"train.meta_batch": 2, "train.num_evals": 1, "backbone.width": 4}
     settings |= {"backbone.depth": 1, "algo.depth": 1, "algo.relabel": "false", "algo.width": 4}
     settings |= {"algo.max_epochs": 1, "algo.ensemble_size": 1, "eval.scored_steps": 20}
