@@ -5,6 +5,7 @@ few tasks, a short horizon, narrow networks. Compilation dominates the time of t
 jit few functions, share them through module fixtures, and evaluate losses eagerly.
 """
 
+import gc
 import os
 from importlib import metadata
 from typing import NamedTuple
@@ -142,6 +143,12 @@ def make_toy_dataset(env, levels=2, episodes=3, timeout_is_terminal=True):
     split = lambda x: np.asarray(x).reshape((num_tasks, levels, episodes) + x.shape[2:])
     fields = {name: split(getattr(rows, name)) for name in FIELDS}
     return data_lib.from_episodes(fields, split(mask), timeout_is_terminal)
+
+
+def pytest_collection_finish():
+    """Collects garbage seldom: tracing makes many objects, and searching them all takes time."""
+    gc.freeze()
+    gc.set_threshold(100_000)
 
 
 _DATA = {}
