@@ -12,6 +12,7 @@ import pytest
 from experiments import collect, data, run
 from experiments.cli import flags
 from experiments.cli.command import main
+from experiments.runs import outputs
 from experiments.show import figures
 from gentle_jax import assembly, storage
 from gentle_jax import config as config_lib
@@ -79,7 +80,8 @@ def refused(capsys, *arguments, command=data.COMMAND):
     return line
 
 
-def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source):
+def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source, monkeypatch):
+    monkeypatch.setattr(outputs, "draw", lambda *_: None)
     arguments = ["import", *focal(source), f"--data={tmp_path / 'data'}"]
     code, out, err = shown(capsys, *arguments)
     assert code == 0, err
