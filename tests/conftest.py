@@ -7,6 +7,7 @@ jit few functions, share them through module fixtures, and evaluate losses eager
 
 import gc
 import os
+import tempfile
 from importlib import metadata
 from typing import NamedTuple
 
@@ -103,6 +104,12 @@ TINY = {
     "borel.vae_steps": 10,
     "borel.posteriors_at_once": 4,
 }
+# modules by the time they take; the others follow as they are
+LONGEST = (
+    "contracts", "physics", "run", "render", "predicted_rewards", "multihost", "locomotion",
+    "accelerator_suite", "benchmarks", "envs", "protocols", "remote", "collect", "ctmrl", "cli",
+    "backbones", "grids", "soak", "networks", "sweep", "data_command",
+)  # fmt: skip
 OWN = {"borel": {"train.latent_dim": 4}}  # an algorithm's sizes of other sections
 
 
@@ -143,6 +150,21 @@ def make_toy_dataset(env, levels=2, episodes=3, timeout_is_terminal=True):
     split = lambda x: np.asarray(x).reshape((num_tasks, levels, episodes) + x.shape[2:])
     fields = {name: split(getattr(rows, name)) for name in FIELDS}
     return data_lib.from_episodes(fields, split(mask), timeout_is_terminal)
+
+
+def pytest_configure(config):
+    """Gives the processes of a run one compile cache, which goes with it, unless there is one."""
+    if not hasattr(config, "workerinput") and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        jax.config.update("jax_compilation_cache_dir", folder.name)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest modules first: what begins last must not leave a process alone."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem.removeprefix("test_"), len(place)))
 
 
 def pytest_collection_finish():
