@@ -16,8 +16,8 @@ from experiments.cli import command, exit_codes, flags
 from experiments.host import preemption
 from experiments.launch import check
 from experiments.show import paper_tables
+from gentle_jax import assembly, errors, registry
 from gentle_jax import config as config_lib
-from gentle_jax import errors, registry
 
 pytestmark = pytest.mark.usefixtures("no_cache")
 ROOT = pathlib.Path(__file__).parent.parent
@@ -199,9 +199,9 @@ def test_data_do_not_depend_on_flags_that_collect_refuses(preset):
             names = (f"--preset={preset}", f"--env={env}", f"--suite={suite}")
             mine = flags.parse(collect.COMMAND, ["collect", *names]).config
             for algo, fidelity in itertools.product(registry.ALGORITHMS, config_lib.FIDELITIES):
-                line = ["run", *names, f"--algo={algo}", f"--fidelity={fidelity}"]
-                other = flags.parse(run.COMMAND, line).config
-                assert config_lib.data_identity(mine) == config_lib.data_identity(other), line
+                chosen = {"env": env, "suite": suite, "fidelity": fidelity}
+                other = assembly.make_config(algo, preset, **chosen)
+                assert config_lib.data_identity(mine) == config_lib.data_identity(other), chosen
 
 
 @pytest.mark.parametrize(

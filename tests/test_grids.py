@@ -288,9 +288,9 @@ def test_numbers_and_the_mark_are_drawn_where_they_belong():
 def test_two_programs_of_two_points_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(outputs, "draw", lambda *_: None)
     settings = {"train.meta_batch": 2, "train.num_evals": 1, "backbone.width": 4}
-    settings |= {"backbone.depth": 1, "algo.depth": 1, "algo.relabel": "false", "algo.width": 4}
-    settings |= {"algo.max_epochs": 1, "algo.ensemble_size": 1, "eval.scored_steps": 20}
-    line = ["--algo=gentle", "--suite=gentle", "--preset=smoke", "--num_seeds=2", "--num_steps=2"]
+    settings |= {"backbone.depth": 1, "algo.depth": 1, "algo.width": 4, "eval.scored_steps": 5}
+    settings |= {"env.num_train": 4, "env.num_test": 2, "env.horizon": 5}
+    line = ["--algo=focal", "--suite=gentle", "--preset=smoke", "--num_seeds=2", "--num_steps=2"]
     line += ["--protocol=given_context", "--sweep=lr=0.001,0.002", f"--data={tmp_path / 'data'}"]
     line += [f"--config.{key}={value}" for key, value in settings.items()]
     out = [f"--out={tmp_path / 'grid'}", "--sweep=latent_dim=2,3"]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 
 from experiments import collect, run
 from experiments.cli.command import main
-from gentle_jax import assembly, errors, physics, presets, registry, storage, sweep
+from experiments.runs import outputs
+from gentle_jax import assembly, errors, physics, presets, registry, storage, sweep, training
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax.envs import base
@@ -420,10 +422,48 @@ def test_impossible_collection_settings_are_told(bad, message):
         config_lib.resolve(run, (TINY, bad))
 
 
+def test_every_program_of_the_main_command_takes_a_mujoco_family(monkeypatch):
+    """Traced, not compiled: shapes and types are all that a family can get wrong by itself.
+
+    Ant-Dir ends its episodes early. Its steps are compiled in test_envs.py and test_physics.py, the
+    command runs in test_run.py.
+    """
+    trace = lambda function, args, *_, **__: jax.eval_shape(function, *args)
+    monkeypatch.setattr(sweep, "compile_program", trace)
+    names = {"suite": "gentle", "env": "ant_dir", "num_seeds": 2, "protocols": ("given_context",)}
+    config = assembly.make_config("focal", "smoke", TINY, **names)
+    env, mesh = assembly.env_of(config), sweep.make_mesh(6)
+    assert config.run.physics == "fast" and env.ends_early
+    collector = behaviour_lib.make(env, config.behaviour, mesh)
+    keys = behaviour_lib.task_keys(config.behaviour, 6)
+    agents = sweep.place(env.tasks, mesh), sweep.place(keys, mesh)
+    state = jax.eval_shape(collector.init, *agents)
+    programs = collect.compile_programs(collector, agents, state, mesh)
+    assert programs.init == programs.advance[0] == state
+    fields, _, scored = programs.episodes
+    shapes = storage.shapes(6, config.behaviour, env)
+    assert {n: leaf.shape for n, leaf in fields.items()} == {
+        n: (6, *shape[2:]) for n, shape in shapes.items()
+    }
+    assert scored.shape == (6,)
+    draw = np.random.default_rng(0).uniform
+    stored = {name: draw(size=shape) for name, shape in shapes.items()}
+    stored |= {name: np.full(shapes[name], float(name == "mask")) for name in ("mask", "terminal")}
+    task = assembly.make_sweep(config, stored)
+    programs = training.compile_all(task)
+    path, mask = programs.trace
+    assert path.shape == (2, 6, env.horizon + 1, 27) and mask.shape == (2, 6, env.horizon)
+    returns = programs.evaluate["given_context"]["given_context"].returns
+    assert returns.shape[:2] == (2, 6)
+
+
 @pytest.mark.slow
-def test_the_main_command_runs_a_mujoco_family(tmp_path, capsys):
-    line = ["run", "--algo=gentle", "--suite=gentle", "--env=ant_dir", "--preset=smoke"]
+@pytest.mark.skipif("GENTLE_JAX_BY_HAND" not in os.environ, reason="minutes; run by hand")
+def test_the_main_command_runs_a_mujoco_family(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(outputs, "draw", lambda *_: None)
+    line = ["run", "--algo=focal", "--suite=gentle", "--env=cheetah_vel", "--preset=smoke"]
     line += ["--num_seeds=2", "--protocol=given_context", "--config.train.num_evals=1"]
+    line += ["--config.env.horizon=5", "--config.eval.scored_steps=5"]
     line += [f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'runs'}"]
     assert main(run.COMMAND, line) == 0
     assert "physics fast" in capsys.readouterr().out

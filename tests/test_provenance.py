@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pathlib
 import shutil
 import subprocess
@@ -152,17 +153,28 @@ def test_the_hash_of_a_run_covers_its_own_parts(algorithm):
     assert not {"import_module", "__import__"} & set(attributes)
 
 
-@pytest.mark.parametrize("algorithm", registry.ALGORITHMS)
-def test_every_module_that_python_loads_is_covered(algorithm):
-    names = entries(algorithm, "ant_goal")
-    code = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
-    code += "print(*(name for name in sys.modules if name.startswith('gentle_jax.')))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+LOADED = """
+import importlib, json, sys
+for names in json.loads(sys.argv[1]):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gentle_jax"]:
+        del sys.modules[name]
+    for name in names:
+        importlib.import_module(name)
+    print(*(name for name in sys.modules if name.startswith("gentle_jax.")))
+"""
+
+
+def test_every_module_that_python_loads_is_covered():
+    """Each algorithm's modules, imported anew in one process that keeps other packages."""
+    names = [entries(algorithm, "ant_goal") for algorithm in registry.ALGORITHMS]
+    command = [sys.executable, "-c", LOADED, json.dumps(names)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     packages = {"algorithms", "backbones", "envs", "protocols"}
     left_out = {"gentle_jax.registry", *(f"gentle_jax.{name}" for name in packages)}
-    loaded = set(done.stdout.split()) - left_out
-    assert "gentle_jax.physics" in loaded and loaded <= set(provenance.modules(names))
+    for own, line in zip(names, done.stdout.splitlines(), strict=True):
+        loaded = set(line.split()) - left_out
+        assert "gentle_jax.physics" in loaded and loaded <= set(provenance.modules(own)), own
 
 
 def test_an_installed_copy_has_the_same_hash(tmp_path):
