@@ -1,67 +1,26 @@
 """Folders that several processes share, homes that are missing, repositories that are not ours."""
 
 import json
-import multiprocessing
-import os
-import pathlib
 import subprocess
-import time
 
 import pytest
 
+from benchmarks import robustness
 from experiments import gather, report
 from experiments.cli import flags
 from experiments.cli.command import Command, main
 from experiments.host import computer
 from experiments.runs import code_identity, outputs, remote
 from gentle_jax import errors, json_files, storage
+from tests.test_gather import make_run
 from tests.test_report import make_summary
 
-ROOT = pathlib.Path(__file__).parent.parent
 SECONDS, PROCESSES = 1.0, 4
-
-
-def enter(folder, results, until):
-    """Enters and leaves a folder, and probes it, until a time; tells how often, and what failed."""
-    entries = doubles = refused = 0
-    inside = folder / "inside"
-    while time.monotonic() < until:
-        try:
-            computer.prepare_folder(folder, 1, "--out")
-        except errors.UserError:
-            refused += 1
-        try:
-            with computer.alone(folder):
-                try:
-                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
-                except FileExistsError:
-                    doubles += 1
-                    continue
-                entries += 1
-                time.sleep(0.0005)
-                inside.unlink()
-        except errors.UserError:
-            pass  # another process is inside
-    results.put((entries, doubles, refused))
-
-
-def compete(folder, seconds, count):
-    """Returns (entries, double entries, refusals of the folder) of some processes together."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fork = multiprocessing.get_context("fork")
-    results, until = fork.Queue(), time.monotonic() + seconds
-    workers = [fork.Process(target=enter, args=(folder, results, until)) for _ in range(count)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=seconds + 60) for _ in workers]
-    for worker in workers:
-        worker.join()
-    return tuple(map(sum, zip(*found, strict=True)))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_processes_are_never_inside_together_and_a_good_folder_is_never_refused(tmp_path):
-    entries, doubles, refused = compete(tmp_path / "runs", SECONDS, PROCESSES)
+    entries, doubles, refused = robustness.compete(tmp_path / "runs", SECONDS, PROCESSES)
     assert entries > 10 and (doubles, refused) == (0, 0)
     assert not list((tmp_path / "runs").iterdir())
 
@@ -209,3 +168,12 @@ def test_json_has_null_where_a_number_is_not_finite(tmp_path):
     found = json.loads((tmp_path / "x.json").read_text())
     assert found == {"a": [1.5, None], "b": [None, True, None], "c": "NaN"}
     assert str(json_files.with_nan(found["a"])) == "[1.5, nan]"
+
+
+def test_flipped_bits_of_a_finished_run_are_never_numbers_without_a_word(tmp_path):
+    """Checkpoints: tests/test_checkpoint.py; all of it, by hand: benchmarks/robustness.py."""
+    folder = make_run(tmp_path, "--num_seeds=2")
+    counts, wrong = robustness.flips(folder, None, 60, 0)
+    assert not wrong and sum(counts.values()) == 60
+    refused = sum(number for (_, found), number in counts.items() if found == robustness.REFUSED)
+    assert refused > 40

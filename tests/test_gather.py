@@ -64,7 +64,7 @@ def make_run(out, *arguments, drawn=False, failed=False):
     folder.mkdir(parents=True)
     storage.write_json(folder / "config.json", json_files.sealed(run.identity(request)))
     environment = ENVIRONMENT | code_identity.of(request.config.run)
-    storage.write_json(folder / "environment.json", environment)
+    storage.write_json(folder / "environment.json", json_files.sealed(environment))
     env, config = assembly.env_of(request.config), request.config.run
     seeds = range(config.seed_offset, config.seed_offset + config.num_seeds)
     lines = [
@@ -322,7 +322,7 @@ def test_shards_of_other_settings_data_or_no_shards_are_refused(tmp_path, capsys
 def test_another_version_is_a_warning_and_is_kept(tmp_path, capsys, undrawn):
     shard(tmp_path, 0, 1)
     other = shard(tmp_path, 1, 1)
-    changed = storage.read_json(other / "environment.json") | {"versions": {"jax": "2"}}
+    changed = code_identity.environment_of(other) | {"versions": {"jax": "2"}}
     storage.write_json(other / "environment.json", changed)
     code, text, _ = command(capsys, f"--from={tmp_path}")
     assert code == 0 and "WARNING: 1 of 2 shards differ from the first in versions" in text
@@ -333,7 +333,7 @@ def test_another_version_is_a_warning_and_is_kept(tmp_path, capsys, undrawn):
 
 def test_shards_of_different_code_are_refused_unless_accepted(tmp_path, capsys, undrawn):
     one, two = shard(tmp_path, 0, 1), shard(tmp_path, 1, 1)
-    environment = storage.read_json(two / "environment.json")
+    environment = code_identity.environment_of(two)
     mine = environment["source_hash"]
     for other, text in (
         ({"source_hash": "b" * 16}, f"different code ({mine}, {'b' * 16})"),

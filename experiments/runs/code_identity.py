@@ -57,12 +57,15 @@ def recorded(folder):
 
 
 def environment_of(folder):
-    """Returns environment.json of a run folder, {} where there is none; UserError if altered."""
+    """Returns environment.json of a run folder, {} where there is none; UserError if damaged."""
     path = folder / "environment.json"
     if not path.exists():
         return {}
     mend = "restore it, or delete it: the run then counts as one of unknown code"
-    return json_files.unsealed(storage.read_json(path), path, mend)
+    environment = storage.read_json(path)
+    if not environment or not isinstance(environment, dict):
+        raise errors.UserError(f"{path} is damaged: {mend}")
+    return json_files.unsealed(environment, path, mend)
 
 
 def begun(folder):
