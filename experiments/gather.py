@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
-from experiments.host import computer
+from experiments.host import computer, switches
 from experiments.runs import code_identity, environments, outputs, remote
 from experiments.runs.shards import damaged, load, read, read_shard
 from gentle_jax import assembly, errors, json_files, storage
@@ -287,6 +287,7 @@ def chosen(own):
 
 def run(line):
     """The command; returns its exit code, DIVERGED if a run of them became NaN."""
+    switches.start_backend()
     own = line.own
     groups = chosen(own)
     for shards in groups:

@@ -97,11 +97,6 @@ def text(entry):
     return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {(high - low) / 2:.2f})"
 
 
-def device_of(summary):
-    """Returns the kind of device that a run was made on: bits depend on it."""
-    return summary.get("device", "an unknown device")
-
-
 def file_name(table, summaries):
     """Returns a table's name, and the backbone's behind it where that is not the suite's."""
     of_suite = lambda summary: suites.get(summary["suite"]).backbone
@@ -129,7 +124,8 @@ def write(table, summaries, folder, note=None):
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
     names = sorted({(s["suite"], s["backbone"]) for s in summaries.values()})
     kept += "".join(f"; suite {suite}, backbone {backbone}" for suite, backbone in names)
-    kept += "".join(f"; on {device}" for device in sorted({*map(device_of, summaries.values())}))
+    devices = {s["device"] for s in summaries.values() if "device" in s}  # bits depend on them
+    kept += "".join(f"; on {device}" for device in sorted(devices))
     lines += ["", f"{caption} {kept}. `-`: not run."]
     lines += ["", note] if note else []
     name = file_name(table, summaries)

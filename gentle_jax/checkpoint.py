@@ -26,11 +26,8 @@ from gentle_jax.training import Position
 
 UNITS = 100  # more than the evaluation programs at one step
 HASHES, CHECKSUM = "sha256", "checksum"
-# what Orbax and the readers below it raise on changed bytes: any of these, seen in trials
-DAMAGE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError,
-    AssertionError, MemoryError, ArithmeticError,
-)  # fmt: skip
+# what Orbax and the readers below it raise on changed bytes (`benchmarks/robustness.py` tries them)
+DAMAGE = (OSError, ValueError, LookupError, TypeError)
 
 
 class Checkpoints:

@@ -9,7 +9,7 @@ from benchmarks import robustness
 from experiments import gather, report
 from experiments.cli import flags
 from experiments.cli.command import Command, main
-from experiments.host import computer
+from experiments.host import computer, switches
 from experiments.runs import code_identity, outputs, remote
 from gentle_jax import errors, json_files, storage
 from tests.test_gather import make_run
@@ -137,6 +137,13 @@ def test_a_summary_that_was_altered_is_no_table(finished, capsys):
     assert main(report.COMMAND, ["report", f"--run={finished}"]) == 2
     shown = capsys.readouterr()
     assert "does not match its own checksum (altered)" in shown.err and not shown.out
+
+
+def test_a_table_names_the_device_and_its_processor(capsys):
+    outputs.print_table(make_summary(device="2 x cpu (Some CPU, model 7)"), "runs/x")
+    assert "on 2 x cpu (Some CPU, model 7): the same seeds" in capsys.readouterr().out
+    name = switches.device_text()
+    assert switches.processor() in name and " x cpu (" in name
 
 
 def test_settings_and_environment_that_were_altered_are_refused(tmp_path, capsys):

@@ -323,6 +323,6 @@ def print_table(summary, folder):
         print(f"not finite: {', '.join(map(run_name, summary['failed_seeds']))}")
     spent = "  ".join(f"{name} {seconds[name]:.1f} s" for name in seconds)
     print(f"\n{spent}  ({summary['seed_steps_per_second']:.0f} seed-steps/s)")
-    device = summary.get("device", "an unknown device")
-    print(f"on {device}: the same seeds give other returns on other kinds of device")
+    if "device" in summary:  # there was none in older versions
+        print(f"on {summary['device']}: the same seeds give other returns on other kinds of device")
     print(f"results: {folder}", flush=True)
