@@ -40,4 +40,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(command.guard(lambda: run(sys.argv)))
+    command.end(lambda: command.guard(lambda: run(sys.argv)))

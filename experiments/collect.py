@@ -18,8 +18,17 @@ import numpy as np
 from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
-from experiments.runs import data_code, events
-from gentle_jax import assembly, checkpoint, errors, evaluation, storage, sweep, training
+from experiments.runs import data_code, environments, events
+from gentle_jax import (
+    assembly,
+    checkpoint,
+    errors,
+    evaluation,
+    rng,
+    storage,
+    sweep,
+    training,
+)
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax.envs import base
@@ -129,7 +138,7 @@ def reference_of(env, best):
 def random_of(config, env):
     """Returns [task]: the random policy's mean returns."""
     mesh = sweep.make_mesh(num_tasks(env))
-    count, key = config.eval.random_episodes, jax.random.key(0)
+    count, key = config.eval.random_episodes, rng.key(0)
     return np.asarray(evaluation.random_returns(env, count, key, mesh)).tolist()
 
 
@@ -152,7 +161,7 @@ def _collect(config, env, folder, wanted, save_every, tell):
         shutil.rmtree(folder / data_code.PROGRESS, ignore_errors=True)
     arrays = storage.open_arrays(folder, wanted)
     with preemption.held(), checkpoint.Checkpoints(folder / data_code.PROGRESS) as saves:
-        saver = Saver(saves, num_tasks(env), save_every, data_code.of(config))
+        saver = Saver(saves, num_tasks(env), save_every, data_code.of(config), folder)
         carry = _advance(settings, programs, arrays, saver, state, agents, mesh)
     preemption.check()
     _finish(config, env, folder, carry, saver.code)
@@ -203,17 +212,37 @@ def check_memory(state, episodes, mesh):
 class Saver:
     """Keeps checkpoints of a collection: every so many seconds, and when it is asked to stop."""
 
-    def __init__(self, saves, num_tasks, every, code):
+    def __init__(self, saves, num_tasks, every, code, folder):
+        self.folder = folder
+        self.levels = []  # the hash of each level that is stored
+        self.environment = computer.environment()
         self.code = code  # as `data_code.of` has it; what it goes on from may add to it
         self.saves, self.num_tasks, self.every = saves, num_tasks, every
         self.saved = time.perf_counter()
+
+    def resume(self, meta, arrays, count):
+        """Takes over what a checkpoint says; UserError unless its levels are stored as they were.
+
+        Args: count, how many levels are stored.
+        """
+        self.levels = [storage.level_hash(arrays, level) for level in range(count)]
+        known = meta.get("levels", self.levels)  # a version that kept no hashes
+        altered = [level for level in range(count) if known[level] != self.levels[level]]
+        if altered:
+            raise errors.UserError(
+                f"level {altered[0]} of the unfinished data in {self.folder} was altered on disk: "
+                f"delete the folder to make them anew"
+            )
+        self.code = data_code.extended(meta, self.code)
+        environments.tell(meta.get("environment", {}), self.environment, "data")
 
     def pause(self, done, carry, last=False):
         """Saves if it is time; raises Preempted, after saving, if a signal has arrived."""
         stop = preemption.requested()
         if last or stop or time.perf_counter() - self.saved >= self.every:
             kept = carry | {"state": sweep.fetch(carry["state"], self.num_tasks)}
-            self.saves.save(done, kept, {"steps": done, **self.code})
+            more = {"levels": list(self.levels), "environment": self.environment}
+            self.saves.save(done, kept, {"steps": done, **more, **self.code})
             self.saved = time.perf_counter()
         if stop:
             print(f"\ndata: stopping after step {done}", flush=True)
@@ -234,7 +263,8 @@ def _advance(settings, programs, arrays, saver, state, agents, mesh):
     else:
         carry, done = jax.tree.map(np.copy, newest[0]), newest[1]["steps"]
         carry["state"] = sweep.place(carry["state"], mesh)
-        saver.code = data_code.extended(newest[1], saver.code)
+        stored = sum(step <= done for step in behaviour_lib.levels(settings))
+        saver.resume(newest[1], arrays, stored)
         print(f"data: resuming after step {done} of {settings.num_steps}", flush=True)
     at_level = {step: level for level, step in enumerate(behaviour_lib.levels(settings))}
     progress, shown = console.Progress("collect", max(at_level), done), ""
@@ -256,6 +286,7 @@ def _advance(settings, programs, arrays, saver, state, agents, mesh):
             fields, sampled, scored = sweep.fetch(episodes, count)
             check_finite(fields, at)
             storage.write_level(arrays, level, fields)
+            saver.levels.append(storage.level_hash(arrays, level))
             carry["sampled"][level], carry["scored"][level] = sampled, scored
             shown = f"sampled {sampled.mean():.2f}  deterministic {scored.mean():.2f}"
         saver.pause(done, carry, done == max(at_level))
@@ -306,7 +337,7 @@ def _finish(config, env, folder, carry, code):
 
 def run(line):
     """The command."""
-    computer.start(line.shared["multihost"])
+    computer.start(line.shared["multihost"], line.shared["require"])
     request = flags.resolve(line, computer.on_accelerator)
     _, meta, seconds = ensure(
         request.config,
@@ -328,7 +359,7 @@ COMMAND = Command(
     run,
     # what `config.data_identity` depends on; the sizes of `--preset` do not depend on the algorithm
     shared=(
-        "suite", "env", "preset", "physics", "multihost", "save_every", "fresh",
+        "suite", "env", "preset", "physics", "multihost", "require", "save_every", "fresh",
         "accept_code", "data", "config.env", "config.behaviour", "config.eval.random_episodes",
     ),
     texts=(

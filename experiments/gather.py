@@ -5,22 +5,21 @@ A shard is a finished run folder that differs from the others in its seeds only 
 result is an ordinary run folder of the whole range, as if one process had run it.
 """
 
-import io
 import itertools
 import json
+import math
 import pathlib
 import tempfile
-import zipfile
-from typing import NamedTuple
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
-from experiments.host import computer
-from experiments.runs import code_identity, outputs, remote
-from gentle_jax import assembly, errors, storage
+from experiments.host import computer, switches
+from experiments.runs import code_identity, environments, outputs, remote
+from experiments.runs.shards import damaged, load, read, read_shard
+from gentle_jax import assembly, errors, json_files, storage
 from gentle_jax import config as config_lib
 
 SUMMARY = (
@@ -38,39 +37,6 @@ EXTRA = (
 )
 DEPTH = 5  # below a root: an --out of the shard's own, suite, env, algo, fingerprint
 WHOLE = ("eval_steps", "train_ids", "test_ids", "axes", "random_return", "reference_return")
-
-
-class Shard(NamedTuple):
-    """One run folder and what its config.json and summary.json say."""
-
-    folder: object  # a path
-    identity: dict  # every setting, as in config.json
-    first: int  # its first seed
-    count: int  # how many seeds
-    summary: dict | None  # None: unfinished
-
-    @property
-    def end(self):
-        """The seed after the last one."""
-        return self.first + self.count
-
-
-def read_shard(folder):
-    """Returns the Shard in a folder, or None without a config.json; UserError for a damaged one."""
-    path = folder / "config.json"
-    if not path.exists():
-        return None
-    try:
-        identity = json.loads(path.read_text())
-        run = identity["run"]
-        first, count = int(run["seed_offset"]), int(run["num_seeds"])
-        list(identity["sweep"])
-    except (ValueError, KeyError, TypeError):
-        raise errors.UserError(
-            f"{path} is not the config of a run: delete the folder, or pass another one"
-        ) from None
-    done = (folder / "summary.json").exists()
-    return Shard(folder, identity, first, count, outputs.read_summary(folder) if done else None)
 
 
 def find(root):
@@ -140,23 +106,6 @@ def check(shards, wanted):
             )
 
 
-def load(shard, name):
-    """Returns the arrays of one .npz file of a shard; raises UserError if it cannot be read."""
-    path = shard.folder / name
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise damaged(path) from None
-
-
-def damaged(path):
-    """Returns the UserError for a file of a finished shard that is missing or cannot be read."""
-    return errors.UserError(
-        f"{path} cannot be read: delete the summary.json beside it, give the run's command again"
-    )
-
-
 def join(parts, axis, points):
     """Concatenates run axes [point x seed, point-major] of several shards, seeds in order."""
     split = [
@@ -202,7 +151,7 @@ def metric_lines(shards):
     for shard in shards:
         path = shard.folder / "metrics.jsonl"
         try:
-            lines += [json.loads(line) for line in path.read_text().splitlines()]
+            lines += map(json.loads, read(shard, path.name).decode().splitlines())
         except (OSError, ValueError):
             raise damaged(path) from None
     return sorted(lines, key=lambda x: (x["step"], order.get(x.get("sweep", ""), 0), x["seed"]))
@@ -216,31 +165,11 @@ def write_metrics(folder, lines):
     for line in lines:
         for name, value in line.items():
             if name not in ("step", "stage", "seed", "sweep"):
-                totals.setdefault((line["step"], f"{line['stage']}/{name}"), []).append(value)
+                number = math.nan if value is None else value
+                totals.setdefault((line["step"], f"{line['stage']}/{name}"), []).append(number)
     with SummaryWriter(str(folder / "tensorboard")) as board:
         for (step, name), values in totals.items():
             board.add_scalar(name, float(np.mean(values)), step)
-
-
-def environments(shards):
-    """Returns the environment.json of the whole; prints a warning line for shards that differ."""
-    each = []
-    for shard in shards:
-        path = shard.folder / "environment.json"
-        each.append(storage.read_json(path) if path.exists() else {})
-    first, others = each[0], []
-    for shard, one in zip(shards[1:], each[1:], strict=True):
-        keys = [key for key in sorted({*first, *one}) if first.get(key) != one.get(key)]
-        if keys:
-            others.append({"folder": str(shard.folder), **{key: one.get(key) for key in keys}})
-    if others:
-        names = sorted({key for other in others for key in other if key != "folder"})
-        print(
-            f"gather: WARNING: {len(others)} of {len(shards)} shards differ from the first in "
-            f"{', '.join(names)} (environment.json has them)"
-        )
-        first = first | {"shards_with": others}
-    return first
 
 
 def costs_of(shards):
@@ -253,6 +182,7 @@ def costs_of(shards):
         "seconds": seconds,
         "seed_steps_per_second": steps / max(seconds["train"], 1e-9),
         "peak_memory_bytes": max(s.get("peak_memory_bytes", 0) for s in summaries),
+        "device": " and ".join(sorted({s.get("device", "unknown") for s in summaries})),
         "failed_seeds": [failed for s in summaries for failed in s["failed_seeds"]],
         "shards": [
             {"folder": str(s.folder), "seed_offset": s.first, "num_seeds": s.count} for s in shards
@@ -306,11 +236,12 @@ def merge(shards, folder):
         costs = joined(shards, "costs.npz", 1) if counted else None
         trace = rollouts["paths"], rollouts["mask"]
         arrays = outputs.Arrays(returns, embeddings, trace, costs)
-        storage.write_json(local / "environment.json", environments(shards))
+        environment = json_files.sealed(environments.merged(shards))
+        storage.write_json(local / "environment.json", environment)
         write_metrics(local, metric_lines(shards))
         env = assembly.env_of(config)
         summary = outputs.store(request, local, env, arrays, costs_of(shards))
-        storage.write_json(local / "config.json", identity)
+        storage.write_json(local / "config.json", json_files.sealed(identity))
         if (folder / "config.json").exists():  # gathered before: no half of each
             (folder / "config.json").unlink()
         # a folder without its config.json is no run folder yet
@@ -356,6 +287,7 @@ def chosen(own):
 
 def run(line):
     """The command; returns its exit code, DIVERGED if a run of them became NaN."""
+    switches.start_backend()
     own = line.own
     groups = chosen(own)
     for shards in groups:

@@ -23,6 +23,7 @@ from gentle_jax import (
     assembly,
     checkpoint,
     errors,
+    json_files,
     needs,
     physics,
     registry,
@@ -43,6 +44,9 @@ EXTRA = (
     ("to", str, "", "folder of the files; default: the folder `renders` of the run"),
     ("movie", bool, True, "write the GIF (and mp4) beside the page"),
 )
+
+
+RESTORE = "restore it, or give the run's command again with another --out"
 
 
 class Restored(NamedTuple):
@@ -113,8 +117,10 @@ def read_config(folder):
     """
     path = folder / "config.json"
     try:
-        tree = json.loads(path.read_text())
+        tree = json_files.unsealed(json.loads(path.read_text()), path, RESTORE)
         points = tuple(tree.pop("sweep"))
+    except errors.UserError:
+        raise
     except (OSError, ValueError, KeyError, AttributeError):
         raise errors.UserError(
             f"{folder} is not a run folder (no config.json that can be read): pass --run=FOLDER, "

@@ -145,6 +145,8 @@ def write(table, summaries, folder, note=None):
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
     names = sorted({(s["suite"], s["backbone"]) for s in summaries.values()})
     kept += "".join(f"; suite {suite}, backbone {backbone}" for suite, backbone in names)
+    devices = {s["device"] for s in summaries.values() if "device" in s}  # bits depend on them
+    kept += "".join(f"; on {device}" for device in sorted(devices))
     lines += ["", f"{caption} {kept}. `-`: not run."]
     lines += ["", note] if note else []
     name = file_name(table, summaries)
@@ -175,7 +177,7 @@ def by_protocol(table, summaries):
 def main(line):
     """The command; returns its exit code, DIVERGED if a run of the table became NaN."""
     own = line.own
-    computer.start()
+    computer.start(require=line.shared["require"])
     table = own["table"]
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)

@@ -16,8 +16,8 @@ from experiments import collect
 from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
-from experiments.runs import code_identity, data_code, events, grids, outputs, remote
-from gentle_jax import assembly, checkpoint, errors, storage, training
+from experiments.runs import code_identity, environments, events, grids, outputs, remote
+from gentle_jax import assembly, checkpoint, errors, json_files, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import sweep as sweep_lib
 from gentle_jax.protocols import base
@@ -76,7 +76,7 @@ class Session:
         self.stage = None  # the number of the stage whose progress is shown
         self.total = sum(stage.num_steps for stage in sweep.algorithm.stages)
         self.runs = sweep.runs
-        self.progress = self.log = None
+        self.progress = self.log = self.logged = None
         self.before = 0.0  # total seconds of earlier invocations
         self.saved = time.perf_counter()
         self.metrics, self.score, self.test = "", "", test  # test: positions of the test tasks
@@ -85,7 +85,7 @@ class Session:
     def start(self, done):
         """Opens logs, forgetting what was logged after the checkpoint at step `done`."""
         if hosts.leader():
-            self.log = outputs.MetricsLog(self.folder, done, self.labels())
+            self.log = outputs.MetricsLog(self.folder, done, self.labels(), self.logged)
 
     def labels(self):
         """Returns (seed, grid point) of every run."""
@@ -161,12 +161,14 @@ class Session:
         if hosts.leader():
             lost = np.flatnonzero(self.lost).tolist()
             meta = {**position._asdict(), "seconds": dict(self.seconds), "lost": lost}
+            meta["metrics"] = self.log.digest()
             self.saves.save(checkpoint.number(position), kept, meta)
 
     def resume(self, meta):
         """Takes over the clocks of the invocation that was interrupted."""
         self.seconds = {**self.seconds, **meta["seconds"]}
         self.lost[meta["lost"]] = True
+        self.logged = meta.get("metrics")
         self.before = self.seconds["total"]
 
 
@@ -228,25 +230,6 @@ def tell_needs(request):
     print(f"compile cache: {cached} programs", flush=True)
 
 
-def write_environment(folder, run, meta=None):
-    """Writes environment.json; that of a run that goes on stays, and gets what differs now.
-
-    Args: meta, of the run's data: the hashes of the code that collected them are recorded.
-    """
-    path, now = folder / "environment.json", computer.environment() | code_identity.of(run)
-    if meta is not None and not storage.source_of(meta):
-        now["data_source_hash"] = code_identity.spell(data_code.recorded(meta))
-    if path.exists() and code_identity.begun(folder):
-        first = storage.read_json(path)
-        last = dict(collections.ChainMap(*reversed(first.get("resumed_with", [])), first))
-        changed = {key: value for key, value in now.items() if last.get(key) != value}
-        if not changed:
-            return
-        print(f"run: {' and '.join(sorted(changed))} changed since it began: bits may differ")
-        now = first | {"resumed_with": [*first.get("resumed_with", []), changed]}
-    storage.write_json(path, now)
-
-
 def train(request, folder, hits, tell=events.silent):
     """Trains from scratch or from the last checkpoint, writes the results; returns the summary.
 
@@ -264,8 +247,8 @@ def train(request, folder, hits, tell=events.silent):
     if hosts.leader():
         size = training.state_bytes(training.state_shapes(sweep))
         computer.prepare_folder(folder, 4 * size + 20e6, "--out")
-        storage.write_json(folder / "config.json", identity(request))
-        write_environment(folder, request.config.run, meta)
+        storage.write_json(folder / "config.json", json_files.sealed(identity(request)))
+        environments.write(folder, request.config.run, meta)
     session = Session(request, folder, sweep, assembly.task_sets(env)["test"], tell)
     programs, compiled = compile_programs(sweep, hits)
     check_memory(sweep, programs)
@@ -373,7 +356,7 @@ def last_step(sweep):
 
 def run(line):
     """The command; returns its exit code."""
-    computer.start(line.shared["multihost"])
+    computer.start(line.shared["multihost"], line.shared["require"])
     request = flags.resolve(line, computer.on_accelerator)
     with preemption.held() if hosts.several() else contextlib.nullcontext():
         return int(hosts.agree(grids.execute(request, execute, folder_of)))

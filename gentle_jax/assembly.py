@@ -177,7 +177,7 @@ def check(config: config_lib.ExperimentConfig) -> tuple[int, int]:
     dataset = data_lib.shapes(wanted)
     algorithm, _ = make_algorithm(config, env, spec_of(config, env, dataset))
     hp = jax.tree.map(lambda leaf: leaf[0], config_lib.hyper_params(config))
-    state = jax.eval_shape(algorithm.init, hp, jax.random.key(0), dataset)
+    state = jax.eval_shape(algorithm.init, hp, rng.key(0), dataset)
     return storage.num_bytes(wanted), training.state_bytes(state)
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from gentle_jax import behaviour_sac, evaluation, sweep
+from gentle_jax import behaviour_sac, evaluation, rng, sweep
 from gentle_jax.config import BehaviourConfig
 from gentle_jax.rng import stream
 from gentle_jax.types import (
@@ -75,7 +75,7 @@ def levels(behaviour: BehaviourConfig) -> list[int]:
 
 def task_keys(behaviour: BehaviourConfig, num_tasks: int) -> Keys:
     """Returns one key per task."""
-    key = jax.random.key(behaviour.seed)
+    key = rng.key(behaviour.seed)
     return jax.vmap(functools.partial(stream, key, "behaviour"))(jnp.arange(num_tasks))
 
 

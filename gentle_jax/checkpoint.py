@@ -1,11 +1,15 @@
 """Checkpoints of a whole run behind one small module (Orbax).
 
 A checkpoint is a pytree plus a JSON dict. It is complete or absent, whatever kills the process. The
-two newest are kept: where the newest is damaged, the one before is taken, with a warning. One that
-another version of the code wrote is an error, and stays.
+dict holds the sha256 of every leaf and a checksum of its own: a changed bit is damage. The two
+newest are kept: where the newest is damaged, the one before is taken, with a warning. One that
+another version of the code wrote is an error, and stays; one from before there were hashes is
+taken, with a warning that nothing was compared.
 """
 
+import concurrent.futures
 import contextlib
+import hashlib
 import pathlib
 import shutil
 import warnings
@@ -21,6 +25,9 @@ from gentle_jax.config import fingerprint
 from gentle_jax.training import Position
 
 UNITS = 100  # more than the evaluation programs at one step
+HASHES, CHECKSUM = "sha256", "checksum"
+# what Orbax and the readers below it raise on changed bytes (`benchmarks/robustness.py` tries them)
+DAMAGE = (OSError, ValueError, LookupError, TypeError)
 
 
 class Checkpoints:
@@ -41,8 +48,10 @@ class Checkpoints:
     def save(self, step: int, tree: PyTree, meta: dict) -> None:
         """Saves in the background; the arrays may be donated as soon as this returns."""
         leaves = jax.tree.leaves(tree)
-        copies = {f"{i:05d}": np.array(leaf, copy=True) for i, leaf in enumerate(leaves)}
-        described = meta | {"layout": _layout(leaves)}
+        copy = lambda leaf: np.array(leaf, copy=True, order="C")
+        copies = {f"{i:05d}": copy(leaf) for i, leaf in enumerate(leaves)}
+        described = meta | {"layout": _layout(leaves), HASHES: _hashes(copies.values())}
+        described |= {CHECKSUM: fingerprint(described)}
         items = ocp.args.Composite(
             tree=ocp.args.StandardSave(copies), meta=ocp.args.JsonSave(described)
         )
@@ -59,8 +68,8 @@ class Checkpoints:
                 return self._read(step, like)
             except errors.UserError:
                 raise
-            except (OSError, ValueError, KeyError) as error:
-                reason = str(error).splitlines()[0][:120]
+            except DAMAGE as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0][:120]
                 message = f"checkpoint {step} is damaged, trying the one before ({reason})"
                 warnings.warn(message, stacklevel=2)
                 self._set_aside(step)
@@ -72,13 +81,19 @@ class Checkpoints:
         No array is read.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # `restore` warns of damage
+            with contextlib.suppress(*DAMAGE):  # `restore` warns of it
                 return self._meta(step)
         return None
 
     def _meta(self, step):
+        """Returns the meta of a checkpoint; raises ValueError if it does not fit its checksum."""
         only = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=only).meta
+        meta = self._manager.restore(step, args=only).meta
+        if CHECKSUM not in meta and HASHES not in meta:
+            return meta  # of a version without
+        if meta.pop(CHECKSUM, None) != fingerprint(meta):
+            raise ValueError("its description does not match its checksum")
+        return meta
 
     def _set_aside(self, step):
         """Moves a damaged checkpoint out of the way: its step will be saved again."""
@@ -95,8 +110,10 @@ class Checkpoints:
         if meta.pop("layout") != _layout(leaves):
             raise errors.UserError(
                 f"the checkpoint in {self._manager.directory} was written by another version of "
-                f"the code: resume with that version, or delete the folder to begin anew"
+                f"the code: resume with that version, or pass --fresh or another --out to begin "
+                f"anew"
             )
+        known = meta.pop(HASHES, None)
         target = {
             f"{i:05d}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             for i, leaf in enumerate(leaves)
@@ -104,6 +121,11 @@ class Checkpoints:
         items = ocp.args.Composite(tree=ocp.args.StandardRestore(target))
         numbered = self._manager.restore(step, args=items).tree
         ordered = [np.asarray(numbered[name]) for name in sorted(numbered)]
+        if known is None:
+            message = f"checkpoint {step} is of an older version, without hashes: taken unchecked"
+            warnings.warn(message, stacklevel=3)
+        elif known != _hashes(ordered):
+            raise ValueError("an array does not match its hash")
         return jax.tree.unflatten(structure, ordered), meta
 
     def wait(self) -> None:
@@ -131,3 +153,10 @@ def number(position: Position) -> int:
 def _layout(leaves):
     """Returns a fingerprint of the shapes and types of leaves in order."""
     return fingerprint([[list(leaf.shape), str(leaf.dtype)] for leaf in leaves])
+
+
+def _hashes(leaves):
+    """Returns the sha256 of the bytes of every leaf, some at once: of gigabytes too."""
+    one = lambda leaf: hashlib.sha256(np.ascontiguousarray(leaf).reshape(-1).data).hexdigest()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(one, leaves))

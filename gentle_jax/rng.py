@@ -1,4 +1,7 @@
-"""Counter-based random keys: none is carried or saved, so any step can be replayed."""
+"""Counter-based random keys: none is carried or saved, so any step can be replayed.
+
+Keys name their implementation: what JAX is configured to (`JAX_DEFAULT_PRNG_IMPL`) is not asked.
+"""
 
 import zlib
 
@@ -6,6 +9,13 @@ import jax
 from jaxtyping import Array, Key
 
 from gentle_jax.types import Index, RandomKey
+
+IMPLEMENTATION = "threefry2x32"
+
+
+def key(seed: Index) -> RandomKey:
+    """Returns the key of a seed."""
+    return jax.random.key(seed, impl=IMPLEMENTATION)
 
 
 def stream(key: RandomKey, name: str, index: Index = 0) -> RandomKey:
@@ -18,4 +28,4 @@ def run_keys(num_seeds: int, seed_offset: int = 0) -> Key[Array, " S"]:
 
     Source: docs/methods/environments.md, "Random streams".
     """
-    return jax.vmap(jax.random.key)(jax.numpy.arange(seed_offset, seed_offset + num_seeds))
+    return jax.vmap(key)(jax.numpy.arange(seed_offset, seed_offset + num_seeds))

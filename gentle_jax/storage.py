@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from gentle_jax import config as config_lib
-from gentle_jax import errors
+from gentle_jax import errors, json_files
 from gentle_jax.config import BehaviourConfig, ExperimentConfig
 from gentle_jax.types import Env, HostArray
 
@@ -27,6 +26,8 @@ Folder = str | pathlib.Path
 Shapes = dict[str, tuple[int, ...]]  # field -> shape
 Fields = dict[str, Float[HostArray, "task level episode step ..."]]  # of FIELDS
 LevelFields = dict[str, Float[HostArray, "task episode step ..."]]
+
+write_json, read_json = json_files.write, json_files.read
 
 
 def folder_of(root: Folder, config: ExperimentConfig) -> pathlib.Path:
@@ -92,6 +93,15 @@ def stored_bytes(folder: Folder) -> int:
     return sum(path.stat().st_blocks * 512 for path in files if path.exists())
 
 
+def level_hash(arrays: Fields, level: int) -> str:
+    """Returns the sha256 of one behaviour level, all fields and tasks, in hex."""
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        for task in array:
+            digest.update(np.ascontiguousarray(task[level]))
+    return digest.hexdigest()
+
+
 def write_level(arrays: Fields, level: int, fields: LevelFields) -> None:
     """Writes one behaviour level of every task and flushes it to disk."""
     for name, array in arrays.items():
@@ -105,29 +115,10 @@ def file_hash(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: pathlib.Path, tree: Any) -> None:
-    """Writes JSON so that a reader sees the old file or all of the new one."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(tree, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: os.PathLike) -> Any:  # of an object store too
-    """Returns the content of a JSON file that this package wrote, or {} if it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        return {}
-
-
 def commit(folder: pathlib.Path, meta: dict) -> None:
     """Finishes a dataset: adds schema and checksums to `meta` and writes it, last of all."""
     files = {f"{name}.npy": file_hash(folder / f"{name}.npy") for name in FIELDS}
-    content = {"schema": SCHEMA, **meta, "sha256": files}
-    write_json(folder / "meta.json", content | {"checksum": config_lib.fingerprint(content)})
+    write_json(folder / "meta.json", json_files.sealed({"schema": SCHEMA, **meta, "sha256": files}))
 
 
 def is_complete(folder: Folder) -> bool:
@@ -140,10 +131,10 @@ def read_meta(folder: Folder) -> dict:
     path = pathlib.Path(folder) / "meta.json"
     try:
         meta = json.loads(path.read_text())
-        if meta["schema"] != SCHEMA or not isinstance(meta["sha256"], dict):
+        older = older_schema(meta)
+        if older is None and not (meta["schema"] == SCHEMA and isinstance(meta["sha256"], dict)):
             raise ValueError("another schema")
-        rest = {key: value for key, value in meta.items() if key != "checksum"}
-        altered = meta["checksum"] != config_lib.fingerprint(rest)
+        meta.setdefault("checksum", "")
     except FileNotFoundError:
         raise errors.UserError(
             f"{folder} holds no dataset (meta.json is missing): pass another --data, or collect it "
@@ -154,12 +145,19 @@ def read_meta(folder: Folder) -> dict:
             f"{path} is not a dataset description of schema {SCHEMA}: delete the folder to make it "
             f"anew"
         ) from None
-    if altered:
+    if older is not None:
         raise errors.UserError(
-            f"{path} does not match its own checksum (altered): restore it, or delete the folder "
-            f"to make the data anew"
+            f"{folder} holds a dataset of an older version (schema {older}, this version has "
+            f"{SCHEMA}): use that version, or pass another --data to make the data anew there"
         )
+    json_files.unsealed(meta, path, "restore it, or delete the folder to make the data anew")
     return meta
+
+
+def older_schema(meta: dict) -> int | None:
+    """Returns the schema of a dataset's description if it is one of an older version, else None."""
+    schema = meta.get("schema") if isinstance(meta, dict) else None
+    return schema if isinstance(schema, int) and 0 < schema < SCHEMA else None
 
 
 def source_of(meta: dict) -> dict | None:

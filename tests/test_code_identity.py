@@ -7,7 +7,7 @@ import pytest
 from experiments import report, reproduce, run
 from experiments.cli import flags
 from experiments.cli.command import main
-from experiments.runs import code_identity, grids
+from experiments.runs import code_identity, environments, grids
 from gentle_jax import storage
 from tests.test_report import make_summary
 
@@ -39,7 +39,7 @@ class Runs:
 
     def train(self, request, folder, hits, tell=None):
         self.trained.append(code_identity.begun(folder))
-        run.write_environment(folder, request.config.run)
+        environments.write(folder, request.config.run)
         return make_summary()
 
     def command(self, *arguments):
@@ -176,7 +176,7 @@ def test_both_flags_are_refused(runs, capsys):
 def test_environment_json_has_version_and_hash_and_no_path(runs, monkeypatch):
     monkeypatch.undo()  # the hash of the sources themselves
     runs.folder.mkdir(parents=True)
-    run.write_environment(runs.folder, runs.request.config.run)
+    environments.write(runs.folder, runs.request.config.run)
     environment = runs.environment()
     assert environment["version"] == run.code_identity.gentle_jax.__version__
     assert int(environment["source_hash"], 16) >= 0 and len(environment["source_hash"]) == 16
@@ -221,10 +221,10 @@ def test_a_module_without_a_source_file_is_of_unknown_code(runs, monkeypatch, ca
 def test_environment_json_has_the_code_of_the_data(runs):
     runs.folder.mkdir(parents=True)
     made = {"identity": {}, "source_hash": OLD, "resumed_with": [{"source_hash": NEXT}]}
-    run.write_environment(runs.folder, runs.request.config.run, made)
+    environments.write(runs.folder, runs.request.config.run, made)
     assert runs.environment()["data_source_hash"] == f"{OLD} and {NEXT}"
     imported = {"identity": {"source": {"format": "focal"}}}
-    run.write_environment(runs.folder, runs.request.config.run, imported)
+    environments.write(runs.folder, runs.request.config.run, imported)
     assert "data_source_hash" not in runs.environment()
 
 
@@ -247,7 +247,7 @@ def test_a_grid_says_which_programs_come_from_other_code(runs, tmp_path, monkeyp
 
 def test_a_table_says_which_cells_come_from_other_code(tmp_path, monkeypatch, capsys):
     here(monkeypatch, NOW)
-    monkeypatch.setattr(reproduce.computer, "start", lambda: None)
+    monkeypatch.setattr(reproduce.computer, "start", lambda require: None)
     monkeypatch.setattr(run, "execute", lambda request: make_summary())
     cells = reproduce.cells("components", ["--preset=smoke"])
     folder = run.folder_of(cells["release", "point_robot"])

@@ -273,7 +273,7 @@ def test_a_signal_saves_and_stops_and_the_rest_gives_the_same_bits(
     check_same(again, fields)
 
 
-@pytest.mark.parametrize("damage", ["deleted", "short"])
+@pytest.mark.parametrize("damage", ["deleted", "short", "altered"])
 def test_an_array_lost_between_two_invocations_is_never_zeros(
     small, dataset, tmp_path, monkeypatch, damage
 ):
@@ -294,8 +294,14 @@ def test_an_array_lost_between_two_invocations_is_never_zeros(
     path = storage.folder_of(tmp_path, small[0]) / "reward.npy"
     if damage == "deleted":
         path.unlink()
-    else:
+    elif damage == "short":
         path.write_bytes(path.read_bytes()[:200])
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[:130] + bytes([content[130] ^ 1]) + content[131:])  # of level 0
+        with pytest.raises(errors.UserError, match="level 0 of the unfinished data"):
+            ensure(tmp_path)
+        path.write_bytes(content)
     again, _, _ = ensure(tmp_path)
     check_same(again, fields)
 

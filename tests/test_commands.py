@@ -211,7 +211,7 @@ def test_data_do_not_depend_on_flags_that_collect_refuses(preset):
 def test_other_processes_are_joined_where_it_is_asked_for(monkeypatch, capsys, word, expected):
     seen = []
 
-    def start(multihost):
+    def start(multihost, require):
         seen.append(multihost)
         raise errors.UserError("enough")
 

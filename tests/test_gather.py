@@ -11,7 +11,7 @@ from experiments.cli import flags
 from experiments.cli.command import main
 from experiments.runs import code_identity, outputs
 from experiments.show import tables
-from gentle_jax import assembly, statistics, storage
+from gentle_jax import assembly, json_files, statistics, storage
 from gentle_jax.protocols import base
 from gentle_jax.types import Cost
 
@@ -62,9 +62,9 @@ def make_run(out, *arguments, drawn=False, failed=False):
     request = flags.parse(run.COMMAND, ["run", *FLAGS, f"--out={out}", *arguments])
     folder = run.folder_of(request)
     folder.mkdir(parents=True)
-    storage.write_json(folder / "config.json", run.identity(request))
+    storage.write_json(folder / "config.json", json_files.sealed(run.identity(request)))
     environment = ENVIRONMENT | code_identity.of(request.config.run)
-    storage.write_json(folder / "environment.json", environment)
+    storage.write_json(folder / "environment.json", json_files.sealed(environment))
     env, config = assembly.env_of(request.config), request.config.run
     seeds = range(config.seed_offset, config.seed_offset + config.num_seeds)
     lines = [
@@ -88,6 +88,15 @@ def make_run(out, *arguments, drawn=False, failed=False):
             patch.setattr(outputs, "draw", lambda *_: None)
         outputs.store(request, folder, env, make_arrays(request, env), costs)
     return folder
+
+
+def reseal(folder):
+    """Makes summary.json fit the files that are there now."""
+    summary = storage.read_json(folder / "summary.json")
+    hashes = {name: storage.file_hash(folder / name) for name in summary["sha256"]}
+    del summary["checksum"]
+    sealed = json_files.sealed(summary | {"sha256": hashes})
+    storage.write_json(folder / "summary.json", sealed)
 
 
 @pytest.fixture
@@ -289,10 +298,15 @@ def test_shards_of_other_settings_data_or_no_shards_are_refused(tmp_path, capsys
     with np.load(three / "returns.npz") as arrays:
         changed = {**arrays, "random_return": arrays["random_return"] + 1}
     np.savez(three / "returns.npz", **changed)
+    assert "returns.npz cannot be read, or was altered" in refused(
+        capsys, f"--shard={one}", f"--shard={three}"
+    )
+    reseal(three)
     line = refused(capsys, f"--shard={one}", f"--shard={three}")
     assert "differ in random_return" in line
     (three / "rollouts.npz").write_bytes(b"PK")
     np.savez(three / "returns.npz", **(changed | {"random_return": changed["random_return"] - 1}))
+    reseal(three)
     assert "rollouts.npz cannot be read" in refused(capsys, f"--shard={one}", f"--shard={three}")
     (three / "config.json").write_text("{")
     assert "is not the config of a run" in refused(capsys, f"--from={tmp_path}")
@@ -308,7 +322,7 @@ def test_shards_of_other_settings_data_or_no_shards_are_refused(tmp_path, capsys
 def test_another_version_is_a_warning_and_is_kept(tmp_path, capsys, undrawn):
     shard(tmp_path, 0, 1)
     other = shard(tmp_path, 1, 1)
-    changed = storage.read_json(other / "environment.json") | {"versions": {"jax": "2"}}
+    changed = code_identity.environment_of(other) | {"versions": {"jax": "2"}}
     storage.write_json(other / "environment.json", changed)
     code, text, _ = command(capsys, f"--from={tmp_path}")
     assert code == 0 and "WARNING: 1 of 2 shards differ from the first in versions" in text
@@ -319,7 +333,7 @@ def test_another_version_is_a_warning_and_is_kept(tmp_path, capsys, undrawn):
 
 def test_shards_of_different_code_are_refused_unless_accepted(tmp_path, capsys, undrawn):
     one, two = shard(tmp_path, 0, 1), shard(tmp_path, 1, 1)
-    environment = storage.read_json(two / "environment.json")
+    environment = code_identity.environment_of(two)
     mine = environment["source_hash"]
     for other, text in (
         ({"source_hash": "b" * 16}, f"different code ({mine}, {'b' * 16})"),

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -136,7 +137,7 @@ def test_data_are_made_by_the_flags_that_they_depend_on():
     (words,) = check.commands(texts["collect.sbatch"], [{}])
     assert words == [
         "-m", "experiments.collect", "--preset=paper", "--suite=gentle", "--save_every=9",
-        "--config.behaviour.seed=3", "--data=data",
+        "--config.behaviour.seed=3", "--data=data", "--require=gpu",
     ]  # fmt: skip
 
 
@@ -172,8 +173,38 @@ def test_a_cluster_without_accelerators():
     (options,) = check.documents("array.sbatch", texts["array.sbatch"])
     assert "gres" not in options and options["partition"] == "long"
     assert made.preset == "quick" and "JAX_PLATFORMS:-cpu}" in texts["array.sbatch"]
+    assert "--require" not in "".join(texts.values())
     made, texts = make("slurm", "--num_runs=4")
     assert made.preset == "paper" and "JAX_PLATFORMS:-cuda,cpu}" in texts["array.sbatch"]
+
+
+@pytest.mark.parametrize(
+    "target,more,kind",
+    [
+        ("jobset", (), "tpu"), ("slurm", (), "gpu"), ("skypilot", (), "gpu"),
+        ("skypilot", ("--accelerator=tpu-v5litepod-8",), "tpu"),
+    ],
+)  # fmt: skip
+def test_a_job_without_its_accelerator_fails_instead_of_training_on_the_cpu(target, more, kind):
+    made, texts = make(target, "--num_runs=2", *more)
+    for words in check.job_commands(made, texts):
+        assert f"--require={kind}" in words
+        assert flags.read(run.COMMAND, words[1:]).shared["require"] == kind
+
+
+def test_howto_is_typed_as_it_is_whatever_the_folder(tmp_path, capsys):
+    to = tmp_path / "a b's $HOME"
+    words = ("--target=slurm", "--num_runs=2", f"--to={to}", "--out=r s")
+    assert command(capsys, *words)[0] == 0
+    typed = [
+        shlex.split(line, comments=True)
+        for line in (to / "HOWTO.txt").read_text().splitlines()
+        if line.startswith(("bash", "python"))
+    ]
+    assert typed[0] == ["bash", str(to / "submit.sh")] and "--from=r s" in typed[1]
+    _, texts = make("jobset", "--num_runs=2", "--volume=v")
+    placed = launch.placed(texts["HOWTO.txt"], str(to))
+    assert "'\"'\"'s $HOME/kueue.yaml' " in placed and "FOLDER" not in placed
 
 
 def broken(text, old, new):
@@ -236,6 +267,7 @@ def test_broken_files_are_refused(target, name, old, new, part):
         ("--target=slurm --num_runs=8 --runs_per_job=3 --sweep=lr=1,2", "multiple of the 2 grid"),
         ("--target=slurm --num_runs=7 --runs_per_job=2 --sweep=lr=1,2", "--num_runs is 7"),
         ("--target=slurm --num_runs=8 --num_seeds=2", "--num_seeds: it follows"),
+        ("--target=slurm --num_runs=8 --require=gpu", "--require: it follows from --accelerator"),
         ("--target=slurm --num_runs=8 --events=x", "the jobs would share one file"),
         ("--target=slurm --num_runs=8 --multihost", "every job is a process of its own"),
         ("--target=slurm --num_runs=8 --algo=ctrml", "did you mean 'ctmrl'"),

@@ -126,7 +126,7 @@ def executed(monkeypatch, tmp_path):
         return summary
 
     monkeypatch.setattr(run, "execute", execute)
-    monkeypatch.setattr(reproduce.computer, "start", lambda: None)
+    monkeypatch.setattr(reproduce.computer, "start", lambda require: None)
     monkeypatch.setattr(reproduce.computer, "on_accelerator", lambda: False)
     monkeypatch.chdir(tmp_path)
     return found
@@ -168,6 +168,10 @@ def test_files_and_caption_of_a_table_tell_which_backbone_it_is_of(
     assert code == 0 and "components_iql.md" in out.splitlines()[-1]
     assert (folder / "components.md").read_text() == first
     assert "suite ctmrl, backbone iql." in (folder / "components_iql.md").read_text()
+    device = "2 x cpu (Some CPU, model 7, avx2)"
+    monkeypatch.setattr(run, "execute", lambda _: make_summary(device=device))
+    assert reproduced(capsys, *chosen)[0] == 0
+    assert f"backbone brac_sac; on {device}." in (folder / "components.md").read_text()
     stored = json.loads((folder / "components_iql.json").read_text())
     assert stored["table"] == "components" and stored["cells"][0]["backbone"] == "iql"
 

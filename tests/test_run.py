@@ -50,7 +50,7 @@ ARGUMENTS = (
 KEYS = {
     "algorithm", "backbone", "env", "suite", "physics", "preset", "fidelity", "num_seeds",
     "num_steps",
-    "results", "seconds", "seed_steps_per_second", "peak_memory_bytes",
+    "results", "seconds", "seed_steps_per_second", "peak_memory_bytes", "device", "sha256",
 }  # fmt: skip
 RESULT_KEYS = {
     "task_set", "protocol", "metric", "mean", "std", "ci95", "iqm", "normalized", "per_seed",
@@ -323,7 +323,7 @@ def test_an_interrupted_run_resumes_bit_by_bit(
 
 
 def test_two_interruptions_a_cut_line_and_clocks_that_add_up(
-    workspace, finished, plain_outputs, tmp_path
+    workspace, finished, plain_outputs, tmp_path, capsys
 ):
     earlier = []
     resume = run.Session.resume
@@ -342,6 +342,7 @@ def test_two_interruptions_a_cut_line_and_clocks_that_add_up(
         with open(folder / "metrics.jsonl", "a") as file:
             file.write('{"step": 10, "sta')
         assert workspace.command(tmp_path) == 0
+    assert "WARNING" not in capsys.readouterr().out
     check_same_results(folder, finished)
     assert len(earlier) == 2 and earlier[0]["total"] > 0 and earlier[0]["train"] > 0
     for first, second in zip(earlier, [earlier[1], summary_of(folder)["seconds"]], strict=True):
@@ -359,9 +360,15 @@ def test_a_damaged_newest_checkpoint_resumes_from_the_one_before(
     folder = run_folder(tmp_path)
     for path in (folder / "checkpoints" / "700").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:100])
+    log = folder / "metrics.jsonl"
+    good = log.read_text()
+    log.write_text(good.replace("0.", "1.", 1))  # a number of the first line
     with pytest.warns(UserWarning, match="checkpoint 700 is damaged"):
         assert workspace.command(tmp_path) == 0
-    assert "resuming after step 6" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "resuming after step 6" in shown
+    assert f"WARNING: {log} is not what was logged up to step 6 (altered)" in shown
+    log.write_text(log.read_text().replace("1.", "0.", 1))
     check_same_results(folder, finished)
 
 
@@ -480,7 +487,17 @@ def test_a_run_that_diverges_is_named_and_the_others_finish(workspace, finished,
         assert a[name][:, :SEEDS].tobytes() == b[name][:, :SEEDS].tobytes()
         assert np.isnan(a[name][-1, SEEDS:]).all()
     by_point = {r["sweep"]: r for r in summary_of(folder)["results"]}
-    assert np.isfinite(by_point["lr=0.001"]["mean"]) and np.isnan(by_point["lr=1e+30"]["mean"])
+    assert np.isfinite(by_point["lr=0.001"]["mean"]) and by_point["lr=1e+30"]["mean"] is None
+    assert np.isnan([e["mean"] for e in outputs.read_summary(folder)["results"]]).any()
+
+    def no_json(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    for name in ("summary.json", "metrics.jsonl"):
+        lines = (folder / name).read_text()
+        for text in [lines] if name == "summary.json" else lines.splitlines():
+            json.loads(text, parse_constant=no_json)
+    assert "null" in lines
 
 
 @pytest.mark.parametrize("flag", ["--accept_code", "--fresh"])

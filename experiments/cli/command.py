@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments.cli import exit_codes, flags
+from experiments.cli import console, exit_codes, flags
 from experiments.host import hosts, preemption
 from gentle_jax import errors
 
@@ -30,6 +30,7 @@ class Command(NamedTuple):
     refused: tuple = ()  # (name, why and what to do instead) of flags worth a word of their own
     needed: tuple = ()  # flags without which it can do nothing
     texts: tuple = ()  # (name, help, default included) of shared flags that mean less here
+    elsewhere: bool = False  # whether shared flags are for other machines
     parts: tuple = ()  # Commands NAME PART, the first word chooses; then there is no function
 
 
@@ -111,7 +112,10 @@ def guard(function):
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at info level
     try:
         preemption.begin()
-        return function()
+        code = function()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_codes.USAGE
@@ -122,7 +126,9 @@ def guard(function):
         print(f"error: cannot use{where}: {error.strerror}; pass another folder", file=sys.stderr)
         return exit_codes.USAGE
     except (KeyboardInterrupt, preemption.Preempted):
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        unread = ": nobody reads the output any more" if preemption.is_unread() else ""
+        text = f"interrupted{unread}; the same command resumes from the last checkpoint"
+        print(text, file=sys.stderr)
         return exit_codes.INTERRUPTED
 
 
@@ -133,14 +139,20 @@ def main(command, argv=None):
 
 def start(command):
     """Runs a command and ends the process with its exit code."""
+    end(lambda: main(command))
+
+
+def end(function):
+    """Ends the process with the exit code that a function returns."""
+    console.protect()
     try:
-        code = main(command)
+        code = function()
         preemption.ignore()
     except preemption.Preempted:  # in the moment between
         code = exit_codes.INTERRUPTED
     # at once: threads that compile, or other processes that are waited for, would hold it up
-    if code == exit_codes.INTERRUPTED or (code and hosts.several()):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if code == exit_codes.INTERRUPTED or (code and hosts.joined()):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(code)
     sys.exit(code)

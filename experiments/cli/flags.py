@@ -6,6 +6,7 @@ what was read what is to be run.
 
 import dataclasses
 import difflib
+import os
 from typing import NamedTuple
 
 from absl import flags as absl_flags
@@ -46,6 +47,7 @@ GROUPS = {
     "devices": (
         ("shard_data", bool, False, "split the data by task over devices: they do not fit on one"),
         ("multihost", bool, False, "one program over several processes (jax.distributed)"),
+        ("require", str, "", "gpu or tpu: end with exit code 2 where JAX has no such device"),
         ("save_every", int, 30, "seconds between checkpoints; 0: as often as possible"),
     ),
     "code that has changed since a run began": (
@@ -62,6 +64,7 @@ GROUPS = {
 ENTRIES = tuple(entry for entries in GROUPS.values() for entry in entries)
 NAMES = tuple(name for name, *_ in ENTRIES)
 SECTIONS = tuple(section for section in config_lib.SECTIONS if section != "run")
+PATHS = ("data", "out", "events", "run", "from", "to", "shard", "tasks")  # flags of any command
 # every flag that commands share; `config.env` stands for every --config.env.KEY=VALUE
 ALL = (*NAMES, *(f"config.{section}" for section in SECTIONS))
 
@@ -141,6 +144,25 @@ def _split(argv, entries):
     return values, rest
 
 
+def expanded(name, value):
+    """Returns the value of a flag; one that names a path without `~`, which shells leave there.
+
+    Raises UserError for a home that is not known, and for a path that is no text.
+    """
+    if name not in PATHS:
+        return value
+    if isinstance(value, list):
+        return [expanded(name, each) for each in value]
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise errors.UserError(f"--{name} is {value}: the home folder is unknown, write it out")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise errors.UserError(f"--{name} is {value!a}: expected a path of UTF-8 text") from None
+    return path
+
+
 def _given(values, entries):
     """Returns {name: value} of the flags that were given."""
     return {name: values[name].value for name, *_ in entries if values[name].present}
@@ -164,10 +186,13 @@ def read(command, argv):
         if not (name.startswith("config.") and (misspelt or takes(command, name))):
             raise refusal(command, name)
     defaults = {name: default for name, _, default, _ in ENTRIES}
+    local = lambda values: {name: expanded(name, value) for name, value in values.items()}
+    if command.elsewhere:  # a `~` is for the machines that will get the flag
+        local = dict
     line = Line(
-        own={name: own[name].value for name, *_ in command.own},
-        shared=defaults | {name: shared[name].value for name, *_ in taken},
-        given=_given(own, command.own) | _given(shared, taken),
+        own={n: expanded(n, own[n].value) for n, *_ in command.own},
+        shared=local(defaults | {name: shared[name].value for name, *_ in taken}),
+        given=local(_given(own, command.own) | _given(shared, taken)),
         settings=tuple(rest),
         words=tuple(words),
     )

@@ -8,11 +8,13 @@ import platform
 import resource
 import shutil
 import subprocess
+import tempfile
 import threading
 
 import jax
 
-from experiments.host import hosts
+import gentle_jax
+from experiments.host import hosts, switches
 from gentle_jax import errors
 
 try:
@@ -22,37 +24,53 @@ except ImportError:  # not on this system: two processes in one folder are not n
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "mujoco",
             "mujoco-mjx", "brax")  # fmt: skip
+TRIES = 1000  # to lock the file that is at a path
 
 
-def start(multihost=False):
-    """Sets JAX up for a command, before it starts: compilation cache, a device for each core.
+def start(multihost=False, require=""):
+    """Sets JAX up for a command and starts it: switches, compilation cache, a device for each core.
 
-    Args: multihost, whether to join the other processes of `--multihost`.
+    Args: multihost, whether to join the other processes of `--multihost`; require, the kind of
+    device that there must be, as `--require`. Raises UserError for what is not there.
     """
+    switches.pin()
     enable_compile_cache()
     use_all_cores()
-    if not os.environ.get("JAX_DEFAULT_MATMUL_PRECISION"):  # GPUs and TPUs would round physics too
-        jax.config.update("jax_default_matmul_precision", "highest")
     if multihost:
         hosts.start()
+    switches.start_backend()
+    switches.require(require)
 
 
 def enable_compile_cache():
     """Turns on JAX's persistent compilation cache, unless the user has set one up."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-    jax.config.update("jax_compilation_cache_dir", os.path.join(home, "gentle_jax", "xla"))
+    folder = cache_folder()
+    if folder is None:
+        print("compile: there is no home folder, so nothing is kept: set XDG_CACHE_HOME to one")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def cache_folder():
+    """Returns the folder of what may be kept between commands, None where there is no home."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):  # others mean nothing, by the convention that names the variable
+        home = os.path.join(os.path.expanduser("~"), ".cache")
+    return pathlib.Path(home) / "gentle_jax" if os.path.isabs(home) else None
 
 
 def use_all_cores():
     """Makes every CPU core a device of JAX, so that runs are split over cores as over GPUs.
 
-    Does nothing where JAX has started, or where XLA_FLAGS asks for a number of devices. Two cores
-    with a device each train eight runs 1.2 times as fast as one device with two threads.
+    Does nothing where JAX has started, or where XLA_FLAGS or JAX_NUM_CPU_DEVICES ask for a number
+    of devices. Two cores with a device each train eight runs 1.2 times as fast as one device with
+    two threads.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if asked or os.environ.get("JAX_NUM_CPU_DEVICES"):
         return
     with contextlib.suppress(RuntimeError):  # raised once JAX has started
         jax.config.update("jax_num_cpu_devices", cores())
@@ -92,7 +110,10 @@ def on_accelerator():
 
 
 def environment():
-    """Returns versions, device and commit: what a result depends on beside its config."""
+    """Returns versions, devices, switches and commit: what a result depends on beside its config.
+
+    The commit is None where the code is in no repository of ours: then the version says it.
+    """
     versions = {}
     for name in PACKAGES:
         try:
@@ -107,18 +128,30 @@ def environment():
         "cpu_count": os.cpu_count(),
         "device": f"{device.platform}: {device.device_kind}",
         "device_count": jax.device_count(),
+        "processor": switches.processor(),
+        "jax_config": switches.recorded(),
+        "xla_flags": switches.xla_flags(),
+        "version": gentle_jax.__version__,
         "commit": _commit(),
     }
 
 
-def _commit():
-    here = pathlib.Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+def _commit(here=pathlib.Path(__file__)):
+    """Returns the commit of the repository whose root is ours; None in any other one, or in none.
+
+    Args: here, this file, which tells where our root is.
+    """
+    root = here.resolve().parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=plain
+        )
+        top, commit = process.stdout.splitlines()
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return process.stdout.strip() or None
+    return commit if pathlib.Path(top).resolve() == root else None
 
 
 def available_bytes():
@@ -147,9 +180,8 @@ def prepare_folder(path, needed_bytes, flag):
     path = pathlib.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write_test"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path, prefix=".write_test") as probe:  # a file of its own
+            probe.write(b"x" * 4096)
         free = shutil.disk_usage(path).free
     except OSError as error:
         raise errors.UserError(
@@ -166,20 +198,63 @@ def prepare_folder(path, needed_bytes, flag):
 def alone(folder):
     """Holds a folder for this process; raises UserError while another one works in it."""
     path = pathlib.Path(folder) / ".lock"
-    with open(path, "w") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.UserError(
-                f"another process works in {folder}: wait until it ends, or change a setting"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+    with _locked(path) as file:
         try:
             yield  # the end of the process frees the lock, whatever ends it
         finally:
-            path.unlink(missing_ok=True)
+            if _is_at(file, path):  # else the folder was moved, and another may be in its place
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Yields the open file at `path`, locked; raises UserError while another process has it.
+
+    Who leaves removes the file. A lock of a file that is not there any more holds nothing: whoever
+    comes next makes a new one. So what was locked must be what is at the path.
+    """
+    for attempt in range(TRIES):
+        with _opened(path) as file:
+            free = _lock(file)
+            if not _is_at(file, path) and attempt < TRIES - 1:  # at last: files without numbers
+                continue
+            if not free:
+                raise errors.UserError(
+                    f"another process works in {path.parent}: wait until it ends, or change a "
+                    f"setting"
+                )
+            yield file
+            return
+
+
+def _opened(path):
+    """Returns the open file of a lock; raises UserError where its folder is gone."""
+    try:
+        return open(path, "w")
+    except FileNotFoundError:
+        raise errors.UserError(
+            f"{path.parent} is gone, another process has moved it: give the command again"
+        ) from None
+
+
+def _lock(file):
+    """Locks a file, or returns False if another process has. True where there are no locks."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def _is_at(file, path):
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -53,6 +53,11 @@ def several():
     return jax.process_count() > 1
 
 
+def joined():
+    """Whether this process has joined others; starts no device, unlike `several`."""
+    return jax.distributed.is_initialized()
+
+
 def leader():
     """Whether this process prints and writes."""
     return jax.process_index() == 0

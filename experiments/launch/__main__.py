@@ -7,6 +7,8 @@ they are written.
 
 import importlib
 import pathlib
+import re
+import shlex
 
 from experiments.cli import flags
 from experiments.cli.command import Command, start
@@ -28,6 +30,11 @@ def texts(job_plan):
     return files
 
 
+def placed(text, to):
+    """Returns a text with the folder `to` in the place of FOLDER, quoted as the shell needs it."""
+    return re.sub(r"FOLDER/([\w.]+)", lambda m: shlex.quote(f"{to.rstrip('/')}/{m[1]}"), text)
+
+
 def run(line):
     """The command."""
     job_plan, to = plan.make(line), line.own["to"]
@@ -35,14 +42,14 @@ def run(line):
     check.check(job_plan, files)
     computer.prepare_folder(to, 1e6, "--to")
     for name, text in files.items():
-        (pathlib.Path(to) / name).write_text(text.replace("FOLDER/", f"{to.rstrip('/')}/"))
+        (pathlib.Path(to) / name).write_text(placed(text, to), encoding="utf-8")
     print(
         f"launch: {job_plan.num_runs} runs ({job_plan.seeds} seeds x {job_plan.points} grid "
         f"points), preset {job_plan.preset}, as {job_plan.jobs} jobs of {job_plan.target} with up "
         f"to {job_plan.per_job} seeds each"
     )
     print(f"launch: checked and written: {', '.join(str(pathlib.Path(to) / n) for n in files)}")
-    print(f"\n{(pathlib.Path(to) / 'HOWTO.txt').read_text()}", end="")
+    print(f"\n{(pathlib.Path(to) / 'HOWTO.txt').read_text(encoding='utf-8')}", end="")
 
 
 COMMAND = Command(
@@ -52,6 +59,7 @@ COMMAND = Command(
     own=plan.EXTRA,
     shared=flags.but(*(name for name, _ in plan.REFUSED)),
     refused=plan.REFUSED,
+    elsewhere=True,
 )
 
 if __name__ == "__main__":

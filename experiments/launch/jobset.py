@@ -41,7 +41,7 @@ def pod(plan, lines):
         "image": plan.image,
         "command": ["bash", "-c", "\n".join(["set -euo pipefail", *lines]) + "\n"],
         "env": [
-            # without a TPU the process fails, it does not train on the CPU
+            # without a TPU the process fails by --require, it does not train on the CPU
             {"name": "JAX_PLATFORMS", "value": "tpu,cpu"},
             {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/scratch/cache"},
             {"name": "XDG_CACHE_HOME", "value": "/scratch"},

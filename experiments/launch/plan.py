@@ -13,6 +13,9 @@ from gentle_jax import errors
 
 TARGETS = ("jobset", "skypilot", "slurm")
 ACCELERATORS = {"jobset": "2x4", "skypilot": "A100:1", "slurm": "gpu:1"}  # default of each target
+BACKENDS = {
+    "jobset": "tpu"
+}  # what JAX calls the accelerators of a target; others: see `backend_of`
 EXTRA = (
     ("target", str, "", "where the jobs run: " + " ".join(TARGETS)),
     ("num_runs", int, None, "runs in all, seeds x grid points"),
@@ -36,8 +39,16 @@ REFUSED = (
     ("num_seeds", "it follows from --num_runs and --sweep; leave it out"),
     ("multihost", "every job is a process of its own here; leave it out, or write the job of one "
      "program over several hosts yourself"),
+    ("require", "it follows from --accelerator; leave it out"),
     ("events", "the jobs would share one file; leave it out"),
 )  # fmt: skip
+
+
+def backend_of(target, accelerator):
+    """Returns JAX's name of an accelerator: gpu or tpu, "" where there is none."""
+    if accelerator == "none":
+        return ""
+    return "tpu" if accelerator.startswith("tpu") else BACKENDS.get(target, "gpu")
 
 
 class Plan(NamedTuple):
@@ -56,6 +67,7 @@ class Plan(NamedTuple):
     image: str
     accelerator: str
     queue: str
+    backend: str  # the kind of device that every job must have, "" for any
     parallel: int
     hours: int
     volume: str
@@ -154,6 +166,7 @@ def make(line):
     seeds, per_job = seeds_of(own, points)
     data, out = folders(line)
     run = request.config.run
+    accelerator = own["accelerator"] or ACCELERATORS[own["target"]]
     kept = [a for a in line.words if a.lstrip("-").partition("=")[0] not in OWN]
     return Plan(
         target=own["target"],
@@ -168,7 +181,8 @@ def make(line):
         points=points,
         preset=run.preset,
         image=own["image"],
-        accelerator=own["accelerator"] or ACCELERATORS[own["target"]],
+        accelerator=accelerator,
+        backend=backend_of(own["target"], accelerator),
         queue=own["queue"],
         parallel=min(own["parallel"] or seeds, -(-seeds // per_job)),
         hours=own["hours"],
@@ -198,10 +212,15 @@ def client(plan):
     return remote.CLIENTS.get(plan.out.partition("://")[0])
 
 
+def required(plan):
+    """Returns the flag by which a job without its accelerator fails, as a list of words."""
+    return [f"--require={plan.backend}"] if plan.backend else []
+
+
 def command(plan):
     """Returns the shell words of a job's command, without seeds."""
     words = ["python", "-m", "experiments.run", *plan.arguments]
-    words += [f"--data={plan.data}", f"--out={plan.out}"]
+    words += [f"--data={plan.data}", f"--out={plan.out}", *required(plan)]
     return " ".join(map(shlex.quote, words))
 
 
@@ -210,6 +229,7 @@ def collect_command(plan):
     name = lambda word: word.lstrip("-").partition("=")[0]
     kept = [word for word in plan.arguments if flags.takes(collect.COMMAND, name(word))]
     words = ["python", "-m", "experiments.collect", *kept, f"--data={plan.data}"]
+    words += required(plan)
     return " ".join(map(shlex.quote, words))
 
 
@@ -229,4 +249,5 @@ def job_line(plan):
 
 def gather_line(plan):
     """Returns the command that merges the jobs' run folders."""
-    return f"python -m experiments.gather --from={plan.out} --num_seeds={plan.seeds}"
+    root = shlex.quote(f"--from={plan.out}")
+    return f"python -m experiments.gather {root} --num_seeds={plan.seeds}"

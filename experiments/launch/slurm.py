@@ -49,7 +49,6 @@ def script(options, lines, command, job):
     """Returns a batch script. Args: lines, shell lines before the command; job, its own id."""
     platforms = "cuda,cpu" if "gres" in options else "cpu"
     marks = [f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in options.items()]
-    # without its accelerator a job fails, it does not train on the CPU
     export = [f"export JAX_PLATFORMS=${{JAX_PLATFORMS:-{platforms}}}"]
     top = ["#!/usr/bin/env bash", *marks, "", "set -uo pipefail", 'cd "$SLURM_SUBMIT_DIR"']
     body = FORWARD.format(command=command, job=job, **CODES)

@@ -13,7 +13,7 @@ import json
 import gentle_jax
 from experiments.host import computer
 from experiments.runs import remote
-from gentle_jax import errors, provenance, storage
+from gentle_jax import errors, json_files, provenance, storage
 
 HASH = "source_hash"
 ASIDE = "replaced"  # the folder of runs that made way for new ones
@@ -51,14 +51,21 @@ def hash_or_none(entries):
 
 def recorded(folder):
     """Returns the set of source hashes that made what is in a run folder; None: an unknown one."""
-    environment = _environment(folder)
+    environment = environment_of(folder)
     later = [*environment.get("resumed_with", []), *environment.get("shards_with", [])]
     return {environment.get(HASH), *(other[HASH] for other in later if HASH in other)}
 
 
-def _environment(folder):
+def environment_of(folder):
+    """Returns environment.json of a run folder, {} where there is none; UserError if damaged."""
     path = folder / "environment.json"
-    return storage.read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    mend = "restore it, or delete it: the run then counts as one of unknown code"
+    environment = storage.read_json(path)
+    if not environment or not isinstance(environment, dict):
+        raise errors.UserError(f"{path} is damaged: {mend}")
+    return json_files.unsealed(environment, path, mend)
 
 
 def begun(folder):
@@ -143,11 +150,11 @@ def is_aside(folder):
 
 def _record_showing(folder, now):
     """Notes in a finished run's environment.json that other code has shown its table."""
-    environment = _environment(folder)
+    environment = environment_of(folder)
     shown = environment.get("shown_with", [])
     if now in shown:
         return
-    content = environment | {"shown_with": [*shown, now]}
+    content = json_files.sealed(environment | {"shown_with": [*shown, now]})
     path = folder / "environment.json"
     if remote.is_remote(folder):
         path.write_text(json.dumps(content, indent=1))

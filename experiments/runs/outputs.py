@@ -1,16 +1,26 @@
 """What a run leaves behind: metric lines, arrays, figures, summary.json, the table."""
 
 import dataclasses
+import hashlib
 import json
 from typing import NamedTuple
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments.host import computer
+from experiments.host import computer, switches
 from experiments.runs import remote
 from experiments.show import figures, tables
-from gentle_jax import assembly, errors, presets, registry, storage, suites, training
+from gentle_jax import (
+    assembly,
+    errors,
+    json_files,
+    presets,
+    registry,
+    storage,
+    suites,
+    training,
+)
 from gentle_jax import config as config_lib
 
 
@@ -29,17 +39,22 @@ def label(point):
 
 
 class MetricsLog:
-    """metrics.jsonl, a line per chunk and run, and TensorBoard means; forgets what was lost."""
+    """metrics.jsonl, a line per chunk and run, and TensorBoard means; forgets what was lost.
 
-    def __init__(self, folder, done, labels):
-        self.path, self.labels = folder / "metrics.jsonl", labels
+    Args: logged, the `digest` when the checkpoint at step `done` was taken; None: unknown.
+    """
+
+    def __init__(self, folder, done, labels, logged=None):
+        self.path, self.labels, self._digest = folder / "metrics.jsonl", labels, hashlib.sha256()
         kept = []
         if done and self.path.exists():
-            lines = self.path.read_text().splitlines()
+            lines = self.path.read_text(errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= done]
         shortened = self.path.with_suffix(".tmp")  # a kill must not lose what was logged
-        shortened.write_text("".join(line + "\n" for line in kept))
+        shortened.write_text("".join(self._counted(line) for line in kept))
         shortened.replace(self.path)
+        if logged not in (None, self.digest()):
+            print(f"run: WARNING: {self.path} is not what was logged up to step {done} (altered)")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(self, chunk, stage, metrics):
@@ -49,16 +64,26 @@ class MetricsLog:
                 line = {"step": chunk.done, "stage": stage, "seed": seed}
                 line |= {"sweep": label(point)} if point else {}
                 line |= {name: float(values[index]) for name, values in metrics.items()}
-                file.write(json.dumps(line) + "\n")
+                file.write(self._counted(json.dumps(json_files.without_nan(line))))
         for name, values in metrics.items():
             self.board.add_scalar(f"{stage}/{name}", float(values.mean()), chunk.done)
         self.board.flush()
+
+    def digest(self):
+        """Returns the sha256 of all lines in hex."""
+        return self._digest.hexdigest()
+
+    def _counted(self, line):
+        """Returns a line with its end, which enters the digest."""
+        text = line + "\n"
+        self._digest.update(text.encode())
+        return text
 
 
 def _step_of(line):
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return np.inf  # a line that was cut by a kill
 
 
@@ -185,6 +210,7 @@ def write(request, folder, sweep, env, meta, carry, trace, session):
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "seed_steps_per_second": session.runs * session.total / max(seconds["train"], 1e-9),
         "peak_memory_bytes": computer.peak_bytes(),
+        "device": switches.device_text(),
         "failed_seeds": failed_seeds(session, carry),
     }
     return store(request, folder, env, Arrays(returns, embeddings, trace, spent), costs)
@@ -201,6 +227,7 @@ def store(request, folder, env, arrays, costs):
         np.savez_compressed(folder / "costs.npz", **spent)
     np.savez_compressed(folder / "embeddings.npz", **embeddings)
     np.savez_compressed(folder / "rollouts.npz", paths=trace[0], mask=trace[1])
+    written = [path for name in HASHED if (path := folder / name).exists()]
     draw(folder, request, env, returns, embeddings, trace)
     run = request.config.run
     names = {"suite": run.suite, "env": run.env, "algorithm": paper_name(request.config)}
@@ -218,8 +245,9 @@ def store(request, folder, env, arrays, costs):
         "num_steps": request.config.train.num_steps,
         "results": tables.results(returns, names, groups_of(request), spent),
         **costs,
+        "sha256": {path.name: storage.file_hash(path) for path in written},
     }
-    storage.write_json(folder / "summary.json", summary)
+    storage.write_json(folder / "summary.json", json_files.sealed(summary))
     return summary
 
 
@@ -240,6 +268,8 @@ def failed_seeds(session, carry):
     ]
 
 
+HASHED = ("returns.npz", "costs.npz", "embeddings.npz", "rollouts.npz", "metrics.jsonl")
+RESULTS = ("mean", "std", "ci95", "iqm", "iqm_ci95", "normalized", "normalized_ci95", "per_seed")
 SUMMARY_KEYS = (
     "algorithm", "backbone", "env", "suite", "physics", "preset", "fidelity", "num_seeds",
     "num_steps", "protocols", "results", "seconds", "seed_steps_per_second", "failed_seeds",
@@ -263,13 +293,25 @@ def read_summary(folder):
         ) from None
     except ValueError:
         summary = None
-    if isinstance(summary, dict):
-        summary.setdefault("physics", "exact")  # runs from before there was a choice
-    if not isinstance(summary, dict) or any(key not in summary for key in SUMMARY_KEYS):
+    again = "delete it and give the run's command again"
+    if not isinstance(summary, dict) or not isinstance(summary.get("results"), list):
+        raise errors.UserError(f"{path} is not the summary of a run: {again}")
+    summary = json_files.unsealed(summary, path, f"restore it, or {again}")
+    summary.setdefault("physics", "exact")  # runs from before there was a choice
+    lacking = [key for key in SUMMARY_KEYS if key not in summary]
+    if lacking:
         raise errors.UserError(
-            f"{path} is not the summary of a run: delete it and give the run's command again"
+            f"{path} is of an older version (it has no {lacking[0]}): use that version to show it, "
+            f"or {again}"
         )
-    return summary
+    return summary | {"results": [_with_nan(entry) for entry in summary["results"]]}
+
+
+def _with_nan(entry):
+    """Returns an entry of `results` with NaN in the place of null, where there are numbers."""
+    numbers = {name: entry[name] for name in RESULTS if name in entry}
+    numbers |= {"cost": entry["cost"]} if entry.get("cost") else {}
+    return entry | json_files.with_nan(numbers)
 
 
 def print_table(summary, folder):
@@ -281,4 +323,6 @@ def print_table(summary, folder):
         print(f"not finite: {', '.join(map(run_name, summary['failed_seeds']))}")
     spent = "  ".join(f"{name} {seconds[name]:.1f} s" for name in seconds)
     print(f"\n{spent}  ({summary['seed_steps_per_second']:.0f} seed-steps/s)")
+    if "device" in summary:  # there was none in older versions
+        print(f"on {summary['device']}: the same seeds give other returns on other kinds of device")
     print(f"results: {folder}", flush=True)

@@ -16,6 +16,7 @@ import time
 
 from etils import epath
 
+from experiments.host import computer
 from gentle_jax import config as config_lib
 from gentle_jax import errors
 
@@ -101,9 +102,14 @@ def files_below(folder):
 
 
 def work_folder(folder):
-    """Returns the local folder in which this machine works for a URL."""
-    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-    return pathlib.Path(home) / "gentle_jax" / "work" / config_lib.fingerprint(str(folder))
+    """Returns the local folder in which this machine works for a URL; UserError without a home."""
+    home = computer.cache_folder()
+    if home is None:
+        raise errors.UserError(
+            f"a run at {folder} works in a local folder first, and there is no home folder: set "
+            f"XDG_CACHE_HOME to a folder of this machine"
+        )
+    return home / "work" / config_lib.fingerprint(str(folder))
 
 
 def steps_in(local):

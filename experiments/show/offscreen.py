@@ -13,6 +13,8 @@ import tempfile
 import mujoco
 import numpy as np
 
+from experiments.host import graphics
+
 SIZE = (360, 480)  # height, width in pixels
 LIMIT = 300  # seconds
 CHOICES = ("egl", "osmesa") if sys.platform.startswith("linux") else ("",)  # "": the system's own
@@ -41,7 +43,7 @@ def draw(model, qpos, torso, view, make_renderer=mujoco.Renderer):
 
 def render(model, qpos, torso, view):
     """Returns (pictures as `draw`, "") or (None, why no graphics library could draw them)."""
-    wanted = os.environ.get("MUJOCO_GL")
+    wanted = graphics.chosen()
     reasons = []
     with tempfile.TemporaryDirectory() as folder:
         model_path, poses, pictures = (str(pathlib.Path(folder) / n) for n in ("m.mjb", "p", "o"))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from gentle_jax import rng
 from gentle_jax.envs import base
 from gentle_jax.types import Env, HostArray, Step
 
@@ -53,7 +54,7 @@ def make(
         return obs, Step(obs, reward, context_reward, jnp.zeros(()))
 
     def optimal_return(num_samples, steps=horizon):
-        keys = jax.random.split(jax.random.key(0), num_samples if random_start else 1)
+        keys = jax.random.split(rng.key(0), num_samples if random_start else 1)
         starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
         return _best_returns(step, tasks, starts, steps)
 

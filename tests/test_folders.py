@@ -1,0 +1,186 @@
+"""Folders that several processes share, homes that are missing, repositories that are not ours."""
+
+import json
+import subprocess
+
+import pytest
+
+from benchmarks import robustness
+from experiments import gather, report
+from experiments.cli import flags
+from experiments.cli.command import Command, main
+from experiments.host import computer, switches
+from experiments.runs import code_identity, outputs, remote
+from gentle_jax import errors, json_files, storage
+from tests.test_gather import make_run
+from tests.test_report import make_summary
+
+SECONDS, PROCESSES = 1.0, 4
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_processes_are_never_inside_together_and_a_good_folder_is_never_refused(tmp_path):
+    entries, doubles, refused = robustness.compete(tmp_path / "runs", SECONDS, PROCESSES)
+    assert entries > 10 and (doubles, refused) == (0, 0)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def refused(folder, part):
+    with pytest.raises(errors.UserError, match=part), computer.alone(folder):
+        pass
+
+
+def test_a_lock_of_a_folder_that_was_moved_is_not_the_one_of_its_place(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with computer.alone(folder):
+        folder.rename(tmp_path / "aside")
+        folder.mkdir()
+        with computer.alone(folder):
+            refused(folder, "another process works in")
+        (folder / ".lock").write_text("of another process that has just come")
+    assert (folder / ".lock").exists()
+    refused(tmp_path / "never", "is gone, another process has moved it")
+
+
+@pytest.mark.parametrize(
+    "cache,home,wanted",
+    [
+        ("/c", "/h", "/c/gentle_jax"),
+        ("", "/h", "/h/.cache/gentle_jax"),
+        ("relative", "/h", "/h/.cache/gentle_jax"),
+        ("", "~", None),  # no HOME, and no entry for the user
+    ],
+)
+def test_the_cache_is_in_a_folder_of_its_own_or_nowhere(monkeypatch, capsys, cache, home, wanted):
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(computer.os.path, "expanduser", lambda _: home)
+    updates = []
+    monkeypatch.setattr(computer.jax.config, "update", lambda *pair: updates.append(pair))
+    computer.enable_compile_cache()
+    if wanted is None:
+        assert not updates and "set XDG_CACHE_HOME" in capsys.readouterr().out
+        with pytest.raises(errors.UserError, match="set XDG_CACHE_HOME"):
+            remote.work_folder("gs://b/r")
+    else:
+        assert updates[0] == ("jax_compilation_cache_dir", f"{wanted}/xla")
+        assert str(remote.work_folder("gs://b/r")).startswith(f"{wanted}/work/")
+
+
+def test_every_path_flag_takes_a_home_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = (("from", str, "", ""), ("shard", list, [], ""), ("to", str, "", ""))
+    seen = []
+    each = Command("x", "", seen.append, own=own, shared=("data", "out", "events", "algo"))
+    words = [f"--{name}=~/{name}" for name in ("from", "shard", "to", "data", "out", "events")]
+    assert main(each, ["x", *words, "--algo=~/algo"]) == 0
+    (line,) = seen
+    for name in ("from", "to"):
+        assert line.own[name] == line.given[name] == str(tmp_path / name)
+    assert line.own["shard"] == [str(tmp_path / "shard")]
+    for name in ("data", "out", "events"):
+        assert line.shared[name] == line.given[name] == str(tmp_path / name)
+    assert line.shared["algo"] == "~/algo"
+    assert main(each._replace(elsewhere=True), ["x", *words]) == 0
+    assert seen[1].shared["data"] == "~/data" and seen[1].own["to"] == str(tmp_path / "to")
+    for bad, part in (("~no_such_user/x", "home folder is unknown"), ("a\udcff", "UTF-8 text")):
+        assert main(each, ["x", f"--out={bad}"]) == 2
+        err = capsys.readouterr().err
+        assert part in err and err.count("\n") == 1
+    assert set(flags.PATHS) >= {"data", "out", "events", "run", "from", "to", "shard"}
+
+
+def git(*words, at):
+    identity = ("-c", "user.name=x", "-c", "user.email=x@y")
+    subprocess.run(["git", *identity, *words], cwd=at, check=True, capture_output=True)
+
+
+def test_only_our_own_repository_has_the_commit(tmp_path, monkeypatch):
+    ours = tmp_path / "theirs" / "venv" / "ours"
+    here = ours / "experiments" / "host" / "computer.py"
+    here.parent.mkdir(parents=True)
+    here.write_text("")
+    assert computer._commit(here) is None
+    git("init", at=tmp_path / "theirs")
+    git("commit", "--allow-empty", "-m", "x", at=tmp_path / "theirs")
+    assert computer._commit(here) is None  # the environment lies in somebody's repository
+    git("init", at=ours)
+    assert computer._commit(here) is None  # nothing is committed
+    git("commit", "--allow-empty", "-m", "x", at=ours)
+    head = computer._commit(here)
+    assert len(head) == 40 and int(head, 16)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "theirs" / ".git"))  # as in a hook of git's
+    assert computer._commit(here) == head
+    assert computer.environment()["version"]
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run folder as its command leaves it, without arrays."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    storage.write_json(folder / "summary.json", json_files.sealed(make_summary()))
+    return folder
+
+
+def altered(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_summary_that_was_altered_is_no_table(finished, capsys):
+    assert main(report.COMMAND, ["report", f"--run={finished}"]) == 0
+    assert "-4.50" in capsys.readouterr().out
+    altered(finished / "summary.json", "-4.5", "-0.5")
+    assert main(report.COMMAND, ["report", f"--run={finished}"]) == 2
+    shown = capsys.readouterr()
+    assert "does not match its own checksum (altered)" in shown.err and not shown.out
+
+
+def test_a_table_names_the_device_and_its_processor(capsys):
+    outputs.print_table(make_summary(device="2 x cpu (Some CPU, model 7)"), "runs/x")
+    assert "on 2 x cpu (Some CPU, model 7): the same seeds" in capsys.readouterr().out
+    name = switches.device_text()
+    assert switches.processor() in name and " x cpu (" in name
+
+
+def test_settings_and_environment_that_were_altered_are_refused(tmp_path, capsys):
+    run = {"seed_offset": 0, "num_seeds": 2}
+    storage.write_json(tmp_path / "config.json", json_files.sealed({"run": run, "sweep": [{}]}))
+    storage.write_json(tmp_path / "environment.json", json_files.sealed({"source_hash": "a" * 16}))
+    assert gather.read_shard(tmp_path).count == 2
+    assert code_identity.recorded(tmp_path) == {"a" * 16}
+    altered(tmp_path / "config.json", '"num_seeds": 2', '"num_seeds": 3')
+    altered(tmp_path / "environment.json", "aaa", "aba")
+    for read in (gather.read_shard, code_identity.recorded):
+        with pytest.raises(errors.UserError, match="does not match its own checksum"):
+            read(tmp_path)
+
+
+def test_folders_of_an_older_version_are_called_older(finished, tmp_path):
+    summary = {k: v for k, v in make_summary().items() if k != "protocols"}
+    storage.write_json(finished / "summary.json", summary)  # that version had no checksum
+    with pytest.raises(errors.UserError, match=r"is of an older version .it has no protocols"):
+        outputs.read_summary(finished)
+    (tmp_path / "meta.json").write_text(json.dumps({"schema": storage.SCHEMA - 1}))
+    with pytest.raises(errors.UserError, match=r"a dataset of an older version .schema 1"):
+        storage.read_meta(tmp_path)
+
+
+def test_json_has_null_where_a_number_is_not_finite(tmp_path):
+    tree = {"a": [1.5, float("nan")], "b": (float("-inf"), True, None), "c": "NaN"}
+    storage.write_json(tmp_path / "x.json", tree)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found == {"a": [1.5, None], "b": [None, True, None], "c": "NaN"}
+    assert str(json_files.with_nan(found["a"])) == "[1.5, nan]"
+
+
+def test_flipped_bits_of_a_finished_run_are_never_numbers_without_a_word(tmp_path):
+    """Checkpoints: tests/test_checkpoint.py; all of it, by hand: benchmarks/robustness.py."""
+    folder = make_run(tmp_path, "--num_seeds=2")
+    counts, wrong = robustness.flips(folder, None, 60, 0)
+    assert not wrong and sum(counts.values()) == 60
+    refused = sum(number for (_, found), number in counts.items() if found == robustness.REFUSED)
+    assert refused > 40
