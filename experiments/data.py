@@ -5,6 +5,7 @@ other way. list, show, verify: what datasets there are, what is in one, whether 
 """
 
 import hashlib
+import os
 import pathlib
 import textwrap
 
@@ -17,6 +18,7 @@ from experiments.host import computer
 from experiments.show import figures, tables
 from gentle_jax import assembly, errors, interop, storage
 from gentle_jax import config as config_lib
+from gentle_jax.interop import checks
 from gentle_jax.interop import table as table_lib
 
 
@@ -34,6 +36,9 @@ def import_(line):
         )
     print(f"data: reading {folder} as {own['format']}", flush=True)
     table = reader.read(folder, env, options)
+    checks.check(table, folder, env)
+    if options.rewards != "dense":
+        table = table._replace(source=table.source | {"rewards": options.rewards})
     for note in table.notes:
         print(f"data: {note}")
     identity = identity_of(table, config)
@@ -47,7 +52,7 @@ def import_(line):
 def options_of(line, used):
     """Returns the Options of a Line; raises UserError for one that the format does not use."""
     own = line.own
-    for name in ("steps", "episodes", "allow_pickle"):
+    for name in table_lib.Options._fields:
         if name in line.given and name not in used:
             raise errors.UserError(f"--format={own['format']} does not use --{name}: leave it out")
     try:
@@ -57,7 +62,11 @@ def options_of(line, used):
             f"--steps={own['steps']}: expected whole numbers separated by commas, for example "
             f"--steps=1000,2000"
         ) from None
-    return table_lib.Options(steps, own["episodes"], own["allow_pickle"])
+    for name, least in (("horizon", 0), ("levels", 1)):
+        if own[name] < least:
+            raise errors.UserError(f"--{name}={own[name]}: expected a number of at least {least}")
+    others = {name: own[name] for name in table_lib.Options._fields if name != "steps"}
+    return table_lib.Options(steps, **others)
 
 
 def existing(text, flag):
@@ -156,8 +165,20 @@ def export(line):
 
 
 def datasets(root):
-    """Returns the folders of datasets below `root`, itself included, finished or not."""
-    folders = {path.parent for name in ("meta.json", "mask.npy") for path in root.rglob(name)}
+    """Returns the folders of datasets below `root`, itself included, finished or not.
+
+    Links are followed, as they are where a run looks for its data.
+    """
+    folders, seen = [], set()
+    for place, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # by another link, or a link to a folder that it lies in
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        if {"meta.json", "mask.npy"} & set(files):
+            folders.append(pathlib.Path(place))
     if not folders:
         raise errors.UserError(
             f"{root} holds no dataset: pass another --data, or make one with "
@@ -282,7 +303,7 @@ OWN = {
             "",
             "folder to write to; import: else below --data, show: into the dataset",
         ),
-        ("steps", str, "", "S1,S2,...: only these levels (focal, minari); default: all"),
+        ("steps", str, "", "S1,S2,...: only these levels (focal, minari, npz); default: all"),
         (
             "episodes",
             str,
@@ -293,8 +314,16 @@ OWN = {
             "allow_pickle",
             bool,
             False,
-            "focal, corro: read arrays by pickle, which can run code",
+            "focal, corro, metadt: read arrays by pickle, which can run code",
         ),
+        (
+            "horizon",
+            int,
+            0,
+            "steps of an episode in the source (corro, metadt, spc); default: up to --env's",
+        ),
+        ("levels", int, 1, "metadt: parts of a training, each a level"),
+        ("rewards", str, "dense", "sparse: there are no others (all but minari)"),
     )
 }
 TEXTS = (

@@ -241,6 +241,7 @@ class Env(NamedTuple):
     context_reward: Callable | None = None  # dense reward -> Step.context_reward; None: equal
     # The dense reward of stored rows in `task`; None where a row does not hold what it depends on.
     relabel: Relabel | None = None
+    max_reward: float | None = None  # no dense reward is above it; None: unknown
 
 
 class Cost(NamedTuple):

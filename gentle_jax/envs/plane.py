@@ -76,6 +76,7 @@ def make(
         optimal_return=optimal_return,
         context_reward=near if sparse_radius > 0 else None,
         relabel=lambda task, rows: _dense(task, rows.next_obs),
+        max_reward=0.0,
     )
 
 

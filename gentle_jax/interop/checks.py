@@ -1,0 +1,134 @@
+"""What no data of an Env can be: of tasks that the source says are others, or above the optimum."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from gentle_jax import errors
+from gentle_jax.interop.table import Table, Tasks
+from gentle_jax.types import Env, HostArray, ResetEnv
+
+SLACK = 0.01  # share of the optimum that rounded rewards may lie above it
+SHOWN = 4  # numbers of a task in a message
+
+
+def check(found: Table, folder: pathlib.Path, env: Env) -> None:
+    """Raises UserError for data that the Env cannot have given. Args: folder, of the source."""
+    if found.tasks is not None:
+        check_tasks(found.tasks, found.task_rounding, folder, env)
+    check_optimum(found, folder, env)
+
+
+def check_tasks(tasks: Tasks, rounding: float, folder: pathlib.Path, env: Env) -> None:
+    """Raises UserError, naming the worst task, unless the source's tasks are the Env's."""
+    for name, stated in tasks.items():
+        allowed = {**_leaves(env), "parameters": np.asarray(env.parameters, np.float64)}
+        if name not in allowed:
+            raise errors.unknown(f"task parameter of {folder}", name, allowed)
+        own = allowed[name]
+        if stated.shape != own.shape:
+            raise errors.UserError(
+                f"{folder} has {name} of shape {stated.shape}, {env.name} of suite {env.suite} has "
+                f"{own.shape}: pass the --env and --suite that the data are of"
+            )
+        gap = np.abs(stated - own) / (1.0 + np.abs(own))
+        gap = np.nan_to_num(gap, nan=0.0).reshape(len(own), -1).max(1)
+        if gap.max() > rounding:
+            worst = int(gap.argmax())
+            raise errors.UserError(
+                f"{folder} is of other tasks than {env.name} of suite {env.suite}: its task "
+                f"{worst} has {name} {_few(stated[worst])}, the suite's has {_few(own[worst])}; "
+                f"pass the --env and --suite that the data are of"
+            )
+
+
+def _leaves(env):
+    """Returns {name: [task, ...]} of what tasks differ in, by name where they have names."""
+    tasks = env.tasks if isinstance(env.tasks, dict) else {}
+    return {name: np.asarray(leaf, np.float64) for name, leaf in tasks.items()}
+
+
+def _few(values):
+    """Returns the first numbers of a task as text."""
+    flat = np.ravel(values)
+    more = " .." if flat.size > SHOWN else ""
+    return " ".join(f"{value:.4g}" for value in flat[:SHOWN]) + more
+
+
+def stated(values: Float[HostArray, "task P"], where: str, env: Env) -> Tasks:
+    """Returns numbers without names as Tasks: P numbers are the leaves that have as many.
+
+    Leaves are taken in the order of Env.tasks, neighbours together, where they differ between
+    tasks; of several that fit, those that most tasks are near to. Args: where, what has the
+    numbers, for the UserError that is raised if none fit.
+    """
+    leaves = {name: leaf.reshape(len(leaf), -1) for name, leaf in _leaves(env).items()}
+    names, runs = list(leaves), [{"parameters": np.asarray(env.parameters, np.float64)}]
+    for first in range(len(names)):
+        for last in range(first, len(names)):
+            runs.append({name: leaves[name] for name in names[first : last + 1]})
+    differ = lambda tasks: any((leaf != leaf[:1]).any() for leaf in tasks.values())
+    width = lambda tasks: sum(leaf.shape[1] for leaf in tasks.values())
+    fitting = [tasks for tasks in runs if width(tasks) == values.shape[1] and differ(tasks)]
+    if not fitting:
+        widths = {name: leaf.shape[1] for name, leaf in leaves.items()}
+        shown = ", ".join(f"{name} {count}" for name, count in widths.items())
+        raise errors.UserError(
+            f"{where} has {values.shape[1]} numbers of a task, {env.name} has {shown}: pass the "
+            f"--env that the data are of"
+        )
+    gap = lambda tasks: np.nanmedian(np.abs(values - np.concatenate([*tasks.values()], 1)))
+    nearest = min(reversed(fitting), key=gap)
+    edges = np.cumsum([leaf.shape[1] for leaf in nearest.values()])[:-1]
+    parts = dict(zip(nearest, np.split(values, edges, axis=1), strict=True))
+    shapes = {"parameters": env.parameters.shape} | {k: v.shape for k, v in _leaves(env).items()}
+    return {name: part.reshape(shapes[name]) for name, part in parts.items()}
+
+
+def check_optimum(found: Table, folder: pathlib.Path, env: Env) -> None:
+    """Raises UserError for an episode with a return above the known optimum of its task.
+
+    The optimum is known for every episode only where all begin alike.
+    """
+    if env.optimal_return is None or start_of(env) is None:
+        return
+    lengths = found.fields["mask"].sum(-1).astype(int)  # [task, level, episode]
+    returns = (found.fields["context_reward"] * found.fields["mask"]).sum(-1, dtype=np.float64)
+    for length in np.unique(lengths[lengths > 0]).tolist():
+        best = _optimum(env.optimal_return, length)[:, None, None]
+        excess = np.where(lengths == length, returns - best - SLACK * (1.0 + np.abs(best)), 0.0)
+        if excess.max() > 0:
+            task, level, episode = np.unravel_index(excess.argmax(), excess.shape)
+            raise errors.UserError(
+                f"{folder} has an episode of task {task} (level {level}, episode {episode}) with "
+                f"return {returns[task, level, episode]:.4g}, no agent gets above "
+                f"{best[task, 0, 0]:.4g} there in {env.name} of suite {env.suite}: its rewards "
+                f"are others, or it is of another environment"
+            )
+
+
+@functools.lru_cache(maxsize=64)  # it compiles a program for each length
+def _optimum(optimal_return: Callable, length: int):
+    """Returns the known optimum [task] of episodes of a length."""
+    return np.asarray(optimal_return(1, length), np.float64)
+
+
+def start_of(env: Env) -> Float[HostArray, " obs"] | None:
+    """Returns the obs that every episode begins with, or None where they differ.
+
+    Bodies begin with noise: no simulator is started to see that.
+    """
+    if env.system is not None:
+        return None
+    task = jax.tree.map(lambda leaf: np.asarray(leaf[0]), env.tasks)
+    first, other = (_reset(env.reset, task, seed) for seed in (0, 1))
+    return first if np.array_equal(first, other) else None
+
+
+def _reset(reset: ResetEnv, task, seed):
+    """Returns the obs of one reset."""
+    return np.asarray(reset(task, jax.random.key(seed))[1])
