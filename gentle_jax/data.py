@@ -363,7 +363,7 @@ def write_dataset(
     Args: rows, of each task {"obs": [N, obs], "action": [N, action] in [-1, 1], "reward": [N]
     dense, "next_obs", "terminal": [N] 1 at true ends, "length": [E] rows of each episode}, and
     maybe "context_reward": [N], "level": [E] environment step of the behaviour agent; tasks, {leaf
-    of Env.tasks: [task, ...]}. Raises UserError before anything is written. Layout:
-    docs/methods/data.md, "npz files".
+    of Env.tasks: [task, ...]}, maybe with train_ids and test_ids. Raises UserError before
+    anything is written. Layout: docs/methods/data.md, "npz files".
     """
     npz.write(folder, rows, tasks)

@@ -450,6 +450,18 @@ def test_a_bad_npz_folder_is_named(tmp_path, env, case, monkeypatch):
     assert not pathlib.Path("made").exists()
 
 
+def test_a_split_is_that_of_the_suite_or_refused(tmp_path, env):
+    tasks = {"goal": env.tasks["goal"], "train_ids": env.train_ids, "test_ids": env.test_ids}
+    data.write_dataset(tmp_path / "x", npz_rows(env, [20]), tasks)
+    assert [*read(tmp_path / "x", env, "npz").tasks] == ["goal"]
+    tasks["test_ids"] = env.test_ids[1:]
+    np.savez(tmp_path / "x" / "tasks.npz", **tasks)
+    assert "has other test_ids" in refused(lambda: read(tmp_path / "x", env, "npz"))
+    tasks["test_ids"] = ["1"]
+    np.savez(tmp_path / "x" / "tasks.npz", **tasks)
+    assert "not the numbers of tasks" in refused(lambda: read(tmp_path / "x", env, "npz"))
+
+
 def test_tasks_of_unknown_names_or_shapes_are_refused(tmp_path, env):
     rows = npz_rows(env, [20])
     for number, (tasks, part) in enumerate(

@@ -42,9 +42,7 @@ def make(
         obs = jax.random.uniform(key, (2,), minval=low, maxval=-low)
         return obs, obs
 
-    def near(reward):
-        """The sparse reward, from the dense one."""
-        return jnp.where(reward >= -sparse_radius, 1.0 + reward / max(sparse_radius, 1e-9), 0.0)
+    near = lambda reward: _near(reward, sparse_radius)
 
     def step(task, state, action):
         obs = state + base.scale_action(action, -MAX_SPEED, MAX_SPEED) + task["wind"]
@@ -78,6 +76,11 @@ def make(
         relabel=lambda task, rows: _dense(task, rows.next_obs),
         max_reward=0.0,
     )
+
+
+def _near(reward, radius):
+    """The sparse reward, from the dense one."""
+    return jnp.where(reward >= -radius, 1.0 + reward / max(radius, 1e-9), 0.0)
 
 
 def _dense(task, position):

@@ -100,9 +100,11 @@ def _split(rows, limit, start, path):
         )
     jumps = apart | (rows["terminal"][:-1] != 0)
     edges = _edges(jumps)
-    if start is not None and (not jumps.any() or np.diff(edges).max() > limit):
+    if start is not None:
         at_start = ~_apart(rows["obs"], start)
-        edges = _edges(jumps | (at_start[1:] & ~at_start[:-1]))
+        lengths = np.diff(edges)
+        unclear = np.repeat(lengths > limit, lengths)[1:] | (not jumps.any())
+        edges = _edges(jumps | (at_start[1:] & ~at_start[:-1] & unclear))
     lengths = np.diff(edges)
     if lengths.max() > limit:
         first = edges[lengths.argmax()]

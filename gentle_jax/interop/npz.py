@@ -24,6 +24,7 @@ TASKS = "tasks.npz"
 ROWS = ("obs", "action", "reward", "next_obs", "terminal")  # of every row
 OPTIONAL = ("context_reward", "level")
 NEEDED = (*ROWS, "length")
+SPLIT = ("train_ids", "test_ids")  # in TASKS, beside the parameters
 COUNTS = ("length", "level")  # whole numbers of every episode
 DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
@@ -77,12 +78,24 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     notes = [f"{sum(totals)} episodes of {len(tasks)} tasks, {some}"]
     notes += table.short_note(fields, env)
     notes += table.finish(fields, env, lambda task, *_: paths[task], rewards)
-    stated = None
-    if (folder / TASKS).exists():
-        stated = _open(folder / TASKS)
-        _check_tasks(stated, folder / TASKS, len(paths))
     source = {"format": "npz", "steps": levels}
-    return table.Table(fields, levels, notes, source, {}, stated)
+    return table.Table(fields, levels, notes, source, {}, _stated(folder / TASKS, env))
+
+
+def _stated(path, env):
+    """Returns the Tasks of a file, None without it; raises UserError for another split."""
+    if not path.exists():
+        return None
+    stored = _open(path)
+    _check_tasks(stored, path, len(env.parameters))
+    for name in SPLIT:
+        ids, own = stored.pop(name, None), getattr(env, name)
+        if ids is not None and sorted(ids.tolist()) != sorted(own.tolist()):
+            raise errors.UserError(
+                f"{path} has other {name} than {env.name} of suite {env.suite}: pass the --env and "
+                f"--suite that the data are of, or leave {name} out"
+            )
+    return stored
 
 
 def _open(path):
@@ -135,6 +148,10 @@ def _check(arrays, path):
 def _check_tasks(arrays, path, count):
     """Raises UserError unless every array has finite numbers of `count` tasks."""
     for name, values in arrays.items():
+        if name in SPLIT:
+            if values.dtype.kind not in "iu" or values.ndim != 1:
+                raise errors.UserError(f"{path} has {name} that are not the numbers of tasks")
+            continue
         if values.dtype.kind not in "biuf" or values.ndim == 0 or len(values) != count:
             raise errors.UserError(
                 f"{path} has {name} of shape {values.shape} and type {values.dtype}: expected "
