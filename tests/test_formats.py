@@ -56,6 +56,12 @@ def test_glued_episodes_are_split_where_the_next_row_is_another(tmp_path, env, f
     assert "20 rows from row 60 on that follow one another" in message and "at most 9" in message
 
 
+def test_longer_episodes_are_not_cut_up(tmp_path, env):
+    foreign.corro(tmp_path / "x", env, lengths=[60, 60])
+    message = refused(lambda: read(tmp_path / "x", env, "corro"))
+    assert "60 rows from row 0 on that follow one another, an episode has at most 20" in message
+
+
 def test_flags_and_starts_end_episodes_where_rows_do_not_show_it(tmp_path, centred):
     """Environments that reset themselves store the next episode's first obs as next_obs."""
     made = foreign.corro(tmp_path / "x", centred, lengths=[10, 10, 8])

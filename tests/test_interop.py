@@ -303,7 +303,7 @@ def test_corro_names_of_bodies_are_compared_whole(corro_folder, env):
     assert sorted(found.tasks) == ["body_inertia", "body_mass"]
     assert found.tasks["body_inertia"].shape == (20, 8, 3)
     numbers[7, 30] += 0.1
-    assert "its task 7 has body_inertia" in refused(name(numbers)[1])
+    assert "its task 7 has body_inertia[22]" in refused(name(numbers)[1])
     message = refused(lambda: name(numbers[:, :7]))
     assert "7 numbers of a task, point_robot has goal 2" in message
 

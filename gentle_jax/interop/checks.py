@@ -13,14 +13,14 @@ from gentle_jax.interop.table import Table, Tasks
 from gentle_jax.types import Env, HostArray, ResetEnv
 
 SLACK = 0.01  # share of the optimum that rounded rewards may lie above it
-SHOWN = 4  # numbers of a task in a message
+SHOWN = 4  # numbers of a task in a message, of more only the worst
 
 
-def check(found: Table, folder: pathlib.Path, env: Env) -> None:
+def check(table: Table, folder: pathlib.Path, env: Env) -> None:
     """Raises UserError for data that the Env cannot have given. Args: folder, of the source."""
-    if found.tasks is not None:
-        check_tasks(found.tasks, found.task_rounding, folder, env)
-    check_optimum(found, folder, env)
+    if table.tasks is not None:
+        check_tasks(table.tasks, table.task_rounding, folder, env)
+    check_optimum(table, folder, env)
 
 
 def check_tasks(tasks: Tasks, rounding: float, folder: pathlib.Path, env: Env) -> None:
@@ -29,20 +29,23 @@ def check_tasks(tasks: Tasks, rounding: float, folder: pathlib.Path, env: Env) -
         allowed = {**_leaves(env), "parameters": np.asarray(env.parameters, np.float64)}
         if name not in allowed:
             raise errors.unknown(f"task parameter of {folder}", name, allowed)
-        own = allowed[name]
-        if stated.shape != own.shape:
+        expected = allowed[name]
+        if stated.shape != expected.shape:
             raise errors.UserError(
                 f"{folder} has {name} of shape {stated.shape}, {env.name} of suite {env.suite} has "
-                f"{own.shape}: pass the --env and --suite that the data are of"
+                f"{expected.shape}: pass the --env and --suite that the data are of"
             )
-        gap = np.abs(stated - own) / (1.0 + np.abs(own))
-        gap = np.nan_to_num(gap, nan=0.0).reshape(len(own), -1).max(1)
+        gap = np.abs(stated - expected) / (1.0 + np.abs(expected))
+        gap = np.nan_to_num(gap, nan=0.0).reshape(len(expected), -1)
         if gap.max() > rounding:
-            worst = int(gap.argmax())
+            task, at = np.unravel_index(gap.argmax(), gap.shape)
+            few = gap.shape[1] <= SHOWN
+            where, shown = (name, slice(None)) if few else (f"{name}[{at}]", slice(at, at + 1))
+            had, wanted = (_text(values[task].reshape(-1)[shown]) for values in (stated, expected))
             raise errors.UserError(
                 f"{folder} is of other tasks than {env.name} of suite {env.suite}: its task "
-                f"{worst} has {name} {_few(stated[worst])}, the suite's has {_few(own[worst])}; "
-                f"pass the --env and --suite that the data are of"
+                f"{task} has {where} {had}, the suite's has {wanted}; pass the --env and --suite "
+                f"that the data are of"
             )
 
 
@@ -52,11 +55,9 @@ def _leaves(env):
     return {name: np.asarray(leaf, np.float64) for name, leaf in tasks.items()}
 
 
-def _few(values):
-    """Returns the first numbers of a task as text."""
-    flat = np.ravel(values)
-    more = " .." if flat.size > SHOWN else ""
-    return " ".join(f"{value:.4g}" for value in flat[:SHOWN]) + more
+def _text(values):
+    """Returns numbers as text."""
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def stated(values: Float[HostArray, "task P"], where: str, env: Env) -> Tasks:
@@ -89,15 +90,15 @@ def stated(values: Float[HostArray, "task P"], where: str, env: Env) -> Tasks:
     return {name: part.reshape(shapes[name]) for name, part in parts.items()}
 
 
-def check_optimum(found: Table, folder: pathlib.Path, env: Env) -> None:
+def check_optimum(table: Table, folder: pathlib.Path, env: Env) -> None:
     """Raises UserError for an episode with a return above the known optimum of its task.
 
     The optimum is known for every episode only where all begin alike.
     """
     if env.optimal_return is None or start_of(env) is None:
         return
-    lengths = found.fields["mask"].sum(-1).astype(int)  # [task, level, episode]
-    returns = (found.fields["context_reward"] * found.fields["mask"]).sum(-1, dtype=np.float64)
+    lengths = table.fields["mask"].sum(-1).astype(int)  # [task, level, episode]
+    returns = (table.fields["context_reward"] * table.fields["mask"]).sum(-1, dtype=np.float64)
     for length in np.unique(lengths[lengths > 0]).tolist():
         best = _optimum(env.optimal_return, length)[:, None, None]
         excess = np.where(lengths == length, returns - best - SLACK * (1.0 + np.abs(best)), 0.0)

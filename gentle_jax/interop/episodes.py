@@ -75,11 +75,11 @@ def fill(
         for level, part in enumerate(parts[task]):
             for slot, episode in enumerate(part):
                 span = slice(*edges[task][episode : episode + 2])
-                own = {name: values[span] for name, values in rows.items()}
-                if env.ends_early and episode < counts[task] - 1 and len(own["reward"]) < limit:
-                    own["terminal"] = own["terminal"].copy()
-                    own["terminal"][-1] = 1.0  # another episode follows: it was not cut off
-                table.put(fields, (task, level, slot), own, path, env)
+                columns = {name: values[span] for name, values in rows.items()}
+                table.put(fields, (task, level, slot), columns, path, env)
+                length = len(columns["reward"])
+                if env.ends_early and episode < counts[task] - 1 and length < limit:
+                    fields["terminal"][task, level, slot, length - 1] = 1.0  # another one follows
     if not env.ends_early:  # a flag on the last row only says that time was up
         fields["terminal"][:] = 0.0
     some = f"{min(counts)} to {max(counts)} a task"

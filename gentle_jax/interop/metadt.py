@@ -25,8 +25,8 @@ KEYS = {
 
 def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     """Returns the Table of a folder; raises UserError for what cannot be an Env's data."""
-    found = {int(m[1]): path for path in folder.iterdir() if (m := FILE.fullmatch(path.name))}
-    paths = table.numbered(found, folder, "dataset_task_<i>.pkl", env)
+    files = {int(m[1]): path for path in folder.iterdir() if (m := FILE.fullmatch(path.name))}
+    paths = table.numbered(files, folder, "dataset_task_<i>.pkl", env)
     tasks = [_columns(path, options.allow_pickle) for path in paths]
     fields, notes, steps = episodes.fill(tasks, paths, options, env)
     notes += table.finish(fields, env, lambda task, *_: paths[task], options.rewards)

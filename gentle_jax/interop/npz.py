@@ -60,8 +60,8 @@ def write(
 
 def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     """Returns the Table of a folder; raises UserError for what cannot be an Env's data."""
-    found = {int(m[1]): path for path in folder.iterdir() if (m := FILE.fullmatch(path.name))}
-    paths = table.numbered(found, folder, "task_<i>.npz", env)
+    files = {int(m[1]): path for path in folder.iterdir() if (m := FILE.fullmatch(path.name))}
+    paths = table.numbered(files, folder, "task_<i>.npz", env)
     tasks = [_open(path) for path in paths]
     for arrays, path in zip(tasks, paths, strict=True):
         _check(arrays, path)
@@ -89,8 +89,8 @@ def _stated(path, env):
     stored = _open(path)
     _check_tasks(stored, path, len(env.parameters))
     for name in SPLIT:
-        ids, own = stored.pop(name, None), getattr(env, name)
-        if ids is not None and sorted(ids.tolist()) != sorted(own.tolist()):
+        ids, expected = stored.pop(name, None), getattr(env, name)
+        if ids is not None and sorted(ids.tolist()) != sorted(expected.tolist()):
             raise errors.UserError(
                 f"{path} has other {name} than {env.name} of suite {env.suite}: pass the --env and "
                 f"--suite that the data are of, or leave {name} out"
@@ -100,7 +100,7 @@ def _stated(path, env):
 
 def _open(path):
     """Returns the arrays of a file, {name: array}."""
-    with unpickle.whole(path, ".npz file", DAMAGED):
+    with unpickle.reading(path, ".npz file", DAMAGED):
         file = io.BytesIO(path.read_bytes())  # a damaged zip may name places outside of its file
         if file.read(2) != b"PK":  # numpy would take any other file for a pickle
             raise ValueError("no zip")
@@ -173,8 +173,8 @@ def _fill(fields, task, arrays, levels, path, env):
     for level, end, length in zip(_levels(arrays), ends, arrays["length"], strict=True):
         if level in used:
             span = slice(end - int(length), end)
-            own = {name: arrays[name][span] for name in arrays if name not in COUNTS}
-            table.put(fields, (task, levels.index(level), used[level]), own, path, env)
+            columns = {name: arrays[name][span] for name in arrays if name not in COUNTS}
+            table.put(fields, (task, levels.index(level), used[level]), columns, path, env)
             used[level] += 1
 
 

@@ -106,7 +106,7 @@ def read(path: pathlib.Path) -> np.ndarray:
     anything but a tensor of floats.
     """
     kind = "file of torch.save"
-    with unpickle.whole(path, kind, DAMAGED):
+    with unpickle.reading(path, kind, DAMAGED):
         file = io.BytesIO(path.read_bytes())  # a damaged zip may name places outside of its file
         if file.read(2) != b"PK":
             raise errors.UserError(

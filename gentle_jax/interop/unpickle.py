@@ -135,7 +135,7 @@ def refusal(path: pathlib.Path, module: str, name: str) -> errors.UserError:
 
 
 @contextlib.contextmanager
-def whole(path: pathlib.Path, kind: str, also: tuple = ()) -> Iterator[None]:
+def reading(path: pathlib.Path, kind: str, also: tuple = ()) -> Iterator[None]:
     """Turns what a missing or damaged file raises into a UserError.
 
     Args: kind, what the file should be; also, exceptions beside DAMAGED.
@@ -150,8 +150,8 @@ def whole(path: pathlib.Path, kind: str, also: tuple = ()) -> Iterator[None]:
         raise errors.UserError(f"{path} is missing: restore it") from None
     except (*DAMAGED, *also) as error:
         raise errors.UserError(
-            f"{path} is not a whole {kind} ({type(error).__name__}): restore it, or delete it to "
-            f"import without it"
+            f"{path} is not a whole {kind} ({type(error).__name__}): restore it, or delete it "
+            f"where others of its task are left"
         ) from None
 
 
@@ -161,7 +161,7 @@ def read_array(path: pathlib.Path, allow_pickle: bool = False) -> np.ndarray:
     Args: allow_pickle, reads object arrays by plain pickle, which can run any code. Raises
     UserError for a file that is damaged, cut short, or asks for more than arrays and numbers.
     """
-    with whole(path, ".npy file"), open(path, "rb") as file:
+    with reading(path, ".npy file"), open(path, "rb") as file:
         if allow_pickle:
             return npy_format.read_array(
                 file, allow_pickle=True, pickle_kwargs={"encoding": "latin1"}
@@ -177,7 +177,7 @@ def read_pickle(path: pathlib.Path, allow_pickle: bool = False) -> Any:
 
     Args and errors as those of `read_array`.
     """
-    with whole(path, "pickle"), open(path, "rb") as file:
+    with reading(path, "pickle"), open(path, "rb") as file:
         if allow_pickle:
             return pickle.Unpickler(file, encoding="latin1").load()
         return _plain(ArrayUnpickler(file, path).load(), {})
