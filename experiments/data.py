@@ -5,7 +5,6 @@ other way. list, show, verify: what datasets there are, what is in one, whether 
 """
 
 import hashlib
-import os
 import pathlib
 import textwrap
 
@@ -15,6 +14,7 @@ from experiments import collect
 from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
+from experiments.runs import stored
 from experiments.show import figures, tables
 from gentle_jax import assembly, errors, interop, storage
 from gentle_jax import config as config_lib
@@ -164,33 +164,10 @@ def export(line):
     print(f"data: {count} Minari datasets below {target}; set MINARI_DATASETS_PATH={target}")
 
 
-def datasets(root):
-    """Returns the folders of datasets below `root`, itself included, finished or not.
-
-    Links are followed, as they are where a run looks for its data.
-    """
-    folders, seen = [], set()
-    for place, below, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # by another link, or a link to a folder that it lies in
-            below.clear()
-            continue
-        seen.add(real)
-        below.sort()
-        if {"meta.json", "mask.npy"} & set(files):
-            folders.append(pathlib.Path(place))
-    if not folders:
-        raise errors.UserError(
-            f"{root} holds no dataset: pass another --data, or make one with "
-            f"`python -m experiments.collect` or `python -m experiments.data import`"
-        )
-    return sorted(folders)
-
-
 def list_(line):
     """Prints a line for every dataset below --data."""
     rows = [["suite", "env", "source", "tasks x levels x episodes", "size", "reference", "folder"]]
-    for folder in datasets(existing(line.shared["data"], "--data")):
+    for folder in stored.below(existing(line.shared["data"], "--data")):
         size = console.megabytes(storage.stored_bytes(folder))
         if not storage.is_complete(folder):
             rows.append(["-", "-", "unfinished", "-", size, "-", str(folder)])
@@ -203,17 +180,8 @@ def list_(line):
         source = (storage.source_of(meta) or {"format": "collected"})["format"]
         reference = f"{np.mean(meta['reference_return']):.2f}"
         names = [meta["identity"]["suite"], meta["identity"]["env"], source]
-        rows.append([*names, sizes_of(folder), size, reference, str(folder)])
+        rows.append([*names, stored.sizes_of(folder), size, reference, str(folder)])
     print(tables.plain_grid(rows, len(rows[0])))
-
-
-def sizes_of(folder):
-    """Returns tasks x levels x episodes of a dataset as text, from one file's header."""
-    try:
-        shape = np.load(folder / "mask.npy", mmap_mode="r", allow_pickle=False).shape
-    except (OSError, ValueError, EOFError):
-        return "damaged"
-    return " x ".join(map(str, shape[:3]))
 
 
 def show(line):
@@ -261,12 +229,12 @@ def parameters_of(tasks):
 def verify(line):
     """Checks the files of one dataset, or of all below --data; raises UserError naming bad ones."""
     bad, count = [], 0
-    for folder in datasets(existing(line.shared["data"], "--data")):
+    for folder in stored.below(existing(line.shared["data"], "--data")):
         if not storage.is_complete(folder):
             print(f"unfinished  {folder}")
             continue
         count += 1
-        damage = damages(folder)
+        damage = stored.damages(folder)
         print(f"{'damaged' if damage else 'whole':<11} {folder}", flush=True)
         bad += damage
     if bad:
@@ -275,21 +243,6 @@ def verify(line):
             f"damaged: {lines}; restore the files, or delete their folders to make the data anew"
         )
     print(f"data: {count} dataset(s) agree with their checksums")
-
-
-def damages(folder):
-    """Returns what is wrong with a finished dataset: a text for each file."""
-    try:
-        meta = storage.read_meta(folder)
-    except errors.UserError as error:
-        return [str(error)]
-    paths = [folder / f"{name}.npy" for name in storage.FIELDS]
-    damages = [f"{path} {damage}" for path in paths if (damage := storage.damage_of(path, meta))]
-    if damages:
-        return damages
-    fields = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
-    field = storage.not_finite(fields)
-    return [f"{folder} has NaN or infinite values in {field}"] if field else []
 
 
 OWN = {

@@ -1,0 +1,55 @@
+"""Datasets below a folder: which there are, how large they are, what is wrong with one."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from gentle_jax import errors, storage
+
+
+def below(root):
+    """Returns the folders of datasets below `root`, itself included, finished or not.
+
+    Links are followed, as they are where a run looks for its data.
+    """
+    folders, seen = [], set()
+    for place, inside, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # by another link, or a link to a folder that it lies in
+            inside.clear()
+            continue
+        seen.add(real)
+        inside.sort()
+        if {"meta.json", "mask.npy"} & set(files):
+            folders.append(pathlib.Path(place))
+    if not folders:
+        raise errors.UserError(
+            f"{root} holds no dataset: pass another --data, or make one with "
+            f"`python -m experiments.collect` or `python -m experiments.data import`"
+        )
+    return sorted(folders)
+
+
+def sizes_of(folder):
+    """Returns tasks x levels x episodes of a dataset as text, from one file's header."""
+    try:
+        shape = np.load(folder / "mask.npy", mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError):
+        return "damaged"
+    return " x ".join(map(str, shape[:3]))
+
+
+def damages(folder):
+    """Returns what is wrong with a finished dataset: a text for each file."""
+    try:
+        meta = storage.read_meta(folder)
+    except errors.UserError as error:
+        return [str(error)]
+    paths = [folder / f"{name}.npy" for name in storage.FIELDS]
+    damages = [f"{path} {damage}" for path in paths if (damage := storage.damage_of(path, meta))]
+    if damages:
+        return damages
+    fields = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
+    field = storage.not_finite(fields)
+    return [f"{folder} has NaN or infinite values in {field}"] if field else []
