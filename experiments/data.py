@@ -36,11 +36,11 @@ def import_(line):
         )
     print(f"data: reading {folder} as {own['format']}", flush=True)
     table = reader.read(folder, env, options)
-    checks.check(table, folder, env)
     if options.rewards != "dense":
         table = table._replace(source=table.source | {"rewards": options.rewards})
     for note in table.notes:
         print(f"data: {note}")
+    checks.check(table, folder, env)
     identity = identity_of(table, config)
     name = f"imported_{config_lib.fingerprint(identity)}"
     target = pathlib.Path(line.shared["data"]) / config.run.suite / config.run.env / name
@@ -234,7 +234,7 @@ def verify(line):
             print(f"unfinished  {folder}")
             continue
         count += 1
-        damage = stored.damages(folder)
+        damage = damages(folder)
         print(f"{'damaged' if damage else 'whole':<11} {folder}", flush=True)
         bad += damage
     if bad:
@@ -243,6 +243,21 @@ def verify(line):
             f"damaged: {lines}; restore the files, or delete their folders to make the data anew"
         )
     print(f"data: {count} dataset(s) agree with their checksums")
+
+
+def damages(folder):
+    """Returns what is wrong with a finished dataset: a text for each file."""
+    try:
+        meta = storage.read_meta(folder)
+    except errors.UserError as error:
+        return [str(error)]
+    paths = [folder / f"{name}.npy" for name in storage.FIELDS]
+    damages = [f"{path} {damage}" for path in paths if (damage := storage.damage_of(path, meta))]
+    if damages:
+        return damages
+    fields = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
+    field = storage.not_finite(fields)
+    return [f"{folder} has NaN or infinite values in {field}"] if field else []
 
 
 OWN = {
@@ -258,6 +273,14 @@ OWN = {
         ),
         ("steps", str, "", "S1,S2,...: only these levels (focal, minari, npz); default: all"),
         (
+            "horizon",
+            int,
+            0,
+            "steps of an episode in the source (corro, metadt, spc); default: up to --env's",
+        ),
+        ("levels", int, 1, "metadt: parts of a training, each a level"),
+        ("rewards", str, "dense", "sparse: there are no others (all but minari)"),
+        (
             "episodes",
             str,
             "sampled",
@@ -269,14 +292,6 @@ OWN = {
             False,
             "focal, corro, metadt: read arrays by pickle, which can run code",
         ),
-        (
-            "horizon",
-            int,
-            0,
-            "steps of an episode in the source (corro, metadt, spc); default: up to --env's",
-        ),
-        ("levels", int, 1, "metadt: parts of a training, each a level"),
-        ("rewards", str, "dense", "sparse: there are no others (all but minari)"),
     )
 }
 TEXTS = (

@@ -1,11 +1,11 @@
-"""Datasets below a folder: which there are, how large they are, what is wrong with one."""
+"""Datasets below a folder: which there are, and how large they are."""
 
 import os
 import pathlib
 
 import numpy as np
 
-from gentle_jax import errors, storage
+from gentle_jax import errors
 
 
 def below(root):
@@ -38,18 +38,3 @@ def sizes_of(folder):
     except (OSError, ValueError, EOFError):
         return "damaged"
     return " x ".join(map(str, shape[:3]))
-
-
-def damages(folder):
-    """Returns what is wrong with a finished dataset: a text for each file."""
-    try:
-        meta = storage.read_meta(folder)
-    except errors.UserError as error:
-        return [str(error)]
-    paths = [folder / f"{name}.npy" for name in storage.FIELDS]
-    damages = [f"{path} {damage}" for path in paths if (damage := storage.damage_of(path, meta))]
-    if damages:
-        return damages
-    fields = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
-    field = storage.not_finite(fields)
-    return [f"{folder} has NaN or infinite values in {field}"] if field else []

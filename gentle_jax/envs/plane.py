@@ -63,6 +63,7 @@ def make(
         action_dim=2,
         horizon=horizon,
         ends_early=False,
+        max_reward=0.0,
         tasks=tasks,
         train_ids=split[0],
         test_ids=split[1],
@@ -74,7 +75,6 @@ def make(
         optimal_return=optimal_return,
         context_reward=near if sparse_radius > 0 else None,
         relabel=lambda task, rows: _dense(task, rows.next_obs),
-        max_reward=0.0,
     )
 
 
