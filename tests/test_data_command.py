@@ -258,19 +258,26 @@ def test_formats_are_imported_by_name(capsys, tmp_path, format):
     assert meta["levels"] == {"npz": [0], "metadt": [20, 40], "spc": [0]}[format]
 
 
-def test_other_tasks_and_rewards_end_an_import_before_it_writes(capsys, tmp_path):
+def test_other_tasks_end_an_import_before_it_writes(capsys, tmp_path):
     env = foreign.make_env(suite="ctmrl")
     foreign.metadt(tmp_path / "x", env, goals=np.asarray(env.tasks["goal"])[::-1])
     arguments = ["import", "--format=metadt", f"--from={tmp_path / 'x'}", f"--to={tmp_path / 'to'}"]
     assert "is of other tasks than point_robot of suite ctmrl" in refused(capsys, *arguments)
+    assert not (tmp_path / "to").exists()
+
+
+def test_rewards_that_no_data_have_end_an_import_before_it_writes(capsys, tmp_path):
     sparse = foreign.make_env("sparse_point_robot", "ctmrl")
     foreign.corro(tmp_path / "y", sparse)
-    for path in (tmp_path / "y").rglob("rewards.npy"):
-        np.save(path, np.zeros_like(np.load(path)))
+    rewards = {path: np.load(path) for path in (tmp_path / "y").rglob("rewards.npy")}
+    for path, values in rewards.items():
+        np.save(path, np.zeros_like(values))
     arguments = ["import", "--format=corro", "--env=sparse_point_robot", f"--from={tmp_path / 'y'}"]
     arguments.append(f"--to={tmp_path / 'to'}")
     assert "with return 20, no agent gets above" in refused(capsys, *arguments)
     assert not (tmp_path / "to").exists()
+    for path, values in rewards.items():
+        np.save(path, np.where(values >= -0.2, 1.0 + values / 0.2, 0.0))
     code, out, err = shown(capsys, *arguments, "--rewards=sparse")
     assert code == 0 and "dense rewards are unknown" in out, err
     assert storage.source_of(storage.read_meta(tmp_path / "to"))["rewards"] == "sparse"
