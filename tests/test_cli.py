@@ -237,6 +237,14 @@ def test_repeated_protocols_are_kept_once_and_in_order():
     assert config.run.protocols == ("online", "one_shot")
 
 
+def test_native_stands_for_the_methods_own_protocol():
+    words = "--protocol=native", "--protocol=given_context"
+    of = lambda *more: parse(*SMOKE, *words, *more).config.run.protocols
+    assert of() == ("random_then_policy", "given_context")
+    assert of("--algo=borel") == ("online", "given_context")
+    assert of("--suite=gentle", "--algo=gentle") == ("given_context",)
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
 def test_help_fits_two_screens_and_lists_every_flag(capsys, flag, tmp_path):
     assert main(run.COMMAND, ["run", "--algo=nonsense", flag]) == 0
