@@ -14,9 +14,11 @@ from experiments import collect
 from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
+from experiments.runs import stored
 from experiments.show import figures, tables
 from gentle_jax import assembly, errors, interop, storage
 from gentle_jax import config as config_lib
+from gentle_jax.interop import checks
 from gentle_jax.interop import table as table_lib
 
 
@@ -34,8 +36,11 @@ def import_(line):
         )
     print(f"data: reading {folder} as {own['format']}", flush=True)
     table = reader.read(folder, env, options)
+    if options.rewards != "dense":
+        table = table._replace(source=table.source | {"rewards": options.rewards})
     for note in table.notes:
         print(f"data: {note}")
+    checks.check(table, folder, env)
     identity = identity_of(table, config)
     name = f"imported_{config_lib.fingerprint(identity)}"
     target = pathlib.Path(line.shared["data"]) / config.run.suite / config.run.env / name
@@ -47,7 +52,7 @@ def import_(line):
 def options_of(line, used):
     """Returns the Options of a Line; raises UserError for one that the format does not use."""
     own = line.own
-    for name in ("steps", "episodes", "allow_pickle"):
+    for name in table_lib.Options._fields:
         if name in line.given and name not in used:
             raise errors.UserError(f"--format={own['format']} does not use --{name}: leave it out")
     try:
@@ -57,7 +62,11 @@ def options_of(line, used):
             f"--steps={own['steps']}: expected whole numbers separated by commas, for example "
             f"--steps=1000,2000"
         ) from None
-    return table_lib.Options(steps, own["episodes"], own["allow_pickle"])
+    for name, least in (("horizon", 0), ("levels", 1)):
+        if own[name] < least:
+            raise errors.UserError(f"--{name}={own[name]}: expected a number of at least {least}")
+    others = {name: own[name] for name in table_lib.Options._fields if name != "steps"}
+    return table_lib.Options(steps, **others)
 
 
 def existing(text, flag):
@@ -155,21 +164,10 @@ def export(line):
     print(f"data: {count} Minari datasets below {target}; set MINARI_DATASETS_PATH={target}")
 
 
-def datasets(root):
-    """Returns the folders of datasets below `root`, itself included, finished or not."""
-    folders = {path.parent for name in ("meta.json", "mask.npy") for path in root.rglob(name)}
-    if not folders:
-        raise errors.UserError(
-            f"{root} holds no dataset: pass another --data, or make one with "
-            f"`python -m experiments.collect` or `python -m experiments.data import`"
-        )
-    return sorted(folders)
-
-
 def list_(line):
     """Prints a line for every dataset below --data."""
     rows = [["suite", "env", "source", "tasks x levels x episodes", "size", "reference", "folder"]]
-    for folder in datasets(existing(line.shared["data"], "--data")):
+    for folder in stored.below(existing(line.shared["data"], "--data")):
         size = console.megabytes(storage.stored_bytes(folder))
         if not storage.is_complete(folder):
             rows.append(["-", "-", "unfinished", "-", size, "-", str(folder)])
@@ -182,17 +180,8 @@ def list_(line):
         source = (storage.source_of(meta) or {"format": "collected"})["format"]
         reference = f"{np.mean(meta['reference_return']):.2f}"
         names = [meta["identity"]["suite"], meta["identity"]["env"], source]
-        rows.append([*names, sizes_of(folder), size, reference, str(folder)])
+        rows.append([*names, stored.sizes_of(folder), size, reference, str(folder)])
     print(tables.plain_grid(rows, len(rows[0])))
-
-
-def sizes_of(folder):
-    """Returns tasks x levels x episodes of a dataset as text, from one file's header."""
-    try:
-        shape = np.load(folder / "mask.npy", mmap_mode="r", allow_pickle=False).shape
-    except (OSError, ValueError, EOFError):
-        return "damaged"
-    return " x ".join(map(str, shape[:3]))
 
 
 def show(line):
@@ -240,7 +229,7 @@ def parameters_of(tasks):
 def verify(line):
     """Checks the files of one dataset, or of all below --data; raises UserError naming bad ones."""
     bad, count = [], 0
-    for folder in datasets(existing(line.shared["data"], "--data")):
+    for folder in stored.below(existing(line.shared["data"], "--data")):
         if not storage.is_complete(folder):
             print(f"unfinished  {folder}")
             continue
@@ -282,7 +271,15 @@ OWN = {
             "",
             "folder to write to; import: else below --data, show: into the dataset",
         ),
-        ("steps", str, "", "S1,S2,...: only these levels (focal, minari); default: all"),
+        ("steps", str, "", "S1,S2,...: only these levels (focal, minari, npz); default: all"),
+        (
+            "horizon",
+            int,
+            0,
+            "steps of an episode in the source (corro, metadt, spc); default: up to --env's",
+        ),
+        ("levels", int, 1, "metadt: parts of a training, each a level"),
+        ("rewards", str, "dense", "sparse: there are no others (all but minari)"),
         (
             "episodes",
             str,
@@ -293,7 +290,7 @@ OWN = {
             "allow_pickle",
             bool,
             False,
-            "focal, corro: read arrays by pickle, which can run code",
+            "focal, corro, metadt: read arrays by pickle, which can run code",
         ),
     )
 }

@@ -19,6 +19,7 @@ _NAMES = {  # public name -> module
     "make_sweep": "assembly",
     "task_sets": "assembly",
     "train": "assembly",
+    "write_dataset": "data",
 }
 _MODULES = (
     "algorithms",

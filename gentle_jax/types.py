@@ -237,6 +237,7 @@ class Env(NamedTuple):
     parameter_names: tuple  # P names
     landmarks: Float[HostArray, "num_tasks 2"] | None = None  # goals in the plane of obs[:2]
     optimal_return: Callable | None = None  # (num_samples, horizon) -> [num_tasks]; None: unknown
+    max_reward: float | None = None  # no dense reward is above it; None: unknown
     system: Any = None  # the physics.System behind it, where there is one
     context_reward: Callable | None = None  # dense reward -> Step.context_reward; None: equal
     # The dense reward of stored rows in `task`; None where a row does not hold what it depends on.

@@ -1,6 +1,14 @@
 """Makes folders as other projects write them, and reads them; for tests of `interop`."""
 
+import io
 import os
+import pickle
+import struct
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,11 +22,14 @@ def make_env(env="point_robot", suite="gentle"):
 
 
 def episode(env, task, rng, length=None):
-    """Returns {column: float64 [T, ...]} of random actions in a point robot's task."""
-    length = length or env.horizon
+    """Returns {column: float64 [T, ...]} of random actions in a point robot's task.
+
+    It begins where the suite's episodes do: anywhere in `gentle`, else in the middle.
+    """
+    length, far = length or env.horizon, 1.0 if env.suite == "gentle" else 0.0
     action = rng.uniform(-1.0, 1.0, (length, 2))
     steps = 0.1 * action + env.tasks["wind"][task]
-    path = np.concatenate([rng.uniform(-1.0, 1.0, (1, 2)), steps]).cumsum(0)
+    path = np.concatenate([rng.uniform(-far, far, (1, 2)), steps]).cumsum(0)
     reward = -np.linalg.norm(path[1:] - env.tasks["goal"][task], axis=-1)
     return {"obs": path[:-1], "action": action, "reward": reward, "next_obs": path[1:]}
 
@@ -58,23 +69,141 @@ def focal(folder, env, steps=(1000, 2000), episodes=3, lengths=None, kind="sampl
     return made
 
 
-def corro(folder, env, episodes=2, seed=0):
-    """Writes a CORRO folder; returns a list of {column: [rows, ...]}, one a task."""
+def rows_of(env, lengths, seed=0):
+    """Returns a list of {column: [rows, ...]}, one a task, of episodes one after the other."""
     rng, made = np.random.default_rng(seed), []
     for task in range(len(env.parameters)):
-        parts = [episode(env, task, rng) for _ in range(episodes)]
-        columns = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+        parts = [episode(env, task, rng, length) for length in lengths]
+        made.append({k: np.concatenate([part[k] for part in parts]) for k in parts[0]})
+    return made
+
+
+def corro(folder, env, episodes=2, seed=0, lengths=None, flagged=True):
+    """Writes a CORRO folder; returns a list of {column: [rows, ...]}, one a task.
+
+    Args: lengths, rows of each episode; flagged, whether the last row of each is.
+    """
+    lengths = lengths or [env.horizon] * episodes
+    made = rows_of(env, lengths, seed)
+    for task, columns in enumerate(made):
         goal = "_".join(str(round(float(value), 3)) for value in env.parameters[task])
         below = folder / "data" / f"seed_{task}_goal_{goal}"
         below.mkdir(parents=True)
-        ends = np.tile(np.arange(env.horizon) == env.horizon - 1, episodes)
+        ends = np.isin(np.arange(sum(lengths)), np.cumsum(lengths) - 1) & flagged
         np.save(below / "obs.npy", columns["obs"])
         np.save(below / "actions.npy", columns["action"])
         np.save(below / "rewards.npy", columns["reward"][:, None])
         np.save(below / "next_obs.npy", columns["next_obs"])
         np.save(below / "terminals.npy", ends.astype(np.float64)[:, None])
-        made.append(columns)
     return made
+
+
+def metadt(folder, env, lengths=(20, 20, 20), goals=None):
+    """Writes a Meta-DT folder; returns a list of {column: [rows, ...]}, one a task."""
+    folder.mkdir()
+    made = rows_of(env, lengths)
+    for task, columns in enumerate(made):
+        stored = {
+            "observations": columns["obs"],
+            "actions": columns["action"].astype(np.float32),
+            "rewards": columns["reward"],
+            "next_observations": columns["next_obs"],
+            "terminals": np.zeros(sum(lengths), bool),
+        }
+        (folder / f"dataset_task_{task}.pkl").write_bytes(pickle.dumps(stored))
+    goals = np.asarray(env.tasks["goal"], np.float64) if goals is None else goals
+    (folder / "task_goals.pkl").write_bytes(pickle.dumps(goals))
+    return made
+
+
+def spc(folder, env, lengths=(20, 20)):
+    """Writes an SPC folder; returns a list of {column: [rows, ...]}, one a task."""
+    folder.mkdir()
+    made = rows_of(env, lengths)
+    for task, columns in enumerate(made):
+        flags = np.zeros((sum(lengths), 1))
+        parts = [columns["obs"], columns["action"], columns["reward"][:, None]]
+        rows = np.concatenate([*parts, columns["next_obs"], flags], 1, dtype=np.float32)
+        torch_save(folder / f"task_{task}.pth", rows)
+    return made
+
+
+class Tensor:
+    """What `torch.save` sees of a tensor: its numbers, and how they lie in their storage."""
+
+    def __init__(self, rows, **changes):
+        rows = np.ascontiguousarray(rows)
+        self.numbers = rows.reshape(-1)
+        stride = tuple(step // rows.itemsize for step in rows.strides)
+        self.state = {"offset": 0, "size": rows.shape, "stride": stride} | changes
+
+
+def _torch():
+    """Returns {name: module} with what a pickle of torch names; torch itself is not needed."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for name in ("FloatStorage", "LongStorage"):
+        setattr(torch, name, type(name, (), {"__module__": "torch"}))
+    exec("def _rebuild_tensor_v2(*_): pass", vars(utils))  # its module is where it was made
+    return {"torch": torch, "torch._utils": utils}
+
+
+def torch_save(path, content, order="little", kind="FloatStorage", **options):
+    """Writes a file as `torch.save` does. Args: content, an array, a Tensor, or what holds one."""
+    content = Tensor(content) if isinstance(content, np.ndarray) else content
+    modules, storages, pickled = _torch(), [], io.BytesIO()
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if not isinstance(value, np.ndarray):
+                return None
+            storages.append(value)
+            key = str(len(storages) - 1)
+            return ("storage", getattr(modules["torch"], kind), key, "cpu", value.size)
+
+        def reducer_override(self, value):
+            if not isinstance(value, Tensor):
+                return NotImplemented
+            state = (*value.state.values(), False, OrderedDict())
+            return modules["torch._utils"]._rebuild_tensor_v2, (value.numbers, *state)
+
+    with mock.patch.dict(sys.modules, modules):
+        Pickler(pickled, protocol=2).dump(content)
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr(f"{path.stem}/data.pkl", pickled.getvalue())
+        archive.writestr(f"{path.stem}/byteorder", order)
+        for key, values in enumerate(storages):
+            raw = values.astype(values.dtype.newbyteorder({"little": "<", "big": ">"}[order]))
+            archive.writestr(f"{path.stem}/data/{key}", raw.tobytes())
+        archive.writestr(f"{path.stem}/version", "3\n")
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes texts and bytes alike as Python 2 writes its strings, and NumPy by its old name."""
+
+    def save_string(self, value):
+        raw = value if isinstance(value, bytes) else value.encode("latin1")
+        short = pickle.SHORT_BINSTRING + bytes([len(raw) % 256])
+        self.write(short if len(raw) < 256 else pickle.BINSTRING + struct.pack("<i", len(raw)))
+        self.write(raw)
+        self.memoize(value)
+
+    dispatch = pickle._Pickler.dispatch | {bytes: save_string, str: save_string}
+
+
+def python2_npy(path, array):
+    """Writes a .npy file as Python 2 and its NumPy do."""
+    body = io.BytesIO()
+    kind = "|O" if array.dtype.hasobject else array.dtype.str
+    if array.dtype.hasobject:
+        Python2Pickler(body, protocol=2).dump(array)
+    else:
+        body.write(array.tobytes())
+    shape = "".join(f"{size}L, " for size in array.shape)
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}"
+    header += " " * (-(len(header) + 11) % 16) + "\n"
+    content = body.getvalue().replace(b"numpy._core", b"numpy.core")
+    lead = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header))
+    path.write_bytes(lead + header.encode() + content)
 
 
 class Evil:

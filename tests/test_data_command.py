@@ -9,6 +9,7 @@ import foreign
 import numpy as np
 import pytest
 
+import gentle_jax
 from experiments import collect, data, run
 from experiments.cli import flags
 from experiments.cli.command import main
@@ -222,6 +223,66 @@ def test_list_has_a_line_for_every_dataset(capsys, tmp_path, dataset):
     assert "is not a folder" in refused(capsys, "list", "--data=nowhere")
 
 
+def test_links_below_the_root_are_followed(capsys, tmp_path, dataset):
+    """By list and verify as by a run; a link to a folder that it lies in ends nothing."""
+    away, root = shutil.copytree(dataset, tmp_path / "away" / "x"), tmp_path / "data"
+    (root / "ctmrl").mkdir(parents=True)
+    (root / "ctmrl" / "point_robot").symlink_to(away.parent, target_is_directory=True)
+    (root / "again").symlink_to(root, target_is_directory=True)
+    linked = root / "ctmrl" / "point_robot" / "x"
+    code, out, _ = shown(capsys, "list", f"--data={root}")
+    assert code == 0 and [line.split()[-1] for line in out.splitlines()[2:]] == [str(linked)]
+    assert "1 dataset(s) agree" in shown(capsys, "verify", f"--data={root}")[1]
+    flip(away / "obs.npy")
+    assert f"{linked}/obs.npy does not match" in refused(capsys, "verify", f"--data={root}")
+
+
+@pytest.mark.parametrize("format", ["npz", "metadt", "spc"])
+def test_formats_are_imported_by_name(capsys, tmp_path, format):
+    env = foreign.make_env(suite="ctmrl")
+    lengths, options = [20, 20], [] if format == "npz" else ["--horizon=20"]
+    if format == "npz":
+        rows = [
+            {**columns, "terminal": np.zeros(40), "length": lengths}
+            for columns in foreign.rows_of(env, lengths)
+        ]
+        gentle_jax.write_dataset(tmp_path / "x", rows, {"goal": env.tasks["goal"]})
+    else:
+        getattr(foreign, format)(tmp_path / "x", env, lengths)
+    options += ["--levels=2"] if format == "metadt" else []
+    arguments = [f"--format={format}", f"--from={tmp_path / 'x'}", f"--to={tmp_path / 'to'}"]
+    code, out, err = shown(capsys, "import", *arguments, *options)
+    assert code == 0 and "80 episodes of 40 tasks, 2 to 2 a task" in out, err
+    fields, meta = storage.load(tmp_path / "to")
+    assert fields["mask"].sum() == 1600 and storage.source_of(meta)["format"] == format
+    assert meta["levels"] == {"npz": [0], "metadt": [20, 40], "spc": [0]}[format]
+
+
+def test_other_tasks_end_an_import_before_it_writes(capsys, tmp_path):
+    env = foreign.make_env(suite="ctmrl")
+    foreign.metadt(tmp_path / "x", env, goals=np.asarray(env.tasks["goal"])[::-1])
+    arguments = ["import", "--format=metadt", f"--from={tmp_path / 'x'}", f"--to={tmp_path / 'to'}"]
+    assert "is of other tasks than point_robot of suite ctmrl" in refused(capsys, *arguments)
+    assert not (tmp_path / "to").exists()
+
+
+def test_rewards_that_no_data_have_end_an_import_before_it_writes(capsys, tmp_path):
+    sparse = foreign.make_env("sparse_point_robot", "ctmrl")
+    foreign.corro(tmp_path / "y", sparse)
+    rewards = {path: np.load(path) for path in (tmp_path / "y").rglob("rewards.npy")}
+    for path, values in rewards.items():
+        np.save(path, np.zeros_like(values))
+    arguments = ["import", "--format=corro", "--env=sparse_point_robot", f"--from={tmp_path / 'y'}"]
+    arguments.append(f"--to={tmp_path / 'to'}")
+    assert "with return 20, no agent gets above" in refused(capsys, *arguments)
+    assert not (tmp_path / "to").exists()
+    for path, values in rewards.items():
+        np.save(path, np.where(values >= -0.2, 1.0 + values / 0.2, 0.0))
+    code, out, err = shown(capsys, *arguments, "--rewards=sparse")
+    assert code == 0 and "dense rewards are unknown" in out, err
+    assert storage.source_of(storage.read_meta(tmp_path / "to"))["rewards"] == "sparse"
+
+
 def test_show_prints_tasks_and_levels_and_draws(capsys, tmp_path, dataset):
     code, out, _ = shown(capsys, "show", f"--data={dataset}", f"--to={tmp_path / 'figures'}")
     assert code == 0 and "goal[0]" in out and "format=focal" in out
@@ -352,6 +413,14 @@ BAD = {
     "import --format=focal --from=. --episodes=both": ("unknown --episodes 'both'",),
     "import --format=corro --from=. --steps=1": ("--format=corro does not use --steps",),
     "import --format=minari --from=. --allow_pickle": ("does not use --allow_pickle",),
+    "import --format=minari --from=. --rewards=sparse": ("does not use --rewards",),
+    "import --format=spc --from=. --allow_pickle": ("does not use --allow_pickle",),
+    "import --format=focal --from=. --horizon=20": ("does not use --horizon",),
+    "import --format=corro --from=. --levels=2": ("does not use --levels",),
+    "import --format=metadt --from=. --levels=0": ("--levels=0", "at least 1"),
+    "import --format=spc --from=. --horizon=-1": ("--horizon=-1", "at least 0"),
+    "import --format=spc --from=.": ("has 0 files <...><i>.pth", "task 0 to 39"),
+    "import --format=npz --from=.": ("has 0 files task_<i>.npz", "task 0 to 39"),
     "import --format=focal --from=. --algo=gentle": ("data import does not use --algo",),
     "import --format=focal --from=. --env=ant": ("unknown environment 'ant'",),
     "import --format=focal --from=. --config.algo.lr=1": ("does not use --config.algo.lr",),
@@ -377,7 +446,7 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, arguments):
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_names_every_command_and_flag(capsys, arguments):
     code, out, _ = shown(capsys, *arguments)
-    assert code == 0 and len(out.splitlines()) < 55
+    assert code == 0 and len(out.splitlines()) < 64
     for part in data.PARTS:
         text = out.split(f"\n{part.name.removeprefix('data ')}:\n")[1].split("\n\n")[0]
         flags_of_it = [*part.shared, *(name for name, *_ in part.own)]

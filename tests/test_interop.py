@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from foreign import read, refused
 
-from gentle_jax.interop import table
+from gentle_jax.interop import checks, table
 
 SHORT = {(3, 1000, 1): 7, (4, 2000, 0): 1}  # episodes that stop before the horizon
 
@@ -93,7 +93,9 @@ def test_levels_are_chosen_and_an_unknown_one_lists_those_there_are(focal_root, 
 
 def test_deterministic_episodes_are_other_files(tmp_path, env):
     foreign.focal(tmp_path, env, episodes=1)
-    assert "trj_eval(" in refused(lambda: read(tmp_path, env, episodes="deterministic"))
+    assert "no trj_eval<n>_step<S>.npy of 20" in refused(
+        lambda: read(tmp_path, env, episodes="deterministic")
+    )
     made = foreign.focal(tmp_path, env, (500,), 1, kind="deterministic", seed=1)
     found = read(tmp_path, env, episodes="deterministic")
     assert found.levels == [500]
@@ -261,14 +263,49 @@ def test_corro_tasks_with_fewer_episodes_are_masked(corro_folder, env):
     assert found.fields["mask"][4, 0].sum() == 20 and "1 to 2 a task" in found.notes[0]
 
 
-def test_corro_goals_of_other_tasks_are_told(corro_folder, env):
+def test_corro_goals_of_other_tasks_are_an_error(corro_folder, env):
     folder, _ = corro_folder
+    checks.check(read(folder, env, "corro"), folder, env)
     (below,) = (folder / "data").glob("seed_4_*")
     below.rename(below.with_name("seed_4_goal_0.9_0.9"))
-    (note,) = read(folder, env, "corro").notes[1:]
-    assert "seed_4_goal_0.9_0.9 names another task than task 4" in note
+    found = read(folder, env, "corro")
+    message = refused(lambda: checks.check(found, folder, env))
+    assert "its task 4 has goal 0.9 0.9, the suite's has 0.4656 -0.7695" in message
     below.with_name("seed_4_goal_0.9_0.9").rename(below.with_name("seed_4_goal_north"))
-    assert len(read(folder, env, "corro").notes) == 1
+    checks.check(read(folder, env, "corro"), folder, env)
+    (below,) = (folder / "data").glob("seed_5_*")
+    below.rename(below.with_name("seed_5_goal_0.9"))
+    assert "hold 1 numbers and 2" in refused(lambda: read(folder, env, "corro"))
+
+
+def body_env(env, rng):
+    """The point robot with the task leaves of a walker, and the two numbers that figures show."""
+    shapes = {"body_mass": (8,), "body_inertia": (8, 3), "dof_damping": (9,)}
+    tasks = {name: rng.uniform(0.1, 5.0, (20, *shape)) for name, shape in shapes.items()}
+    return env._replace(tasks=env.tasks | tasks, parameters=rng.uniform(0, 1, (20, 2)))
+
+
+def test_corro_names_of_bodies_are_compared_whole(corro_folder, env):
+    folder, _ = corro_folder
+    body = body_env(env, np.random.default_rng(0))
+    numbers = [body.tasks[name].reshape(20, -1) for name in ("body_mass", "body_inertia")]
+    numbers = np.round(np.concatenate(numbers, 1), 3)  # 32, as CORRO names its walkers
+
+    def name(values):
+        for below in (folder / "data").iterdir():
+            task = int(below.name.split("_")[1])
+            below.rename(below.with_name(f"seed_{task}_goal_{'_'.join(map(str, values[task]))}"))
+        found = read(folder, body, "corro")
+        return found, lambda: checks.check(found, folder, body)
+
+    found, check = name(numbers)
+    check()
+    assert sorted(found.tasks) == ["body_inertia", "body_mass"]
+    assert found.tasks["body_inertia"].shape == (20, 8, 3)
+    numbers[7, 30] += 0.1
+    assert "its task 7 has body_inertia[22]" in refused(name(numbers)[1])
+    message = refused(lambda: name(numbers[:, :7]))
+    assert "7 numbers of a task, point_robot has goal 2" in message
 
 
 def npy(change):
@@ -289,7 +326,7 @@ BAD_CORRO = {
     "a file less": (lambda b: (b / "rewards.npy").unlink(), "rewards.npy is missing"),
     "a short file": (npy(lambda v: v[:-1]), "different lengths"),
     "NaN": (npy(poison), "NaN or infinite values in obs"),
-    "a wide file": (npy(lambda v: np.concatenate([v, v], 1)), "obs of shape (20, 4)"),
+    "a wide file": (npy(lambda v: np.concatenate([v, v], 1)), "obs of shape (40, 4)"),
     "texts": (npy(lambda v: v.astype(str)), "expected numbers"),
     "three axes": (npy(lambda v: v[None]), "expected numbers"),
     "half written": (lambda b: (b / "obs.npy").write_bytes(b"\x93NUMPY\x01"), "not a whole"),
@@ -308,9 +345,3 @@ def test_a_bad_corro_folder_is_named(corro_folder, env, case):
     change(below)
     message = refused(lambda: read(folder, env, "corro"))
     assert part in message and str(folder) in message
-
-
-def test_corro_rows_must_be_whole_episodes(corro_folder, env):
-    folder, _ = corro_folder
-    message = refused(lambda: read(folder, env._replace(horizon=25), "corro"))
-    assert "not whole episodes of 25 steps" in message

@@ -43,9 +43,7 @@ def make(
         obs = jax.random.uniform(key, (2,), minval=low, maxval=-low)
         return obs, obs
 
-    def near(reward):
-        """The sparse reward, from the dense one."""
-        return jnp.where(reward >= -sparse_radius, 1.0 + reward / max(sparse_radius, 1e-9), 0.0)
+    near = lambda reward: _near(reward, sparse_radius)
 
     def step(task, state, action):
         obs = state + base.scale_action(action, -MAX_SPEED, MAX_SPEED) + task["wind"]
@@ -66,6 +64,7 @@ def make(
         action_dim=2,
         horizon=horizon,
         ends_early=False,
+        max_reward=0.0,
         tasks=tasks,
         train_ids=split[0],
         test_ids=split[1],
@@ -78,6 +77,11 @@ def make(
         context_reward=near if sparse_radius > 0 else None,
         relabel=lambda task, rows: _dense(task, rows.next_obs),
     )
+
+
+def _near(reward, radius):
+    """The sparse reward, from the dense one."""
+    return jnp.where(reward >= -radius, 1.0 + reward / max(radius, 1e-9), 0.0)
 
 
 def _dense(task, position):

@@ -9,6 +9,9 @@ FORMATS = {
     "focal": "gentle_jax.interop.focal",
     "corro": "gentle_jax.interop.corro",
     "minari": "gentle_jax.interop.minari",
+    "metadt": "gentle_jax.interop.metadt",
+    "spc": "gentle_jax.interop.spc",
+    "npz": "gentle_jax.interop.npz",
 }
 
 

@@ -1,9 +1,8 @@
 """CORRO's and BOReL's folders: `[data/]seed_<k>_goal_<g1>_<g2>.../{obs,actions,...}.npy`.
 
-Source: docs/methods/data.md, "CORRO and BOReL files". Rows are whole episodes of a fixed length,
-one after the other; all of a task's rows are one level. Folders sorted by k are the tasks of the
-environment in order. Where a folder's name holds as many numbers as the environment has task
-parameters, the two are compared.
+Source: docs/methods/data.md, "CORRO and BOReL files". Rows are episodes one after the other, split
+by `interop.episodes`; all of a task's rows are one level. Folders sorted by k are the tasks of the
+environment in order. Numbers in a folder's name are what the source says of its task.
 """
 
 import pathlib
@@ -12,36 +11,26 @@ import re
 import numpy as np
 
 from gentle_jax import errors
-from gentle_jax.interop import table, unpickle
+from gentle_jax.interop import checks, episodes, table, unpickle
 from gentle_jax.types import Env
 
-OPTIONS = ("allow_pickle",)
+OPTIONS = ("allow_pickle", "horizon", "rewards")
 FOLDER = re.compile(r"seed_(\d+)_goal_(.+)")
 FILES = {
     "obs": "obs", "action": "actions", "reward": "rewards", "next_obs": "next_obs",
     "terminal": "terminals",
 }  # fmt: skip
-VECTORS = ("obs", "action", "next_obs")
 GOAL_ROUNDING = 2e-3  # the folder names are rounded to three digits
 
 
 def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     """Returns the Table of a folder; raises UserError for what cannot be an Env's data."""
     folders = _find(folder, env)
-    tasks = [_columns(below, env, options.allow_pickle) for below in folders]
-    counts = [len(columns["reward"]) // env.horizon for columns in tasks]
-    fields = table.empty(env, 1, max(counts))
-    for task, columns in enumerate(tasks):
-        for episode in range(counts[task]):
-            rows = slice(episode * env.horizon, (episode + 1) * env.horizon)
-            one = {name: values[rows] for name, values in columns.items()}
-            table.put(fields, (task, 0, episode), one, folders[task], env)
-    if not env.ends_early:  # a flag on the last row only says that time was up
-        fields["terminal"][:] = 0.0
-    notes = [f"{sum(counts)} episodes of {len(tasks)} tasks, {min(counts)} to {max(counts)} a task"]
-    notes += _other_goals(folders, env)
-    notes += table.finish(fields, env, lambda task, *_: folders[task])
-    return table.Table(fields, [0], notes, {"format": "corro"}, {})
+    tasks = [_columns(below, options.allow_pickle) for below in folders]
+    fields, notes, _ = episodes.fill(tasks, folders, options, env)
+    notes += table.finish(fields, env, lambda task, *_: folders[task], options.rewards)
+    source = {"format": "corro"}
+    return table.Table(fields, [0], notes, source, {}, _goals(folders, env), GOAL_ROUNDING)
 
 
 def _find(folder, env):
@@ -66,44 +55,35 @@ def _find(folder, env):
     return [folders[number] for number in sorted(folders)]
 
 
-def _columns(folder, env, allow_pickle):
-    """Returns {field: array [rows, ...]} of a task: as many rows in each, whole episodes."""
+def _columns(folder, allow_pickle):
+    """Returns {field: array [rows, ...]} of a task: as many rows in each."""
     columns = {}
     for name, file in FILES.items():
-        values = unpickle.read_array(folder / f"{file}.npy", allow_pickle)
-        if name not in VECTORS and values.ndim == 2 and values.shape[1] == 1:
-            values = values[:, 0]
-        if values.dtype.kind not in "biuf" or values.ndim != 1 + (name in VECTORS):
-            raise errors.UserError(
-                f"{folder / file}.npy has shape {values.shape} of {values.dtype}: expected numbers "
-                f"(rows, {'width' if name in VECTORS else 1})"
-            )
-        columns[name] = values
+        path = folder / f"{file}.npy"
+        columns[name] = episodes.numbers(unpickle.read_array(path, allow_pickle), name, path)
     sizes = {FILES[name]: len(values) for name, values in columns.items()}
-    rows = sizes["obs"]
     if len(set(sizes.values())) > 1:
         raise errors.UserError(f"{folder} has files of different lengths {sizes}: restore them")
-    if rows == 0 or rows % env.horizon:
-        raise errors.UserError(
-            f"{folder} has {rows} rows, not whole episodes of {env.horizon} steps, the horizon of "
-            f"{env.name}: pass the --env and --suite that the data are of"
-        )
     return columns
 
 
-def _other_goals(folders, env):
-    """Returns notes for folders whose names hold other task parameters than the Env's."""
-    notes = []
+def _goals(folders, env):
+    """Returns the Tasks that the folders' names state; None where no name holds numbers."""
+    goals = {}
     for task, folder in enumerate(folders):
         try:
-            goal = np.array(FOLDER.fullmatch(folder.name)[2].split("_"), np.float64)
+            goals[task] = np.array(FOLDER.fullmatch(folder.name)[2].split("_"), np.float64)
         except ValueError:
             continue  # a name without numbers says nothing
-        parameters = np.asarray(env.parameters[task], np.float64).reshape(-1)
-        if goal.shape == parameters.shape and np.abs(goal - parameters).max() > GOAL_ROUNDING:
-            named = " ".join(f"{value:.3f}" for value in parameters)
-            notes.append(
-                f"{folder.name} names another task than task {task} of {env.name} ({named}): "
-                f"agents are tested on the environment's own"
-            )
-    return table.limited(notes)
+    if not goals:
+        return None
+    widths = sorted({len(goal) for goal in goals.values()})
+    if len(widths) > 1:
+        raise errors.UserError(
+            f"{folders[0].parent} has folders whose names hold {widths[0]} numbers and {widths[1]}:"
+            f" expected as many of every task"
+        )
+    values = np.full((len(folders), widths[0]), np.nan)
+    values[list(goals)] = list(goals.values())
+    named = folders[next(iter(goals))]
+    return checks.stated(values, f"the name of {named}", env)

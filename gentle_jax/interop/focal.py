@@ -17,12 +17,9 @@ from gentle_jax import errors
 from gentle_jax.interop import table, unpickle
 from gentle_jax.types import Env
 
-OPTIONS = ("steps", "episodes", "allow_pickle")
+OPTIONS = ("steps", "episodes", "allow_pickle", "rewards")
 FOLDER = re.compile(r"goal_idx(0|[1-9]\d*)")
-FILES = {
-    "sampled": re.compile(r"trj_evalsample(\d+)_step(\d+)\.npy"),
-    "deterministic": re.compile(r"trj_eval(\d+)_step(\d+)\.npy"),
-}
+FILES = {"sampled": "trj_evalsample<n>_step<S>.npy", "deterministic": "trj_eval<n>_step<S>.npy"}
 COLUMNS = ("obs", "action", "reward", "next_obs")
 
 
@@ -45,22 +42,24 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
         slot = (task, levels.index(step), numbers.index(number))
         paths[slot] = path
         table.put(fields, slot, _columns(path, options.allow_pickle), path, env)
-    short = _mark_ends(fields, env)
-    odd = table.finish(fields, env, lambda *slot: paths[slot])
+    _mark_ends(fields, env)
+    odd = table.finish(fields, env, lambda *slot: paths[slot], options.rewards)
     wanted = len(env.parameters) * len(levels) * len(numbers)
     notes = [f"{len(files)} of {wanted} files, {len(levels)} levels, {len(numbers)} episodes each"]
     missing_numbers = sorted(set(range(numbers[-1] + 1)) - set(numbers))
     if missing_numbers:
         notes.append(f"no task has episodes {', '.join(map(str, missing_numbers[:20]))}")
-    if short:
-        ends = "ended early" if env.ends_early else f"were cut short: {env.name} never ends early"
-        notes.append(f"{short} episodes of fewer than {env.horizon} steps {ends}")
+    notes += table.short_note(fields, env)
     source = {"format": "focal", "steps": levels, "episodes": options.episodes}
     return table.Table(fields, levels, notes + gaps + odd, source, {})
 
 
-def _find(folder, env, pattern):
-    """Returns {(task, step, number): path}; raises UserError unless every task has some."""
+def _find(folder, env, names):
+    """Returns {(task, step, number): path}; raises UserError unless every task has some.
+
+    Args: names, of FILES.
+    """
+    pattern = re.compile(re.escape(names).replace("<n>", r"(\d+)").replace("<S>", r"(\d+)"))
     num_tasks = len(env.parameters)
     files, seen = {}, set()
     for below in sorted(folder.iterdir()):
@@ -81,8 +80,8 @@ def _find(folder, env, pattern):
     missing = sorted(set(range(num_tasks)) - seen)
     if missing:
         raise errors.UserError(
-            f"{folder} has no {pattern.pattern.replace(chr(92), '')} of {len(missing)} of "
-            f"{num_tasks} tasks (goal_idx{missing[0]} first): pass another --from, --env or --suite"
+            f"{folder} has no {names} of {len(missing)} of {num_tasks} tasks "
+            f"(goal_idx{missing[0]} first): pass another --from, --env or --suite"
         )
     return files
 
@@ -124,9 +123,8 @@ def _columns(path, allow_pickle):
 
 
 def _mark_ends(fields, env):
-    """Sets terminal where an episode ended before the horizon; returns how many are short."""
+    """Sets terminal where an episode ended before the horizon."""
     lengths = fields["mask"].sum(-1).astype(int)
     slot = np.nonzero((lengths > 0) & (lengths < env.horizon))
     if env.ends_early:
         fields["terminal"][(*slot, lengths[slot] - 1)] = 1.0
-    return len(slot[0])

@@ -150,9 +150,7 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
             missing += first["episodes"] - len(episodes)
             for slot, columns in episodes.items():
                 table.put(fields, (task, index, slot), columns, path, env)
-    stored = fields["context_reward"].copy()
-    notes = table.finish(fields, env, lambda task, level, _: path_of(task, level))
-    fields["context_reward"][:] = stored  # `finish` computes it anew, which may round differently
+    notes = table.finish(fields, env, lambda task, level, _: path_of(task, level), "stored")
     counts = f"{len(env.parameters)} tasks, {len(levels)} levels, {first['episodes']} episodes each"
     gaps = [f"{missing} episodes were missing when it was exported"] if missing else []
     known = {key: first[key] for key in CARRIED[1:]}

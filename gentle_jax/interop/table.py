@@ -1,7 +1,8 @@
 """What every importer returns, and the checks that all of them share.
 
 A format's module defines `read(folder, env, options) -> Table` and `OPTIONS`, the names of the
-Options that it uses. It fills the arrays of `empty` and hands them to `finish`.
+Options that it uses. It fills the arrays of `empty` and hands them to `finish`. `check` then holds
+the Table against what the Env says of its data: `interop.checks`.
 """
 
 import pathlib
@@ -16,9 +17,14 @@ from gentle_jax.storage import Fields
 from gentle_jax.types import Env, HostArray
 
 ACTION_ROUNDING = 1e-6  # actions this far outside [-1, 1] are clipped, further ones are refused
+REWARD_ROUNDING = 1e-6  # as far may a reward lie above the largest there is
 STEP_ROUNDING = 1e-5  # next_obs may differ from the next row's obs by this share
 MAX_NAMED = 10  # lines of one kind before the rest is only counted
 
+REWARDS = ("dense", "sparse")
+
+# leaf of Env.tasks, or "parameters" for Env.parameters -> [task, ...]; NaN: not said of this task
+Tasks = dict[str, Float[HostArray, "task ..."]]
 PathOf = Callable[[int, int, int], Any]  # (task, level, episode) -> its file, to be named in errors
 
 
@@ -28,6 +34,9 @@ class Options(NamedTuple):
     steps: tuple[int, ...] = ()  # the levels to read; () = all
     episodes: str = "sampled"  # or "deterministic"
     allow_pickle: bool = False  # whether array files may run code
+    horizon: int = 0  # steps of the source's episodes; 0 = up to the Env's
+    levels: int = 1  # parts of equal length that a task's rows are cut into
+    rewards: str = "dense"  # or "sparse": the source has no others
 
 
 class Table(NamedTuple):
@@ -38,6 +47,8 @@ class Table(NamedTuple):
     notes: list[str]  # lines for the user: gaps, and what was found odd
     source: dict  # JSON-able, becomes part of the dataset's identity
     known: dict  # entries of meta.json that the source knows itself, such as reference_return
+    tasks: Tasks | None = None  # what the source says of its tasks; None: nothing
+    task_rounding: float = 1e-5  # how exactly it says so
 
 
 def empty(env: Env, num_levels: int, num_episodes: int) -> Fields:
@@ -64,23 +75,33 @@ def put(
             f"{path} has {length} rows, an episode of {env.name} has 1 to {env.horizon}: is it of "
             f"another environment? Pass its --env and --suite"
         )
+    check_widths(columns, path, env)
     for name, values in columns.items():
-        wanted = (length, *fields[name].shape[4:])
-        if values.shape != wanted:
-            raise errors.UserError(
-                f"{path} has {name} of shape {values.shape}, {env.name} needs {wanted}: is it of "
-                f"another environment? Pass its --env and --suite"
-            )
         with np.errstate(over="ignore", invalid="ignore"):  # `finish` names what is not finite
             fields[name][slot][:length] = values
     fields["mask"][slot][:length] = 1.0
 
 
-def finish(fields: Fields, env: Env, path_of: PathOf) -> list[str]:
+def check_widths(columns: dict[str, np.ndarray], path: pathlib.Path, env: Env) -> None:
+    """Raises UserError, naming the file, unless columns are as long as `reward` and fit the Env."""
+    lead = (1, 1, 1, len(columns["reward"]))
+    wanted = {name: shape[3:] for name, shape in storage.shapes_of(lead, env).items()}
+    for name, values in columns.items():
+        if values.shape != wanted[name]:
+            raise errors.UserError(
+                f"{path} has {name} of shape {values.shape}, {env.name} needs {wanted[name]}: is "
+                f"it of another environment? Pass its --env and --suite"
+            )
+
+
+def finish(fields: Fields, env: Env, path_of: PathOf, rewards: str = "dense") -> list[str]:
     """Checks values, clips rounded actions and fills in context_reward; returns notes.
 
-    Raises UserError, naming the file, for values that are not finite and actions outside [-1, 1].
+    Args: rewards, what the source's rewards are, of REWARDS, or "stored" where its context_reward
+    is in `fields` already. Raises UserError, naming the file, for values that are not finite,
+    actions outside [-1, 1], and dense rewards that no step can give.
     """
+    _check_rewards(rewards, env)
     notes = []
     for task in range(len(fields["mask"])):
         of_task = {name: values[task] for name, values in fields.items()}
@@ -93,13 +114,32 @@ def finish(fields: Fields, env: Env, path_of: PathOf) -> list[str]:
         for name in ("obs", "action", "reward", "context_reward", "next_obs"):
             bad = ~np.isfinite(of_task[name])
             _refuse(bad, task, path_of, f"NaN or infinite values in {name}")
-        action = of_task["action"]
+        action, reward = of_task["action"], of_task["reward"]
         beyond = np.abs(action) > 1.0 + ACTION_ROUNDING
         _refuse(beyond, task, path_of, "actions outside [-1, 1]; scale them to it", action)
+        if rewards == "dense" and env.max_reward is not None:
+            hint = "" if env.context_reward is None else ", or pass --rewards=sparse if they are"
+            what = f"dense rewards above {env.max_reward:g}, which {env.name} does not give{hint}"
+            _refuse(reward > env.max_reward + REWARD_ROUNDING, task, path_of, what, reward)
         np.clip(action, -1.0, 1.0, out=action)
         notes += _jumps(of_task, task, path_of)
-    fields["context_reward"][:] = context_reward(fields["reward"], env) * fields["mask"]
+    if rewards == "dense":
+        fields["context_reward"][:] = context_reward(fields["reward"], env) * fields["mask"]
+    elif rewards == "sparse":
+        fields["context_reward"][:] = fields["reward"]
+        notes.append("dense rewards are unknown: backbones learn from the sparse ones, too")
     return limited(notes)
+
+
+def _check_rewards(rewards, env):
+    """Raises UserError for rewards that are not of REWARDS, or that the Env does not have."""
+    if rewards not in (*REWARDS, "stored"):
+        raise errors.unknown("--rewards", rewards, REWARDS)
+    if rewards == "sparse" and env.context_reward is None:
+        raise errors.UserError(
+            f"--rewards=sparse: {env.name} has dense rewards only; leave it out, or pass another "
+            f"--env"
+        )
 
 
 def context_reward(reward: Float[HostArray, "*rows"], env: Env) -> Float[HostArray, "*rows"]:
@@ -135,6 +175,31 @@ def limited(lines: list[str]) -> list[str]:
     if len(lines) <= MAX_NAMED:
         return lines
     return [*lines[:MAX_NAMED], f"... and {len(lines) - MAX_NAMED} more like these"]
+
+
+def numbered(
+    paths: dict[int, pathlib.Path], folder: pathlib.Path, names: str, env: Env
+) -> list[pathlib.Path]:
+    """Returns the files of tasks 0, 1, ... in order; raises UserError unless these are all.
+
+    Args: paths, by task; names, how such files are called.
+    """
+    count = len(env.parameters)
+    if sorted(paths) != list(range(count)):
+        first = min(set(range(count)) ^ set(paths))
+        raise errors.UserError(
+            f"{folder} has {len(paths)} files {names}, {env.name} of suite {env.suite} needs one "
+            f"of each task 0 to {count - 1} ({first} first): pass another --from, --env or --suite"
+        )
+    return [paths[task] for task in range(count)]
+
+
+def short_note(fields: Fields, env: Env) -> list[str]:
+    """Returns a note that counts episodes of fewer steps than the horizon, if there are any."""
+    lengths = fields["mask"].sum(-1)
+    short = int(((lengths > 0) & (lengths < env.horizon)).sum())
+    ends = "ended early" if env.ends_early else f"were cut short: {env.name} never ends early"
+    return [f"{short} episodes of fewer than {env.horizon} steps {ends}"] if short else []
 
 
 def choose_levels(

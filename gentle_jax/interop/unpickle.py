@@ -1,15 +1,20 @@
-"""Reads .npy files of strangers: object arrays are pickles, and a pickle can run any code.
+"""Reads .npy files and pickles of strangers: a pickle, and so an object array, can run any code.
 
 The reader here knows what pickled NumPy arrays and scalars look like, and builds them from bytes
-and lists. Nothing that the file names is imported or called. NumPy's `__setstate__`, which trusts
-its input, never sees the file's content. Whatever else a file asks for is refused by name.
+and lists. Nothing that the file names is imported or called, except an empty OrderedDict. NumPy's
+`__setstate__`, which trusts its input, never sees the file's content. Whatever else a file asks for
+is refused by name. Files of Python 2 hold bytes as text: latin1 turns one into the other.
 """
 
+import collections
+import contextlib
 import io
 import pathlib
 import pickle
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -55,11 +60,18 @@ class _Array:
         """Returns the array, with the arrays in its cells."""
         if not self.kind.is_object():
             order = "F" if self.by_column else "C"
-            return np.frombuffer(self.data, self.kind.numpy()).reshape(self.shape, order=order)
+            return np.frombuffer(_raw(self.data), self.kind.numpy()).reshape(
+                self.shape, order=order
+            )
         cells = np.empty(len(self.data), object)
         for i, cell in enumerate(self.data):
             cells[i] = cell.value() if isinstance(cell, _Array) else cell
         return cells.reshape(self.shape)  # lists of cells go by row, whatever the flag says
+
+
+def _raw(data):
+    """Returns the bytes of an array or number; Python 2 wrote them as text."""
+    return data.encode("latin1") if isinstance(data, str) else data
 
 
 def _reconstruct(*_):
@@ -67,9 +79,18 @@ def _reconstruct(*_):
     return _Array()
 
 
+def _frombuffer(data, kind, shape, order, axes=None):
+    """How pickles of protocol 5 state a whole array."""
+    if order not in ("C", "F") or axes is not None:
+        raise ValueError("no order of rows or columns")
+    array = _Array()
+    array.shape, array.kind, array.by_column, array.data = shape, kind, order == "F", data
+    return array
+
+
 def _scalar(kind, data):
     """Returns a NumPy number."""
-    return np.frombuffer(data, kind.numpy(), 1)[0]
+    return np.frombuffer(_raw(data), kind.numpy(), 1)[0]
 
 
 def _encode(text, encoding):
@@ -79,13 +100,15 @@ def _encode(text, encoding):
     return text.encode("latin1")
 
 
-_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
+_CORES = ("numpy.core", "numpy._core")  # NumPy 1 and 2
 STANDINS = {
-    **{(module, "_reconstruct"): _reconstruct for module in _MODULES},
-    **{(module, "scalar"): _scalar for module in _MODULES},
+    **{(f"{core}.multiarray", "_reconstruct"): _reconstruct for core in _CORES},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in _CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _frombuffer for core in _CORES},
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Kind,
     ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): collections.OrderedDict,
 }
 
 
@@ -93,17 +116,43 @@ class ArrayUnpickler(pickle.Unpickler):
     """Unpickles arrays and numbers. Overriding `find_class` is how pickle is restricted."""
 
     def __init__(self, file: io.BufferedIOBase, path: pathlib.Path) -> None:
-        super().__init__(file)
+        super().__init__(file, encoding="latin1")
         self.path = path
 
     def find_class(self, module: str, name: str) -> Callable:
         """Returns what stands in for a class or function; raises UserError for any other."""
         if (module, name) not in STANDINS:
-            raise errors.UserError(
-                f"{self.path} asks for {module}.{name}, which is neither an array nor a number, "
-                f"and was not run: do not trust this file, or pass --allow_pickle if you wrote it"
-            )
+            raise refusal(self.path, module, name)
         return STANDINS[module, name]
+
+
+def refusal(path: pathlib.Path, module: str, name: str) -> errors.UserError:
+    """Returns the UserError for a pickle that asks for more than arrays and numbers."""
+    return errors.UserError(
+        f"{path} asks for {module}.{name}, which is neither an array nor a number, and was not "
+        f"run: do not trust this file, or pass --allow_pickle if you wrote it"
+    )
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path, kind: str, also: tuple = ()) -> Iterator[None]:
+    """Turns what a missing or damaged file raises into a UserError.
+
+    Args: kind, what the file should be; also, exceptions beside DAMAGED.
+    """
+    try:
+        with warnings.catch_warnings():  # headers of Python 2 are parsed twice, which numpy tells
+            warnings.filterwarnings("ignore", "Reading `.npy` or `.npz` file", UserWarning)
+            yield
+    except errors.UserError:
+        raise
+    except (FileNotFoundError, IsADirectoryError):
+        raise errors.UserError(f"{path} is missing: restore it") from None
+    except (*DAMAGED, *also) as error:
+        raise errors.UserError(
+            f"{path} is not a whole {kind} ({type(error).__name__}): restore it, or delete it "
+            f"where others of its task are left"
+        ) from None
 
 
 def read_array(path: pathlib.Path, allow_pickle: bool = False) -> np.ndarray:
@@ -112,25 +161,46 @@ def read_array(path: pathlib.Path, allow_pickle: bool = False) -> np.ndarray:
     Args: allow_pickle, reads object arrays by plain pickle, which can run any code. Raises
     UserError for a file that is damaged, cut short, or asks for more than arrays and numbers.
     """
-    try:
+    with reading(path, ".npy file"), open(path, "rb") as file:
         if allow_pickle:
-            with open(path, "rb") as file:
-                return npy_format.read_array(
-                    file, allow_pickle=True, pickle_kwargs={"encoding": "latin1"}
-                )
-        with open(path, "rb") as file:
-            if _holds_objects(file):
-                return ArrayUnpickler(file, path).load().value()
-        return np.load(path, allow_pickle=False)
-    except errors.UserError:
-        raise
-    except FileNotFoundError:
-        raise errors.UserError(f"{path} is missing: restore it") from None
-    except DAMAGED as error:
-        raise errors.UserError(
-            f"{path} is not a whole .npy file ({type(error).__name__}): restore it, or delete it "
-            f"to import without it"
-        ) from None
+            return npy_format.read_array(
+                file, allow_pickle=True, pickle_kwargs={"encoding": "latin1"}
+            )
+        if _holds_objects(file):
+            return ArrayUnpickler(file, path).load().value()
+        file.seek(0)
+        return npy_format.read_array(file, allow_pickle=False)
+
+
+def read_pickle(path: pathlib.Path, allow_pickle: bool = False) -> Any:
+    """Returns what a pickle holds: dicts, lists, numbers and arrays, by the restricted reader.
+
+    Args and errors as those of `read_array`.
+    """
+    with reading(path, "pickle"), open(path, "rb") as file:
+        if allow_pickle:
+            return pickle.Unpickler(file, encoding="latin1").load()
+        return _plain(ArrayUnpickler(file, path).load(), {})
+
+
+def _plain(value, seen):
+    """Returns a value with arrays in the place of what stands in for them.
+
+    Args: seen, {id: result}, since a small file may name one list a million times.
+    """
+    if id(value) in seen:
+        return seen[id(value)]
+    if isinstance(value, _Array):
+        seen[id(value)] = result = value.value()
+    elif isinstance(value, dict):
+        seen[id(value)] = result = {}
+        result |= {key: _plain(each, seen) for key, each in value.items()}
+    elif isinstance(value, list | tuple):
+        seen[id(value)] = result = []
+        result += [_plain(each, seen) for each in value]
+    else:
+        result = value
+    return result
 
 
 def _holds_objects(file):
