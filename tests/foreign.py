@@ -18,7 +18,8 @@ def episode(env, task, rng, length=None):
     length = length or env.horizon
     action = rng.uniform(-1.0, 1.0, (length, 2))
     steps = 0.1 * action + env.tasks["wind"][task]
-    path = np.concatenate([rng.uniform(-1.0, 1.0, (1, 2)), steps]).cumsum(0)
+    start = rng.uniform(-1.0, 1.0, (1, 2)) if env.suite == "gentle" else np.zeros((1, 2))
+    path = np.concatenate([start, steps]).cumsum(0)
     reward = -np.linalg.norm(path[1:] - env.tasks["goal"][task], axis=-1)
     return {"obs": path[:-1], "action": action, "reward": reward, "next_obs": path[1:]}
 

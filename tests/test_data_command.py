@@ -183,8 +183,9 @@ def test_without_a_known_optimum_the_last_level_is_the_reference(source):
 
 def test_a_pickle_warning_is_printed(capsys, tmp_path, source):
     arguments = ["import", *focal(source), f"--to={tmp_path / 'to'}", "--allow_pickle"]
-    code, out, _ = shown(capsys, *arguments)
-    assert code == 0 and "WARNING: --allow_pickle lets the files of this folder run any code" in out
+    code, out, err = shown(capsys, *arguments)
+    assert code == 0, err
+    assert "WARNING: --allow_pickle lets the files of this folder run any code" in out
 
 
 def test_a_failed_import_writes_nothing(capsys, tmp_path, source):

@@ -37,6 +37,8 @@ REFUSED = (
     ("multihost", "every job is a process of its own here; leave it out, or write the job of one "
      "program over several hosts yourself"),
     ("events", "the jobs would share one file; leave it out"),
+    ("tasks", "the jobs cannot see this machine's files; collect the data first, they carry their "
+     "tasks"),
 )  # fmt: skip
 
 
