@@ -70,7 +70,7 @@ def read(path: pathlib.Path, env: Env) -> dict:
 
 def _read_npz(path, env):
     """Returns {name: array} of an .npz file."""
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 

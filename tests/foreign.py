@@ -14,12 +14,14 @@ def make_env(env="point_robot", suite="gentle"):
 
 
 def episode(env, task, rng, length=None):
-    """Returns {column: float64 [T, ...]} of random actions in a point robot's task."""
-    length = length or env.horizon
+    """Returns {column: float64 [T, ...]} of random actions in a point robot's task.
+
+    It begins where the suite's episodes do: anywhere in `gentle`, else in the middle.
+    """
+    length, far = length or env.horizon, 1.0 if env.suite == "gentle" else 0.0
     action = rng.uniform(-1.0, 1.0, (length, 2))
     steps = 0.1 * action + env.tasks["wind"][task]
-    start = rng.uniform(-1.0, 1.0, (1, 2)) if env.suite == "gentle" else np.zeros((1, 2))
-    path = np.concatenate([start, steps]).cumsum(0)
+    path = np.concatenate([rng.uniform(-far, far, (1, 2)), steps]).cumsum(0)
     reward = -np.linalg.norm(path[1:] - env.tasks["goal"][task], axis=-1)
     return {"obs": path[:-1], "action": action, "reward": reward, "next_obs": path[1:]}
 

@@ -75,7 +75,9 @@ def check(table, config, folder, accept):
 
     def make_env(mode):
         own = dataclasses.replace(run, physics=mode)
-        return assembly.env_of(dataclasses.replace(config, run=own, env=settings))
+        env = assembly.env_of(dataclasses.replace(config, run=own, env=settings))
+        sparse = table.source.get("rewards") == "sparse"
+        return agreement.with_sparse_rewards(env) if sparse else env
 
     modes = [first, *(mode for mode in modes if mode != first)]
     report = agreement.examine(table.fields, make_env, modes)

@@ -6,15 +6,17 @@ over a sample, the largest twentieth left out, as shares of what rows change at 
 as if nothing were known. A misfit comes with its likeliest reason.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from gentle_jax.interop import reasons, samples
 from gentle_jax.storage import Fields
-from gentle_jax.types import Env
+from gentle_jax.types import Env, HostArray
 
 STEP_ROWS = 100  # of each task, stepped once more
 REWARD_ROWS = 500  # of each task, relabelled
@@ -30,6 +32,18 @@ class Misfit(NamedTuple):
     task: int
     text: str
     size: float  # larger is worse
+
+
+def with_sparse_rewards(env: Env) -> Env:
+    """Returns an Env that predicts sparse rewards of rows: what some sources hold only."""
+    near = env.context_reward
+
+    def replay(task, before, rows):
+        step = env.replay(task, before, rows)
+        return step._replace(reward=near(step.reward))
+
+    relabel = env.relabel and (lambda task, rows: near(env.relabel(task, rows)))
+    return env._replace(relabel=relabel, replay=env.replay and replay)
 
 
 def examine(fields: Fields, make_env: Callable[[str], Env], modes: Sequence[str]) -> dict:
@@ -96,11 +110,22 @@ def _episodes(fields, env):
     return misfits + _above_optimum(fields, env, low, high)
 
 
-def _starts(env):
-    """Returns (low, high) of each number of an observation after a reset, with a margin."""
+def resets(env: Env) -> Float[HostArray, "N obs"]:
+    """Returns the observations of RESETS resets in the first task: starts know no task."""
     keys = jax.random.split(jax.random.key(0), RESETS)
     task = jax.tree.map(lambda leaf: leaf[0], env.tasks)
-    obs = np.asarray(jax.jit(jax.vmap(lambda key: env.reset(task, key)[1]))(keys))
+    return np.asarray(_observed(env.reset)(task, keys))
+
+
+@functools.lru_cache(maxsize=8)
+def _observed(reset):
+    """Returns a compiled function (task, keys [N]) -> obs [N, obs]."""
+    return jax.jit(lambda task, keys: jax.vmap(lambda key: reset(task, key)[1])(keys))
+
+
+def _starts(env):
+    """Returns (low, high) of each number of an observation after a reset, with a margin."""
+    obs = resets(env)
     margin = 0.5 * (obs.max(0) - obs.min(0)) + 1e-3 * (1.0 + np.abs(obs).max(0))
     return obs.min(0) - margin, obs.max(0) + margin
 

@@ -14,6 +14,7 @@ FEW_ROWS = 24  # of a task that reasons are tried on
 EXPLAINED = 4
 ROUNDED_TASKS = 4  # that tell how much rounding explains
 BETTER = 0.5  # a reason must leave at most this share of an error
+EXPLAINS = 0.1  # and no more than this of what rows change
 PerTask = Float[HostArray, " T"]
 
 
@@ -208,7 +209,7 @@ def _why_transitions(task, seen):
     others = range(len(seen.drawn)) if _tasks_move(seen, task) else ()
     tried |= {f"its rows are those of task {by}": error(few, by=by) for by in others if by != task}
     text = min(tried, key=tried.get)
-    return text if tried[text] < BETTER * error(few) else ""
+    return text if tried[text] < min(BETTER * error(few), EXPLAINS) else ""
 
 
 def _distance(seen, task):
@@ -245,7 +246,8 @@ def _tasks_move(seen, task):
 def _why_rewards(task, seen):
     """Returns what explains that rewards differ, "" where nothing tried does."""
     sample, own = seen.drawn[task], seen.predicted[task].astype(np.float64)
-    stored, limit = sample.rows.reward.astype(np.float64), BETTER * seen.rewards[task]
+    stored = sample.rows.reward.astype(np.float64)
+    limit = min(BETTER * seen.rewards[task], EXPLAINS)
     share = lambda gap: samples.trimmed(gap**2) / seen.reward_spread
     scale = float(own @ stored / max(own @ own, 1e-12))
     tried = {f"its rewards are {scale:.4g} times the environment's": share(stored - scale * own)}
