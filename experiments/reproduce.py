@@ -19,6 +19,19 @@ SUMMARY = (
 ALL = {name: (f"--algo={name}",) for name in registry.ALGORITHMS}
 # an agent without context that is told the task: the ceiling beside `multitask`, the floor
 ALL["multitask, task revealed"] = ("--algo=multitask", "--config.env.reveal_task=True")
+# GENTLE's claim: relabelling pays where tasks are few and data narrow
+LIMITED = {
+    "gentle": ("--algo=gentle",),
+    "gentle without relabelling": ("--algo=gentle", "--config.algo.relabel=False"),
+    "focal": ("--algo=focal",),
+}
+OF_DATA = {f"{count} tasks": (f"--config.env.num_train={count}",) for count in (4, 6, 8, 10)}
+OF_DATA["10 expert episodes a task"] = ("--config.behaviour.episodes_per_level=10",)
+OF_DATA["10 levels a task"] = tuple(
+    f"--config.behaviour.{key}={value}"
+    for key, value in (("num_steps", 4000), ("first_level", 400), ("level_every", 400),
+                       ("num_levels", 10), ("episodes_per_level", 10))
+)  # fmt: skip
 NO_CODES = ("--config.algo.use_codebook=False",)
 TABLES = {
     # row -> flags: what each part of CTMRL buys; Table 2 of its paper and more
@@ -40,16 +53,24 @@ TABLES = {
     # every method on the same data, backbone and protocols
     "methods": ALL,
     "methods_gentle": {name: (*line, "--suite=gentle") for name, line in ALL.items()},
+    # few training tasks, the test tasks unchanged; fewer and more diverse data of ten tasks
+    "limited": {
+        f"{name}, {data}": ("--suite=gentle", *line, *of_data)
+        for data, of_data in OF_DATA.items()
+        for name, line in LIMITED.items()
+    },
 }
 ENVIRONMENTS = {
     "components": ("point_robot", "point_robot_wind", "sparse_point_robot"),
     "gentle": ("point_robot",),
     "methods": ("point_robot",),
     "methods_gentle": ("point_robot",),
+    "limited": ("point_robot",),
 }
 PROTOCOLS = {
     "components": ("random_then_policy", "given_context"),
     "gentle": ("given_context", "one_shot"),
+    "limited": ("given_context", "one_shot"),
 }
 EXTRA = (
     ("table", str, "components", "which table: " + " ".join(TABLES)),

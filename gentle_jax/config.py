@@ -31,6 +31,7 @@ MAY_BE_ZERO = (  # every other whole number is a size, a count or a period
     "eval.num_candidates", "eval.fragment_steps",
 )  # fmt: skip
 METRICS = ("final", "all", "first")
+NATIVE = "native"  # the protocol that is reported first
 
 
 def static(default: float) -> Any:
@@ -183,7 +184,7 @@ def fill_names(run: RunConfig) -> RunConfig:
     """Fills in backbone, fidelity and protocols; UserError for names that do not exist or fit.
 
     By default every protocol that can run, the native one first: the algorithm's `PROTOCOL` where
-    its paper has a test of its own, else the suite's.
+    its paper has a test of its own, else the suite's. NATIVE stands for it.
     """
     suite = suites.get(run.suite)
     algorithm = registry.load("algorithm", run.algorithm)
@@ -198,7 +199,9 @@ def fill_names(run: RunConfig) -> RunConfig:
         raise errors.unknown("fidelity", fidelity, FIDELITIES)
     native = (getattr(algorithm, "PROTOCOL", ""), suite.protocol)
     rank = lambda name: native.index(name) if name in native else len(native)
-    protocols = run.protocols or tuple(sorted(needs.able(run.algorithm, run.env), key=rank))
+    able = sorted(needs.able(run.algorithm, run.env), key=rank)
+    asked = (able[0] if name == NATIVE else name for name in run.protocols or able)
+    protocols = tuple(dict.fromkeys(asked))
     needs.check(protocols, run.algorithm, run.env)
     return dataclasses.replace(
         run, backbone=backbone, fidelity=fidelity, protocols=protocols, physics=physics

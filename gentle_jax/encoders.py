@@ -20,10 +20,11 @@ SETTINGS = {
     for suite, widths in {"ctmrl": _CTMRL, "ctmrl_b": _CTMRL, "gentle": _GENTLE}.items()
     for env, width in widths.items()
 }
-# Of the sizes of `quick` a distance metric over 30 tasks needs more dimensions than 5: chosen on
-# training tasks' returns (docs/methods/focal.md, "What we chose").
+# Of the sizes of `quick` a distance metric over 30 tasks needs more dimensions than 5, and contexts
+# of two levels, as tests mix random episodes and the policy's: chosen on training tasks' returns
+# (docs/methods/focal.md, "What we chose").
 PRESETS = {
-    f"quick:{suite}": {"train.latent_dim": 10}
+    f"quick:{suite}": {"train.latent_dim": 10, "train.context_levels": 2}
     for suite, env in SETTINGS
     if suite != "gentle"  # ten tasks
 }

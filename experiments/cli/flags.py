@@ -44,7 +44,8 @@ GROUPS = {
     ),
     "testing": (
         ("protocol", list, [],
-         "repeatable: " + " ".join(registry.PROTOCOLS) + "; default: all that can run"),
+         f"repeatable: {config_lib.NATIVE} (the method's own) " + " ".join(registry.PROTOCOLS)
+         + "; default: all that can run"),
     ),
     "devices": (
         ("shard_data", bool, False, "split the data by task over devices: they do not fit on one"),
@@ -216,7 +217,7 @@ def resolve(line, on_accelerator=lambda: False):
         physics=shared["physics"],
         num_seeds=shared["num_seeds"],
         seed_offset=shared["seed_offset"],
-        protocols=tuple(dict.fromkeys(shared["protocol"])),
+        protocols=tuple(shared["protocol"]),
     )
     layers = presets.layers(preset, config_lib.fill_names(run))
     tasks = tasks_of(shared)

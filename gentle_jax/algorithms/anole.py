@@ -26,6 +26,7 @@ OFFERS = ("predict_reward",)
 SETTINGS = {
     (suite, "point_robot_wind"): {"algo.fragment_steps": 20} for suite in ("ctmrl", "ctmrl_b")
 }
+PRESETS = {"quick": {"algo.preference_weight": 100.0}}  # docs/methods/anole.md
 
 
 @dataclasses.dataclass(frozen=True)

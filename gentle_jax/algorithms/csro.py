@@ -18,7 +18,8 @@ SETTINGS = {
     (suite, env): sizes | {"algo.club_weight": WEIGHTS.get(env, 10.0)}
     for (suite, env), sizes in encoders.SETTINGS.items()
 }
-PRESETS, PROTOCOL = encoders.PRESETS, "random_then_policy"
+PRESETS = encoders.PRESETS | {"quick": {"algo.club_weight": 10.0}}  # docs/methods/csro.md
+PROTOCOL = "random_then_policy"
 VARIANTS = {"csro_no_min_mi": {"club_weight": 0.0}, "csro_no_max_mi": {"focal_weight": 0.0}}
 
 

@@ -21,9 +21,11 @@ SETTINGS = {
 }
 PROTOCOL = "random_then_policy"
 PRESETS = encoders.PRESETS | {
-    "quick": {"algo.discriminator_width": 64},
+    "quick": {  # docs/methods/er_trl.md
+        "algo.discriminator_width": 64, "algo.gan_lr": 2e-3, "algo.entropy_weight": 0.5,
+    },
     "smoke": {"algo.discriminator_width": 16},
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,6 @@ FIDELITY = {
     | _release(0.15, 5, 64),
 }
 PRESETS = encoders.PRESETS | {
-    "quick": {"algo.decoder_width": 64},
+    "quick": {"algo.decoder_width": 64, "algo.prediction_weight": 0.5},  # docs/methods/unicorn.md
     "smoke": {"algo.decoder_width": 16},
 }
