@@ -74,6 +74,8 @@ def ensure(config, root, save_every=30, tell=events.silent, fresh=False, accept_
             known = "unknown to us" if made_in == "imported" else made_in
             print(f"data: imported from {source['format']}, its physics is {known};", end=" ")
             print(f"evaluation uses this run's ({config.run.physics})", flush=True)
+            if storage.misfit_of(meta):
+                print(f"data: WARNING: {storage.misfit_of(meta)}", flush=True)
             fields, meta = part_of(fields, meta, config)
         return fields, meta, 0.0
     env = assembly.env_of(config)
@@ -323,6 +325,7 @@ def _finish(config, env, folder, carry, code):
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
         "train_ids": env.train_ids.tolist(),
         "test_ids": env.test_ids.tolist(),
+        **config_lib.task_meta(config),
         "levels": behaviour_lib.levels(config.behaviour),
         "behaviour_return": carry["sampled"].tolist(),  # [level][task], sampled episodes
         "expert_return": scored.tolist(),  # [level][task], deterministic episodes
@@ -359,7 +362,8 @@ COMMAND = Command(
     run,
     # what `config.data_identity` depends on; the sizes of `--preset` do not depend on the algorithm
     shared=(
-        "suite", "env", "preset", "physics", "multihost", "require", "save_every", "fresh",
+        "suite", "env", "tasks", "preset", "physics", "multihost", "require", "save_every",
+        "fresh",
         "accept_code", "data", "config.env", "config.behaviour", "config.eval.random_episodes",
     ),
     texts=(

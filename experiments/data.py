@@ -14,9 +14,9 @@ from experiments import collect
 from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import stored
+from experiments.runs import imports, stored
 from experiments.show import figures, tables
-from gentle_jax import assembly, errors, interop, storage
+from gentle_jax import assembly, errors, interop, storage, task_tables
 from gentle_jax import config as config_lib
 from gentle_jax.interop import checks
 from gentle_jax.interop import table as table_lib
@@ -25,10 +25,11 @@ from gentle_jax.interop import table as table_lib
 def import_(line):
     """Reads a folder of another project and writes it as a dataset."""
     computer.start()
-    own, config = line.own, collect.whole_family(flags.resolve(line).config)
+    own, config = line.own, imports.config_of(line)
     reader = interop.load(own["format"])
     options = options_of(line, reader.OPTIONS)
     folder = existing(own["from"], "--from")
+    config = imports.with_source_tasks(config, reader, folder)
     env = assembly.env_of(config)
     if options.allow_pickle:
         print(
@@ -40,12 +41,17 @@ def import_(line):
         table = table._replace(source=table.source | {"rewards": options.rewards})
     for note in table.notes:
         print(f"data: {note}")
+    if line.shared["tasks"] == imports.FIT:
+        config = imports.fitted(table.fields, env, config)
+        env = assembly.env_of(config)
     checks.check(table, folder, env)
+    checked = imports.check(table, config, folder, own["accept_misfit"])
     identity = identity_of(table, config)
     name = f"imported_{config_lib.fingerprint(identity)}"
     target = pathlib.Path(line.shared["data"]) / config.run.suite / config.run.env / name
     target = pathlib.Path(own["to"]) if own["to"] else target
-    write(table, identity, env, config, target, "--to" if own["to"] else "--data")
+    flag = "--to" if own["to"] else "--data"
+    write(table, meta_of(table, identity, env, config) | {"checked": checked}, target, flag)
     print(f"data: imported into {target}; train with --data={target}")
 
 
@@ -84,9 +90,9 @@ def identity_of(table, config):
         digest.update(np.ascontiguousarray(table.fields[name]))
     ours = table.source.get("exported") or {}  # an identity, where we wrote the data ourselves
     made_in = ours.get("physics", "imported")
+    asked = config_lib.data_identity(config)
     return {
-        "env": config.run.env,
-        "suite": config.run.suite,
+        **{name: asked[name] for name in ("env", "suite", "tasks") if name in asked},
         "physics": made_in,
         "environment": ours.get("environment"),
         "behaviour": None,
@@ -97,7 +103,7 @@ def identity_of(table, config):
     }
 
 
-def write(table, identity, env, config, folder, flag):
+def write(table, meta, folder, flag):
     """Writes a Table as a dataset; raises UserError if the folder holds anything else already."""
     ours = {f"{name}.npy" for name in storage.FIELDS} | {".lock"}
     if storage.is_complete(folder):
@@ -113,7 +119,7 @@ def write(table, identity, env, config, folder, flag):
         for level in range(len(table.levels)):
             fields = {name: values[:, level] for name, values in table.fields.items()}
             storage.write_level(arrays, level, fields)
-        storage.commit(folder, meta_of(table, identity, env, config))
+        storage.commit(folder, meta)
 
 
 def meta_of(table, identity, env, config):
@@ -132,6 +138,7 @@ def meta_of(table, identity, env, config):
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
         "train_ids": env.train_ids.tolist(),
         "test_ids": env.test_ids.tolist(),
+        **config_lib.task_meta(config),
         "levels": table.levels,
         "behaviour_return": scores.tolist(),
         "expert_return": scores.tolist(),  # no other episodes are known
@@ -194,7 +201,10 @@ def show(line):
         if isinstance(value, dict):
             value = "  ".join(f"{key}={each}" for key, each in value.items())
         print(textwrap.fill(f"{name}: {value}", 100, subsequent_indent="    "))
-    print(f"test tasks: {' '.join(map(str, meta['test_ids']))}\n")
+    print(f"test tasks: {' '.join(map(str, meta['test_ids']))}")
+    for text in imports.told(meta):
+        print(textwrap.fill(text, 100, subsequent_indent="    "))
+    print()
     print(tables.plain_grid(parameters_of(meta["tasks"]), 1) + "\n")
     scores = np.asarray(meta["behaviour_return"])
     there = (np.asarray(fields["mask"])[..., 0] > 0).sum((0, 2))
@@ -260,6 +270,22 @@ def damages(folder):
     return [f"{folder} has NaN or infinite values in {field}"] if field else []
 
 
+def tasks(line):
+    """Prints a suite's tasks as a file for --tasks, or writes them to one."""
+    run = line.shared
+    env = assembly.make_env(run["env"], run["suite"])
+    table = task_tables.of_env(env)
+    if not line.own["to"]:
+        print(task_tables.to_csv(table, env), end="")
+        return
+    target = pathlib.Path(line.own["to"])
+    if target.exists():
+        raise errors.UserError(f"{target} exists: pass another --to, or delete it")
+    computer.prepare_folder(target.parent, 1e6, "--to")
+    task_tables.write(target, table, env)
+    print(f"data: {len(env.parameters)} tasks in {target}; change them and pass --tasks={target}")
+
+
 OWN = {
     name: (name, kind, default, text)
     for name, kind, default, text in (
@@ -269,7 +295,7 @@ OWN = {
             "to",
             str,
             "",
-            "folder to write to; import: else below --data, show: into the dataset",
+            "folder to write to; import: else below --data, show: into the dataset; tasks: file",
         ),
         ("steps", str, "", "S1,S2,...: only these levels (focal, minari, npz); default: all"),
         (
@@ -292,11 +318,22 @@ OWN = {
             False,
             "focal, corro, metadt: read arrays by pickle, which can run code",
         ),
+        (
+            "accept_misfit",
+            bool,
+            False,
+            "import rows that are not those of the environment; every run on them says so",
+        ),
     )
 }
 TEXTS = (
     ("suite", f"task definitions that the imported data are of [{flags.DEFAULT.suite}]"),
     ("env", f"environment that the imported data are of [{flags.DEFAULT.env}]"),
+    (
+        "tasks",
+        "file of the tasks that the data are of (.npz .csv), or fit: from the rows of a point "
+        "robot, by least squares; default: those of the source, or the suite's",
+    ),
     ("physics", "what the random policy's return is measured in; default: as `experiments.run`"),
 )
 
@@ -310,7 +347,11 @@ def part(word, summary, function, own=(), shared=("data",), needed=()):
 PARTS = (
     part(
         "import", "reads a folder of another project as a dataset", import_, tuple(OWN),
-        ("suite", "env", "physics", "data"), ("format", "from"),
+        ("suite", "env", "tasks", "physics", "data"), ("format", "from"),
+    ),
+    part(
+        "tasks", "prints a suite's tasks and split as a file for --tasks", tasks, ("to",),
+        ("suite", "env"),
     ),
     part(
         "export", "writes a dataset for another project", export, ("format", "to"),

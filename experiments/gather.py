@@ -178,7 +178,9 @@ def costs_of(shards):
     names = summaries[0]["seconds"]
     seconds = {k: round(sum(s["seconds"].get(k, 0.0) for s in summaries), 3) for k in names}
     steps = sum(s["seed_steps_per_second"] * s["seconds"]["train"] for s in summaries)
+    misfit = next((s["data_misfit"] for s in summaries if s.get("data_misfit")), None)
     return {
+        **({"data_misfit": misfit} if misfit else {}),
         "seconds": seconds,
         "seed_steps_per_second": steps / max(seconds["train"], 1e-9),
         "peak_memory_bytes": max(s.get("peak_memory_bytes", 0) for s in summaries),

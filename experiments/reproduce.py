@@ -81,6 +81,7 @@ EXTRA = (
 BY_ROWS = "it is set by the rows of a table; choose with --rows and --envs"
 REFUSED = (
     *((name, BY_ROWS) for name in ("algo", "env", "fidelity")),
+    ("tasks", "a paper's table is of the tasks of its suite; leave it out"),
     ("sweep", "a table has one cell for each row and environment; sweep with "
      "`python -m experiments.run`"),
     ("multihost", "one process runs the cells one by one; leave it out, or run a cell with "

@@ -44,14 +44,19 @@ def make_config(
 
 
 def make_env(
-    name: str, suite: str = "ctmrl", physics: str = "", settings: base.EnvConfig | None = None
+    name: str,
+    suite: str = "ctmrl",
+    physics: str = "",
+    settings: base.EnvConfig | None = None,
+    tasks: dict | None = None,
 ) -> Env:
     """Returns the Env `name` of a suite: its tasks, splits and horizon.
 
-    Args: physics, of the family's modes (default: the published one); settings, an EnvConfig.
-    Raises UserError for an unknown name or suite.
+    Args: physics, of the family's modes (default: the published one); settings, an EnvConfig;
+    tasks, a table of `task_tables` that stands for the suite's own. Raises UserError for an unknown
+    name or suite.
     """
-    return config_lib.make_env(name, suite, physics, settings or base.EnvConfig())
+    return config_lib.make_env(name, suite, physics, settings or base.EnvConfig(), tasks)
 
 
 def collect(config: config_lib.ExperimentConfig) -> dict[str, np.ndarray]:
@@ -139,7 +144,8 @@ def env_of(config: config_lib.ExperimentConfig) -> Env:
 
     Its observations are those of stored data: raw, and without the task's parameters.
     """
-    return config_lib.make_env(config.run.env, config.run.suite, config.run.physics, config.env)
+    run = config.run
+    return config_lib.make_env(run.env, run.suite, run.physics, config.env, config.tasks)
 
 
 def _prepared(config, env, fields):

@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gentle_jax import errors, needs, registry, suites
-from gentle_jax.envs.base import DERIVE_CONSTANTS, NOT_OF_DATA, EnvConfig, shorten
+from gentle_jax.envs.base import DERIVE_CONSTANTS, NOT_OF_DATA, EnvConfig, shorten, with_tasks
 from gentle_jax.types import Env, HyperParams
 
 SECTIONS = ("run", "env", "train", "behaviour", "eval", "algo", "backbone")
@@ -152,6 +152,7 @@ class ExperimentConfig:
     eval: EvalConfig
     algo: Any  # the Config of the chosen algorithm's module
     backbone: Any  # the Config of the chosen backbone's module
+    tasks: dict | None = None  # a table of `task_tables`; None: the suite's own
 
 
 def _kinds(run):
@@ -219,22 +220,29 @@ def _environment(name, suite):
     return module
 
 
-def make_env(name: str, suite: str, physics: str, settings: EnvConfig) -> Env:
+def make_env(
+    name: str, suite: str, physics: str, settings: EnvConfig, tasks: dict | None = None
+) -> Env:
     """Returns the Env of a suite; raises UserError for what it does not have.
 
-    Args: physics, "" for the published one.
+    Args: physics, "" for the published one; tasks, a table that stands for the suite's own.
     """
     module = _environment(name, suite)
-    return shorten(module.make(suite, physics or module.PHYSICS[0], settings), settings)
+    env = module.make(suite, physics or module.PHYSICS[0], settings)
+    return shorten(env if tasks is None else with_tasks(env, tasks), settings)
 
 
 def resolve(
-    run: RunConfig, preset_layers: Sequence[dict] = (), overrides: dict | None = None
+    run: RunConfig,
+    preset_layers: Sequence[dict] = (),
+    overrides: dict | None = None,
+    tasks: dict | None = None,
 ) -> ExperimentConfig:
     """Returns the config of a run, all layers applied.
 
-    Args: preset_layers, {dotted key: value} of the size preset; overrides, the user's. Raises
-    UserError for an unknown name, section or key, or an impossible value.
+    Args: preset_layers, {dotted key: value} of the size preset; overrides, the user's; tasks, a
+    table of `task_tables`. Raises UserError for an unknown name, section or key, or an impossible
+    value.
     """
     asked, run = run.protocols, fill_names(run)
     algorithm = registry.load("algorithm", run.algorithm)
@@ -254,7 +262,7 @@ def resolve(
     if not asked:
         protocols = needs.served(run.protocols, run.algorithm, sections["algo"])
         sections["run"] = dataclasses.replace(run, protocols=protocols)
-    config = ExperimentConfig(**sections)
+    config = ExperimentConfig(**sections, tasks=tasks)
     validate(config)
     return config
 
@@ -340,7 +348,10 @@ def _validate_behaviour(behaviour):
 
 def to_dict(config: ExperimentConfig) -> dict:
     """Returns the config as plain nested dicts (tuples become lists), ready for JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    tree = json.loads(json.dumps(dataclasses.asdict(config)))
+    if config.tasks is None:
+        del tree["tasks"]  # as before there were others than the suite's
+    return tree
 
 
 def from_dict(tree: dict) -> ExperimentConfig:
@@ -352,7 +363,7 @@ def from_dict(tree: dict) -> ExperimentConfig:
         raise errors.UserError(
             f"these settings are of another version of the code ({error}): use that version"
         ) from None
-    return ExperimentConfig(run=run, **sections)
+    return ExperimentConfig(run=run, **sections, tasks=tree.get("tasks"))
 
 
 def fingerprint(tree: Any) -> str:
@@ -364,14 +375,31 @@ def data_identity(config: ExperimentConfig) -> dict:
     """Returns what a dataset depends on: a JSON-able dict, compared before a dataset is used."""
     environment = dataclasses.asdict(config.env)
     environment = {name: value for name, value in environment.items() if name not in NOT_OF_DATA}
+    given = {} if config.tasks is None else {"tasks": task_digest(config.tasks)}
     return {
         "env": config.run.env,
         "suite": config.run.suite,
+        **given,
         "physics": config.run.physics,
         "environment": environment,
         "behaviour": dataclasses.asdict(config.behaviour),
         "random_episodes": config.eval.random_episodes,  # behind meta.json's random_return
     }
+
+
+def task_digest(table: dict) -> str:
+    """Returns the fingerprint of a table of tasks: of parameters and split, not of its source."""
+    return fingerprint({name: table[name] for name in ("leaves", "train_ids", "test_ids")})
+
+
+def task_meta(config: ExperimentConfig) -> dict:
+    """Returns what a dataset says of tasks that were given: where from, and the whole table.
+
+    Of the suite's own tasks only where from: they follow from the suite.
+    """
+    if config.tasks is None:
+        return {"tasks_from": f"suite {config.run.suite}"}
+    return {"tasks_from": config.tasks["from"], "task_table": config.tasks}
 
 
 def swept_fields(config: ExperimentConfig) -> dict[str, float]:

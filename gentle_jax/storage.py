@@ -165,6 +165,17 @@ def source_of(meta: dict) -> dict | None:
     return meta.get("identity", {}).get("source")
 
 
+def misfit_of(meta: dict) -> str | None:
+    """Returns what does not fit in a dataset that was imported all the same; None: all fits."""
+    misfits = (meta.get("checked") or {}).get("misfits") or []
+    if not misfits:
+        return None
+    return (
+        f"{len({one['task'] for one in misfits})} task(s) of the data misfit the environment, "
+        f"accepted at the import; task {misfits[0]['task']}: {misfits[0]['text']}"
+    )
+
+
 def imported(folder: Folder) -> dict | None:
     """Returns the meta.json of a folder that holds an imported dataset; None for any other."""
     if not is_complete(folder):
@@ -179,7 +190,8 @@ def check_identity(meta: dict, config: ExperimentConfig, folder: Folder) -> None
     How imported data were made is unknown, so they fit every run on their environment and suite.
     Where they were exported from here, physics must agree as well.
     """
-    asked, stored = config_lib.data_identity(config), meta.get("identity", {})
+    asked, stored = {"tasks": None} | config_lib.data_identity(config), meta.get("identity", {})
+    check_tasks(asked.pop("tasks"), meta, folder)
     check_revealed(meta, config, folder)
     if source_of(meta):
         known = stored.get("physics") != "imported"
@@ -200,6 +212,38 @@ def check_identity(meta: dict, config: ExperimentConfig, folder: Folder) -> None
                 f"the dataset in {folder} was made with {name}={had}, this run asks for {want}: "
                 f"change the setting, or pass --data without this folder"
             )
+
+
+def check_tasks(digest: str | None, meta: dict, folder: Folder) -> None:
+    """Raises UserError where a dataset is of other tasks than those that are asked for.
+
+    Args: digest, `config.task_digest` of the table; None: the suite's own tasks.
+    """
+    stored = meta.get("identity", {}).get("tasks")
+    if stored == digest:
+        return
+    if digest is None:
+        raise errors.UserError(
+            f"the dataset in {folder} is of tasks of its own ({meta.get('tasks_from')}), this run "
+            f"asks for those of the suite: pass --data={folder}, which takes its tasks too"
+        )
+    raise errors.UserError(
+        f"the dataset in {folder} is of other tasks ({meta.get('tasks_from', 'its suite')}) than "
+        f"--tasks: leave --tasks out to take those of the data, or pass another --data"
+    )
+
+
+def given_tasks(folder: Folder, env: str, suite: str) -> dict | None:
+    """Returns the table of tasks that a dataset in `folder` carries; None where there is none.
+
+    None too for the tasks of a suite, and for a dataset of another environment or suite.
+    """
+    if not is_complete(folder):
+        return None
+    meta = read_meta(folder)
+    identity = meta.get("identity", {})
+    ours = (identity.get("env"), identity.get("suite")) == (env, suite)
+    return meta.get("task_table") if ours else None
 
 
 def check_revealed(meta: dict, config: ExperimentConfig, folder: Folder) -> None:

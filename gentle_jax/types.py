@@ -6,6 +6,7 @@ calls both; a Stage is a stretch of training. Functions here see one run: `gentl
 them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -217,6 +218,23 @@ Action = Float[Array, " action"]
 ResetEnv = Callable[[Task, RandomKey], tuple[EnvState, Float[Array, " obs"]]]
 StepEnv = Callable[[Task, EnvState, Action], tuple[EnvState, Step]]
 Relabel = Callable[[Task, Transition], Float[Array, " *rows"]]
+Replay = Callable[[Task, Transition, Transition], Step]
+
+
+class TaskLeaf(NamedTuple):
+    """Which numbers a leaf of a task may hold."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    unit: bool = False  # a vector of length 1
+
+
+class TaskRules(NamedTuple):
+    """How a family takes tasks that are not its suite's."""
+
+    leaves: dict  # name -> TaskLeaf; leaves that it does not name are the same in every task
+    shown: Callable  # (leaves of all tasks) -> {field of Env: what follows from them}
+    fit: Callable | None = None  # rows [N, ...] of a task -> {leaf: what they say of it}
 
 
 class Env(NamedTuple):
@@ -242,6 +260,12 @@ class Env(NamedTuple):
     context_reward: Callable | None = None  # dense reward -> Step.context_reward; None: equal
     # The dense reward of stored rows in `task`; None where a row does not hold what it depends on.
     relabel: Relabel | None = None
+    task_rules: TaskRules | None = None  # None: the suite's tasks are the only ones
+    # (task, rows before, rows) -> Step: what `step` makes of stored rows [N, ...], on the host and
+    # without compiling it. `obs` of the row before is NaN where an episode begins; results are NaN
+    # where a row does not say where it begins. None: rows say
+    # too little of the state.
+    replay: Replay | None = None
 
 
 class Cost(NamedTuple):

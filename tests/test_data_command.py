@@ -90,6 +90,13 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
     assert folder.name.startswith("imported_") and f"--data={folder}" in out
     assert "holds a dataset already" in refused(capsys, *arguments)
 
+    meta = storage.read_meta(folder)
+    assert meta["checked"]["misfits"] == [] and meta["tasks_from"] == "suite ctmrl"
+    accepted = meta["checked"] | {"misfits": [{"task": 3, "text": "odd rows"}]}
+    storage.commit(
+        folder, {k: v for k, v in meta.items() if k != "checksum"} | {"checked": accepted}
+    )
+
     # whatever the behaviour settings and the number of random episodes are; fewer tasks too
     line = [*TINY, f"--data={folder}", f"--out={tmp_path / 'runs'}", "--config.behaviour.seed=3"]
     line += ["--config.env.num_train=6", "--config.env.num_test=3"]
@@ -97,9 +104,13 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
     assert code == 0, err
     assert "data: imported from focal, its physics is unknown to us; evaluation uses" in out
     assert "taking 9 of its 40 tasks" in out
+    misfit = (
+        "1 task(s) of the data misfit the environment, accepted at the import; task 3: odd rows"
+    )
+    assert out.count(f"WARNING: {misfit}") == 2  # before training, and below the table
     (summary,) = (tmp_path / "runs").rglob("summary.json")
     found = json.loads(summary.read_text())
-    assert not found["failed_seeds"]
+    assert not found["failed_seeds"] and found["data_misfit"] == misfit
     assert all(np.isfinite(entry["mean"]) for entry in found["results"])
     described = json.loads((summary.parent / "config.json").read_text())["data"]
     assert (
@@ -184,8 +195,9 @@ def test_without_a_known_optimum_the_last_level_is_the_reference(source):
 
 def test_a_pickle_warning_is_printed(capsys, tmp_path, source):
     arguments = ["import", *focal(source), f"--to={tmp_path / 'to'}", "--allow_pickle"]
-    code, out, _ = shown(capsys, *arguments)
-    assert code == 0 and "WARNING: --allow_pickle lets the files of this folder run any code" in out
+    code, out, err = shown(capsys, *arguments)
+    assert code == 0, err
+    assert "WARNING: --allow_pickle lets the files of this folder run any code" in out
 
 
 def test_a_failed_import_writes_nothing(capsys, tmp_path, source):

@@ -7,13 +7,14 @@ what was read what is to be run.
 import dataclasses
 import difflib
 import os
+import pathlib
 from typing import NamedTuple
 
 from absl import flags as absl_flags
 
 from experiments.cli import settings
 from gentle_jax import config as config_lib
-from gentle_jax import errors, presets, registry, suites
+from gentle_jax import errors, presets, registry, storage, suites, task_tables
 
 DEFAULT = config_lib.RunConfig()
 # group -> (flag, kind, default, help)
@@ -22,6 +23,9 @@ GROUPS = {
         ("algo", str, DEFAULT.algorithm, "algorithm: " + " ".join(registry.ALGORITHMS)),
         ("suite", str, DEFAULT.suite, "task definitions and protocol: " + " ".join(suites.SUITES)),
         ("env", str, DEFAULT.env, "environment: " + " ".join(registry.ENVIRONMENTS)),
+        ("tasks", str, "",
+         "file of other task parameters and splits than the suite's (.npz .csv); default: those of "
+         "the data, or the suite's"),
         ("backbone", str, "",
          "RL learner: " + " ".join(registry.BACKBONES) + "; default: the suite's"),
         ("fidelity", str, "",
@@ -241,15 +245,16 @@ def resolve(line, on_accelerator=lambda: False):
         protocols=tuple(shared["protocol"]),
     )
     layers = presets.layers(preset, config_lib.fill_names(run))
+    tasks = tasks_of(shared)
     steps = {} if shared["num_steps"] is None else {"train.num_steps": shared["num_steps"]}
     base = config_lib.resolve(run, [*layers, steps])
     overrides = settings.overrides(base, line.settings)
-    config = config_lib.resolve(run, [*layers, steps], overrides)
+    config = config_lib.resolve(run, [*layers, steps], overrides, tasks)
     axes = settings.parse_sweep(config, shared["sweep"])
     for key in (key for axis in axes for key in axis.keys if key in overrides):
         raise errors.UserError(f"--sweep and --config.{key} both set {key}: leave one out")
     structural = settings.choices_of([axis for axis in axes if axis.structural])
-    programs = [config_lib.resolve(run, [*layers, steps], overrides | c) for c in structural]
+    programs = [config_lib.resolve(run, [*layers, steps], overrides | c, tasks) for c in structural]
     return Request(
         config=config,
         points=settings.points_of(axes),
@@ -264,6 +269,20 @@ def resolve(line, on_accelerator=lambda: False):
         accept_code=shared["accept_code"],
         events=shared["events"],
     )
+
+
+def tasks_of(shared):
+    """Returns the table of tasks that a run is of; None: those of its suite.
+
+    They are those of `--tasks`, else those that the dataset in `--data` carries. Raises UserError
+    where both are there and differ, and for a file that holds no tasks of the family.
+    """
+    stored = storage.given_tasks(shared["data"], shared["env"], shared["suite"])
+    if not shared["tasks"]:
+        return stored
+    env = config_lib.make_env(shared["env"], shared["suite"], "", config_lib.EnvConfig())
+    table = task_tables.read(pathlib.Path(shared["tasks"]), env)
+    return None if task_tables.same(table, task_tables.of_env(env)) else table
 
 
 def parse(command, argv, on_accelerator=lambda: False):

@@ -41,6 +41,8 @@ REFUSED = (
      "program over several hosts yourself"),
     ("require", "it follows from --accelerator; leave it out"),
     ("events", "the jobs would share one file; leave it out"),
+    ("tasks", "the jobs cannot see this machine's files; collect the data first, they carry their "
+     "tasks"),
 )  # fmt: skip
 
 

@@ -101,10 +101,10 @@ def paper_name(config):
     """Returns the paper's name of what is run: the algorithm, one of its VARIANTS, or None.
 
     Sizes, rates and loss weights do not count; switches, and what a variant names, do. None where
-    the backbone is another one, or observations tell the task.
+    the backbone is another one, observations tell the task, or tasks are not the suite's.
     """
     run = config.run
-    if run.backbone != suites.get(run.suite).backbone or config.env.reveal_task:
+    if run.backbone != suites.get(run.suite).backbone or config.env.reveal_task or config.tasks:
         return None
     module = registry.load("algorithm", run.algorithm)
     plain = config_lib.resolve(run, presets.layers(run.preset, run)).algo
@@ -213,6 +213,8 @@ def write(request, folder, sweep, env, meta, carry, trace, session):
         "device": switches.device_text(),
         "failed_seeds": failed_seeds(session, carry),
     }
+    misfit = storage.misfit_of(meta)
+    costs |= {"data_misfit": misfit} if misfit else {}
     return store(request, folder, env, Arrays(returns, embeddings, trace, spent), costs)
 
 
@@ -321,6 +323,8 @@ def print_table(summary, folder):
     print(tables.render(summary["results"]))
     if summary["failed_seeds"]:
         print(f"not finite: {', '.join(map(run_name, summary['failed_seeds']))}")
+    if summary.get("data_misfit"):
+        print(f"WARNING: {summary['data_misfit']}")
     spent = "  ".join(f"{name} {seconds[name]:.1f} s" for name in seconds)
     print(f"\n{spent}  ({summary['seed_steps_per_second']:.0f} seed-steps/s)")
     if "device" in summary:  # there was none in older versions

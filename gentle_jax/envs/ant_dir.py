@@ -8,16 +8,23 @@ first and last 10): docs/methods/environments.md, "Ant-Dir".
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from gentle_jax.envs import ant, base, locomotion
 from gentle_jax.physics import MODES
-from gentle_jax.types import Env
+from gentle_jax.types import Env, HostArray, TaskLeaf
 
 PHYSICS = MODES
 SETTINGS = {"gentle": {**locomotion.GENTLE, "behaviour.episodes_per_level": 50}}
 PRESETS = locomotion.PRESETS
 ANGLE_SEED = 1337
 HEIGHTS = (0.2, 1.0)
+
+
+def angles_of(direction: Float[HostArray, "num_tasks 2"]) -> Float[HostArray, "num_tasks 1"]:
+    """Returns angles in [0, 2 pi), rad."""
+    angle = np.arctan2(direction[:, 1], direction[:, 0]) % (2.0 * np.pi)
+    return angle[:, None].astype(np.float32)
 
 
 def make(
@@ -45,6 +52,8 @@ def make(
         lambda state: jnp.concatenate([state.qpos[2:], state.qvel]),
         judge,
         ant.NOISE,
-        parameters=angles[:, None].astype(np.float32),
+        leaves={"direction": TaskLeaf(unit=True)},
+        shown=lambda tasks: {"parameters": angles_of(tasks["direction"])},
+        hidden=2,
         parameter_names=("angle (rad)",),
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from gentle_jax.envs import ant, base, locomotion
 from gentle_jax.physics import MODES
-from gentle_jax.types import Env
+from gentle_jax.types import Env, TaskLeaf
 
 PHYSICS = MODES
 OFFERS = ("relabel",)
@@ -62,8 +62,9 @@ def make(
         lambda state: jnp.concatenate([state.qpos, state.qvel]),
         judge,
         ant.NOISE,
-        parameters=goals,
+        leaves={"goal": TaskLeaf(-100.0, 100.0)},
+        shown=lambda tasks: {"parameters": tasks["goal"], "landmarks": tasks["goal"]},
+        hidden=0,
         parameter_names=("goal x", "goal y"),
-        landmarks=goals,
         relabel=None if settings.contact_cost else relabel,
     )

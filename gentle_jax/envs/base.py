@@ -71,6 +71,17 @@ def shorten(env: Env, settings: EnvConfig) -> Env:
     )
 
 
+def with_tasks(env: Env, table: dict) -> Env:
+    """Returns `env` with the tasks and split of a checked table (`task_tables`) for its suite's."""
+    given = {name: np.asarray(leaf, np.float32) for name, leaf in table["leaves"].items()}
+    count = len(next(iter(given.values())))
+    same = {name: leaf[:1].repeat(count, 0) for name, leaf in env.tasks.items()}
+    tasks = {name: given.get(name, leaf) for name, leaf in same.items()}
+    train, test = (np.asarray(table[name], int) for name in ("train_ids", "test_ids"))
+    shown = env.task_rules.shown(tasks)
+    return env._replace(**{"tasks": tasks, "train_ids": train, "test_ids": test, **shown})
+
+
 def kept_tasks(env: Env, settings: EnvConfig) -> tuple[Ids, Ids, Ids]:
     """Returns (task ids that `shorten` keeps, those to train on, those to test on), all sorted."""
     train = _evenly(env.train_ids, settings.num_train, "env.num_train", env)

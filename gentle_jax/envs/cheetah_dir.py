@@ -9,7 +9,7 @@ import numpy as np
 
 from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
-from gentle_jax.types import Env
+from gentle_jax.types import Env, TaskLeaf
 
 PHYSICS = MODES
 OFFERS = ("relabel",)
@@ -61,7 +61,9 @@ def make(
         cheetah.observe,
         judge,
         cheetah.NOISE,
-        parameters=tasks["direction"][:, None],
+        leaves={"direction": TaskLeaf(unit=True)},
+        shown=lambda tasks: {"parameters": tasks["direction"][:, None]},
+        hidden=1,
         parameter_names=("direction",),
         relabel=relabel,
     )

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from gentle_jax import physics
-from gentle_jax.envs import base
-from gentle_jax.types import Env, HostArray, Step, Task
+from gentle_jax.envs import base, replay
+from gentle_jax.types import Env, HostArray, Step, Task, TaskLeaf, TaskRules
 
 HORIZON = 200
 # of in_distribution and noisy_preferences (docs/methods/protocols.md)
@@ -104,6 +104,10 @@ def make(
     observe: Callable,
     judge: Callable,
     noise: tuple[float, Callable],
+    leaves: dict[str, TaskLeaf],
+    shown: Callable[[Task], dict],
+    hidden: int,
+    speed_limit: float = np.inf,
     **columns: Any,
 ) -> Env:
     """Returns an Env; every episode has at most HORIZON steps.
@@ -111,8 +115,10 @@ def make(
     Args: system, a physics.System; tasks, numpy leaves [num_tasks, ...]; split, (train ids, test
     ids); observe, physics.State -> obs [obs_dim]; judge, (task, State before, State after, action)
     -> (reward, terminal or None where episodes never end early); noise, (half width of positions,
-    velocity sampler (key, shape) -> array); columns, `parameters`, `parameter_names`, `landmarks`
-    and `relabel` of the Env. Task leaves with the name of a field of the model replace it.
+    velocity sampler (key, shape) -> array); leaves and shown, of the Env's TaskRules; hidden, how
+    many of the first positions observations lack: they begin with all other positions and then
+    velocities, which are clipped at speed_limit; columns, `parameter_names` and `relabel` of the
+    Env. Task leaves with the name of a field of the model replace it.
     """
     start = jnp.asarray(system.c_model.qpos0, jnp.float32)
     zeros = (jnp.zeros(system.c_model.nq), jnp.zeros(system.c_model.nv))
@@ -143,12 +149,14 @@ def make(
         action_dim=system.c_model.nu,
         horizon=HORIZON,
         ends_early=ends_early,
-        tasks=tasks,
         train_ids=split[0],
         test_ids=split[1],
         reset=reset,
         step=step,
         system=system,
+        task_rules=TaskRules(leaves, shown),
+        replay=replay.by_mujoco(system, observe, judge, hidden, speed_limit),
+        **({"tasks": tasks} | shown(tasks)),
         **columns,
     )
 

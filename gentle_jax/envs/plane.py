@@ -7,9 +7,10 @@ from jaxtyping import Float
 
 from gentle_jax import rng
 from gentle_jax.envs import base
-from gentle_jax.types import Env, HostArray, Step
+from gentle_jax.types import Env, HostArray, Step, TaskLeaf, TaskRules, Transition
 
 MAX_SPEED = 0.1  # distance per step and coordinate
+LEAVES = {"goal": TaskLeaf(-100.0, 100.0), "wind": TaskLeaf(-1.0, 1.0)}
 
 
 def half_circle(num_tasks: int) -> Float[HostArray, "num_tasks 2"]:
@@ -27,13 +28,13 @@ def make(
     horizon: int,
     random_start: bool = False,
     sparse_radius: float = 0.0,
-    colour: tuple | None = None,
+    differ_in: str = "goal",
 ) -> Env:
     """Returns an Env: s' = s + 0.1 a + wind, r = -|s' - goal|, a in [-1, 1]^2.
 
     Args: random_start, U(-1, 1)^2 at every reset instead of the origin; sparse_radius, if positive
-    the context and reported rewards are 1 - d / radius within it and 0 outside; colour, (values
-    [num_tasks, P], names).
+    the context and reported rewards are 1 - d / radius within it and 0 outside; differ_in, the
+    leaf that colours figures.
     """
     tasks = {"goal": goals.astype(np.float32), "wind": winds.astype(np.float32)}
 
@@ -51,12 +52,19 @@ def make(
         context_reward = near(reward) if sparse_radius > 0 else reward
         return obs, Step(obs, reward, context_reward, jnp.zeros(()))
 
-    def optimal_return(num_samples, steps=horizon):
-        keys = jax.random.split(rng.key(0), num_samples if random_start else 1)
-        starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
-        return _best_returns(step, tasks, starts, steps)
+    over_rows = jax.jit(jax.vmap(step, (None, 0, 0)))
 
-    parameters, names = colour if colour is not None else (goals, ("goal x", "goal y"))
+    def shown(tasks):
+        """What of an Env follows from its tasks."""
+
+        def optimal_return(num_samples, steps=horizon):
+            keys = jax.random.split(rng.key(0), num_samples if random_start else 1)
+            starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
+            return _best_returns(step, tasks, starts, steps)
+
+        best = {"optimal_return": optimal_return}
+        return best | {"parameters": tasks[differ_in], "landmarks": tasks["goal"]}
+
     return Env(
         name=name,
         suite=suite,
@@ -70,12 +78,14 @@ def make(
         test_ids=split[1],
         reset=reset,
         step=step,
-        parameters=np.asarray(parameters, np.float32),
-        parameter_names=tuple(names),
-        landmarks=goals.astype(np.float32),
-        optimal_return=optimal_return,
+        parameter_names=(f"{differ_in} x", f"{differ_in} y"),
         context_reward=near if sparse_radius > 0 else None,
         relabel=lambda task, rows: _dense(task, rows.next_obs),
+        task_rules=TaskRules(
+            {n: LEAVES[n] for n in dict.fromkeys(["goal", differ_in])}, shown, fit
+        ),
+        replay=lambda task, before, rows: over_rows(task, rows.obs, rows.action)[1],
+        **shown(tasks),
     )
 
 
@@ -87,6 +97,18 @@ def _near(reward, radius):
 def _dense(task, position):
     """Minus the distance to the goal."""
     return -jnp.linalg.norm(position - task["goal"], axis=-1)
+
+
+def fit(rows: Transition) -> dict[str, Float[HostArray, "2"]]:
+    """Returns the goal and wind that rows [N, ...] of one task come from, by least squares.
+
+    r^2 = |s' - g|^2 is linear in (g, |g|^2), and s' - s - 0.1 a is the wind.
+    """
+    after, reward = np.asarray(rows.next_obs, np.float64), np.asarray(rows.reward, np.float64)
+    known = np.concatenate([-2.0 * after, np.ones((len(after), 1))], 1)
+    solved = np.linalg.lstsq(known, reward**2 - (after**2).sum(-1), rcond=None)[0]
+    wind = (after - rows.obs - MAX_SPEED * rows.action).mean(0)
+    return {"goal": solved[:2], "wind": wind}
 
 
 def _best_returns(step, tasks, starts, horizon):

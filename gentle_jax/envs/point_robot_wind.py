@@ -43,6 +43,5 @@ def make(
     winds = np.stack([random.uniform(-0.05, 0.05, total) for _ in range(2)], -1)
     goals = np.tile(np.array(GOAL, np.float32), (total, 1))
     split = base.interpolation_split(num_train, num_test)
-    colour = (winds, ("wind x", "wind y"))
-    env = plane.make("point_robot_wind", suite, goals, winds, split, horizon=25, colour=colour)
+    env = plane.make("point_robot_wind", suite, goals, winds, split, horizon=25, differ_in="wind")
     return env._replace(relabel=None)

@@ -13,13 +13,14 @@ import numpy as np
 
 from gentle_jax import physics
 from gentle_jax.envs import base, locomotion
-from gentle_jax.types import Env, Task
+from gentle_jax.types import Env, Task, TaskLeaf
 
 NOISE = (0.005, locomotion.uniform(0.005))
 # field -> base of the multiplier base^U(-3, 3); drawn in this order for each task
 RANDOMISED = {"body_mass": 1.5, "body_inertia": 1.5, "dof_damping": 1.3, "geom_friction": 1.5}
 SEEDS = {"ctmrl": 1234, "ctmrl_b": 1234, "gentle": 1337}
 LOG_SCALE = 3.0
+SPEED_LIMIT = 10.0  # of observed velocities
 CTMRL = {
     **locomotion.CTMRL,
     "train.context_size": 256,
@@ -27,7 +28,6 @@ CTMRL = {
     "brac_sac.alpha_max": 10_000.0,
 }
 GENTLE = {**locomotion.GENTLE, "train.latent_dim": 10}
-SPEED_LIMIT = 10.0  # of observed velocities
 
 
 def load(asset: str, mode: str) -> physics.System:
@@ -60,8 +60,22 @@ def sample(system: physics.System, suite: str, derive_constants: str) -> Task:
             default = getattr(system.c_model, name)
             power = random.uniform(-LOG_SCALE, LOG_SCALE, default.shape)
             own[name] = (default * scale**power).astype(np.float32)
-        tasks.append(physics.derived(system, own) if derive_constants == "physical" else own)
-    return {name: np.stack([task[name] for task in tasks]) for name in tasks[0]}
+        tasks.append(own)
+    return completed(
+        system, {name: np.stack([task[name] for task in tasks]) for name in own}, derive_constants
+    )
+
+
+def completed(system: physics.System, tasks: Task, derive_constants: str) -> Task:
+    """Returns task leaves with the constants that follow from them, where they are "physical"."""
+    if derive_constants != "physical":
+        return tasks
+    own = {name: tasks[name] for name in RANDOMISED}
+    each = [
+        physics.derived(system, {name: leaf[i] for name, leaf in own.items()})
+        for i in range(len(tasks["body_mass"]))
+    ]
+    return {name: np.stack([task[name] for task in each]) for name in each[0]}
 
 
 def make(
@@ -81,8 +95,11 @@ def make(
         reward = speed + 1.0 - 1e-3 * jnp.square(action).sum()
         return reward, ~healthy(after.qpos, after.qvel)
 
-    mass = tasks["body_mass"].sum(1)
-    damping = tasks["dof_damping"].sum(1)
+    def shown(tasks):
+        tasks = completed(system, tasks, settings.derive_constants)
+        sums = [tasks[name].sum(1) for name in ("body_mass", "dof_damping")]
+        return {"tasks": tasks, "parameters": np.stack(sums, -1)}
+
     return locomotion.make(
         name,
         suite,
@@ -92,6 +109,9 @@ def make(
         observe,
         judge,
         NOISE,
-        parameters=np.stack([mass, damping], -1),
+        leaves={name: TaskLeaf(0.0, 1e6) for name in RANDOMISED},
+        shown=shown,
+        hidden=1,
+        speed_limit=SPEED_LIMIT,
         parameter_names=("total mass (kg)", "total damping"),
     )

@@ -80,6 +80,7 @@ def export(
     shared = {
         "suite": suite, "env": env, "identity": meta["identity"], "levels": meta["levels"],
         "episodes": num_episodes, **{key: meta[key] for key in CARRIED},
+        "task_table": meta.get("task_table"),
     }  # fmt: skip
     with _root(folder):
         for task in range(num_tasks):
@@ -157,6 +158,11 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     known["expert_return"] = [known["expert_return"][first["levels"].index(s)] for s in levels]
     source = {"format": "minari", "steps": levels, "exported": first["identity"]}
     return table.Table(fields, levels, [counts, *gaps, *notes], source, known)
+
+
+def tasks_of(folder: pathlib.Path, env: Env) -> dict | None:
+    """Returns the table of tasks that an export carries; None where they are its suite's."""
+    return _open(require(), folder / name_of(env.suite, env.name, 0, 0))[0].get("task_table")
 
 
 def _open(minari, path):

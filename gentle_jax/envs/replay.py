@@ -1,0 +1,76 @@
+"""Stored rows once more through a family's physics, on the host: C MuJoCo, nothing is compiled.
+
+MJX is tested against it. What a row does not hold follows from the row before it: that one is
+stepped first, and leaves the solver's first guess and the positions that observations lack.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from gentle_jax import physics
+from gentle_jax.types import Replay, Step
+
+
+def by_mujoco(
+    system: physics.System, observe: Callable, judge: Callable, hidden: int, speed_limit: float
+) -> Replay:
+    """Returns the Replay of a family. Args: as of `locomotion.make`."""
+
+    @jax.jit
+    def seen(task, state, after, obs, action):
+        reward, terminal = jax.vmap(judge, (None, 0, 0, 0))(task, state, after, action)
+        moved = jax.vmap(observe)(after) - jax.vmap(observe)(state)  # without the hidden positions
+        over = jnp.zeros_like(reward) if terminal is None else terminal.astype(jnp.float32)
+        return Step(obs + moved, reward, reward, over)
+
+    def replay(task, before, rows):
+        model = physics.c_model_of(system, physics.fields_of(system, task))
+        data, states, afters = mujoco.MjData(model), [], []
+        for i in range(len(rows.obs)):
+            mujoco.mj_resetData(model, data)
+            if np.isfinite(before.obs[i]).all():
+                _place(model, data, before.obs[i], hidden, speed_limit)
+                _advance(system, model, data, before.action[i])
+                _place(model, data, rows.obs[i], hidden, speed_limit)
+            else:
+                _place(model, data, rows.obs[i], hidden, speed_limit)
+                mujoco.mj_kinematics(model, data)
+            states.append(_state(system, data))
+            _advance(system, model, data, rows.action[i])
+            afters.append(_state(system, data))
+        stack = lambda each: jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        out = seen(task, stack(states), stack(afters), rows.obs, rows.action)
+        known = system.c_model.nq - hidden
+        speed = np.abs(rows.obs[:, known : known + system.c_model.nv]).max(1)
+        blank = np.where(speed >= speed_limit, np.nan, 0.0).astype(np.float32)  # what is clipped
+        return out._replace(obs=out.obs + blank[:, None], reward=out.reward + blank)
+
+    return replay
+
+
+def _place(model, data, obs, hidden, speed_limit):
+    """Moves MuJoCo's state to what an observation says of it."""
+    known = model.nq - hidden
+    velocity = obs[known : known + model.nv]
+    data.qpos[hidden:] = obs[:known]
+    data.qvel[:] = np.where(np.abs(velocity) >= speed_limit, data.qvel, velocity)
+
+
+def _advance(system, model, data, action):
+    """Takes one environment step."""
+    data.ctrl[:] = np.clip(action, -1.0, 1.0)
+    for _ in range(system.frame_skip):
+        mujoco.mj_step(model, data)
+    if system.with_contact_cost:
+        mujoco.mj_rnePostConstraint(model, data)
+
+
+def _state(system, data):
+    """Returns MuJoCo's state as a physics.State of float32."""
+    forces = np.clip(data.cfrc_ext, -1.0, 1.0) if system.with_contact_cost else np.zeros(1)
+    leaves = data.qpos, data.qvel, data.qacc_warmstart, data.xpos[system.torso], (forces**2).sum()
+    return physics.State(*(np.array(leaf, np.float32) for leaf in leaves))

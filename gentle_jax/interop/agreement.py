@@ -1,0 +1,202 @@
+"""Whether imported rows are of the environment that they are imported for: tested on a sample.
+
+For every task: starts against `Env.reset`, lengths against the horizon, transitions and rewards
+against `Env.step` (by its `replay`), rewards against `Env.relabel`. Errors are root mean squares
+over a sample, the largest twentieth left out, as shares of what rows change at all: 0 is equal, 1
+as if nothing were known. A misfit comes with its likeliest reason.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from gentle_jax.interop import reasons, samples
+from gentle_jax.storage import Fields
+from gentle_jax.types import Env, HostArray
+
+STEP_ROWS = 100  # of each task, stepped once more
+REWARD_ROWS = 500  # of each task, relabelled
+RESETS = 2000
+EQUAL = 0.02  # errors up to here are those of rounded numbers
+DIFFERENT = 0.3  # errors from here on are no longer those of another physics engine
+ODD_EPISODES = 0.05  # share of a task's episodes that may begin or go on oddly
+
+
+class Misfit(NamedTuple):
+    """One task whose rows are not those of the environment."""
+
+    task: int
+    text: str
+    size: float  # larger is worse
+
+
+def with_sparse_rewards(env: Env) -> Env:
+    """Returns an Env that predicts sparse rewards of rows: what some sources hold only."""
+    near = env.context_reward
+
+    def replay(task, before, rows):
+        step = env.replay(task, before, rows)
+        return step._replace(reward=near(step.reward))
+
+    relabel = env.relabel and (lambda task, rows: near(env.relabel(task, rows)))
+    return env._replace(relabel=relabel, replay=env.replay and replay)
+
+
+def examine(fields: Fields, make_env: Callable[[str], Env], modes: Sequence[str]) -> dict:
+    """Returns the JSON-able report on rows [task, level, episode, step, ...].
+
+    `misfits` [{"task", "text"}], the worst first; lists over tasks `transition_error`,
+    `reward_error` and `reward_correlation`, None where it cannot be known; the `physics` that fits
+    best; how many `rows` of each task were looked at. Args: make_env, a mode to its Env; modes, the
+    first one is tried first, others where it does not fit.
+    """
+    env, tasks = make_env(modes[0]), range(len(fields["mask"]))
+    count = min(REWARD_ROWS, max(samples.lengths(fields, task).sum() for task in tasks))
+    drawn = [samples.rows_of(fields, task, int(count)) for task in tasks]
+    misfits = _episodes(fields, env)
+    short = [_first(one, STEP_ROWS) for one in drawn]
+    best = None
+    for mode in modes:
+        seen = reasons.Seen.of(env if mode == modes[0] else make_env(mode), short)
+        if best is None or seen.typical() < best[1].typical():
+            best = mode, seen
+        if best[1].typical() <= EQUAL:
+            break
+    mode, stepped = best
+    relabelled = reasons.relabelled(env, drawn)
+    report = {
+        "rows": max(len(one.rows.reward) for one in drawn),
+        "rows_stepped": max(len(one.rows.reward) for one in short),
+        "physics": mode if env.replay is not None else None,
+        "transition_error": _rounded(stepped.transitions),
+        "reward_error": _rounded(stepped.rewards if relabelled is None else relabelled.rewards),
+        "reward_correlation": _rounded((relabelled or stepped).correlations),
+    }
+    told = {misfit.task for misfit in misfits}
+    rounding = reasons.rounding(stepped, relabelled, np.random.default_rng(samples.SEED))
+    different = EQUAL if env.system is None else DIFFERENT  # there is no other engine of a point
+    found = reasons.of_tasks(stepped, relabelled, EQUAL + np.array(rounding), different)
+    misfits += [Misfit(*one) for one in found if one[0] not in told]
+    worst = sorted(misfits, key=lambda misfit: -misfit.size)
+    return report | {"misfits": [{"task": one.task, "text": one.text} for one in worst]}
+
+
+def _first(sample, count):
+    """Returns a Sample of the first rows, `count` at most: they are in random order."""
+    return jax.tree.map(lambda leaf: leaf[:count], sample)
+
+
+def _rounded(values):
+    """Returns numbers with four digits for JSON; None for those that are not known."""
+    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
+
+
+def _episodes(fields, env):
+    """Returns Misfits of whole episodes: their lengths, starts, continuity, and returns."""
+    low, high = _starts(env)
+    misfits = []
+    for task in range(len(fields["mask"])):
+        places = tuple(samples.episodes_of(fields, task).T)
+        one = {name: np.asarray(values[task][places]) for name, values in fields.items()}
+        for check in (_length, _jumps, _start, _glued):
+            text, size = check(one, env, low, high, samples.lengths(fields, task))
+            if text:
+                misfits.append(Misfit(task, text, 1000.0 + size))
+                break
+    return misfits + _above_optimum(fields, env, low, high)
+
+
+def resets(env: Env) -> Float[HostArray, "N obs"]:
+    """Returns the observations of RESETS resets in the first task: starts know no task."""
+    keys = jax.random.split(jax.random.key(0), RESETS)
+    task = jax.tree.map(lambda leaf: leaf[0], env.tasks)
+    return np.asarray(_observed(env.reset)(task, keys))
+
+
+@functools.lru_cache(maxsize=8)
+def _observed(reset):
+    """Returns a compiled function (task, keys [N]) -> obs [N, obs]."""
+    return jax.jit(lambda task, keys: jax.vmap(lambda key: reset(task, key)[1])(keys))
+
+
+def _starts(env):
+    """Returns (low, high) of each number of an observation after a reset, with a margin."""
+    obs = resets(env)
+    margin = 0.5 * (obs.max(0) - obs.min(0)) + 1e-3 * (1.0 + np.abs(obs).max(0))
+    return obs.min(0) - margin, obs.max(0) + margin
+
+
+def _length(one, env, low, high, lengths):
+    """All episodes are shorter than the horizon though nothing ends them."""
+    if env.ends_early or lengths.max() >= env.horizon:
+        return "", 0.0
+    return (
+        f"its longest episode has {lengths.max()} steps, and nothing but the horizon of "
+        f"{env.horizon} ends one"
+    ), 10.0
+
+
+def _jumps(one, env, low, high, lengths):
+    """Rows are not in time order, or several episodes lie in one."""
+    follows = one["mask"][:, 1:] > 0
+    after, before = one["obs"][:, 1:], one["next_obs"][:, :-1]
+    moves = np.abs(one["next_obs"] - one["obs"])[one["mask"] > 0].mean(0) + 1e-6
+    jumps = (np.abs(after - before) > moves + 1e-3 * np.abs(after)).any(-1) & follows
+    share = jumps.any(-1).mean()
+    if share <= ODD_EPISODES:
+        return "", 0.0
+    at = int(np.argmax(jumps.sum(0))) + 1
+    return (
+        f"{100 * share:.0f}% of its episodes jump (mostly before row {at}): rows are not in time "
+        f"order, or episodes are shorter than the horizon of {env.horizon} steps"
+    ), 9.0
+
+
+def _start(one, env, low, high, lengths):
+    """Episodes begin where a reset does not put anything."""
+    first = one["obs"][:, 0]
+    outside = (first < low) | (first > high)
+    share = outside.any(-1).mean()
+    if share <= ODD_EPISODES:
+        return "", 0.0
+    at = int(outside.sum(0).argmax())
+    worst = first[np.abs(first[:, at] - 0.5 * (low + high)[at]).argmax(), at]
+    return (
+        f"{100 * share:.0f}% of its episodes begin where no reset does (obs[{at}] = {worst:.3g}, "
+        f"expected {low[at]:.3g} to {high[at]:.3g}): other starts, or longer episodes cut up"
+    ), 8.0
+
+
+def _glued(one, env, low, high, lengths):
+    """Episodes go on where the one before has stopped."""
+    last = (one["mask"] > 0).sum(-1) - 1
+    ends = np.take_along_axis(one["next_obs"], last[:, None, None], 1)[:-1, 0]
+    varied = (high - low) > 0.01
+    if len(ends) < 2 or not varied.any():
+        return "", 0.0
+    same = (np.abs(ends - one["obs"][1:, 0]) <= 1e-3 * (high - low))[:, varied].all(-1)
+    if same.mean() <= ODD_EPISODES:
+        return "", 0.0
+    return (
+        f"{100 * same.mean():.0f}% of its episodes begin where the one before ended: longer "
+        f"episodes cut into pieces of {env.horizon} steps"
+    ), 8.0
+
+
+def _above_optimum(fields, env, low, high):
+    """Returns Misfits of episodes that earn more than can be earned from a fixed start."""
+    if env.optimal_return is None or (high - low).max() > 0.01:
+        return []
+    best, misfits = np.asarray(env.optimal_return(1)), []
+    for task, most in enumerate(best):
+        reward, mask = (np.asarray(fields[n][task]) for n in ("context_reward", "mask"))
+        whole = mask.sum(-1) == env.horizon  # a short one may lose less than a whole one
+        highest = np.where(whole, (reward * mask).sum(-1), -np.inf).max()
+        if highest > most + 0.01 * (1.0 + abs(most)):
+            text = f"an episode earns {highest:.4g}, more than the optimum of {most:.4g}"
+            misfits.append(Misfit(task, text, 1000.0))
+    return misfits
