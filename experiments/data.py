@@ -29,7 +29,7 @@ def import_(line):
     reader = interop.load(own["format"])
     options = options_of(line, reader.OPTIONS)
     folder = existing(own["from"], "--from")
-    config = imports.with_source_tasks(config, reader, folder)
+    config = imports.with_source_tasks(config, reader, folder, options)
     env = assembly.env_of(config)
     if options.allow_pickle:
         print(

@@ -15,8 +15,9 @@ from experiments.cli import flags
 from experiments.cli.command import main
 from experiments.runs import outputs
 from experiments.show import figures
-from gentle_jax import assembly, storage
+from gentle_jax import assembly, storage, task_tables
 from gentle_jax import config as config_lib
+from gentle_jax.envs import base
 
 TINY = (
     "--algo=focal", "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context",
@@ -270,10 +271,27 @@ def test_formats_are_imported_by_name(capsys, tmp_path, format):
     assert meta["levels"] == {"npz": [0], "metadt": [20, 40], "spc": [0]}[format]
 
 
-def test_other_tasks_end_an_import_before_it_writes(capsys, tmp_path):
+def test_tasks_of_the_source_are_those_of_its_data_if_its_rows_agree(capsys, tmp_path):
     env = foreign.make_env(suite="ctmrl")
-    foreign.metadt(tmp_path / "x", env, goals=np.asarray(env.tasks["goal"])[::-1])
-    arguments = ["import", "--format=metadt", f"--from={tmp_path / 'x'}", f"--to={tmp_path / 'to'}"]
+    goals = np.asarray(env.tasks["goal"])[::-1]
+    foreign.metadt(tmp_path / "x", env, goals=goals)  # the rows are of the suite's
+    arguments = ["import", "--format=metadt", f"--to={tmp_path / 'to'}"]
+    message = refused(capsys, *arguments, f"--from={tmp_path / 'x'}")
+    assert "are not those of point_robot of suite ctmrl: task 0" in message
+    assert not (tmp_path / "to").exists()
+    table = task_tables.of_env(env) | {"leaves": {"goal": goals.tolist()}}
+    foreign.metadt(tmp_path / "y", base.with_tasks(env, table), goals=goals)
+    code, out, err = shown(capsys, *arguments, f"--from={tmp_path / 'y'}")
+    assert code == 0 and "taking the tasks that" in out, err
+    meta = storage.read_meta(tmp_path / "to")
+    assert meta["tasks_from"] == "task_goals.pkl of the source"
+    assert meta["task_table"]["leaves"]["goal"] == goals.tolist()
+
+
+def test_names_of_other_tasks_end_an_import_before_it_writes(capsys, tmp_path):
+    env = foreign.make_env(suite="ctmrl")
+    foreign.corro(tmp_path / "x", env._replace(parameters=env.parameters[::-1]))
+    arguments = ["import", "--format=corro", f"--from={tmp_path / 'x'}", f"--to={tmp_path / 'to'}"]
     assert "is of other tasks than point_robot of suite ctmrl" in refused(capsys, *arguments)
     assert not (tmp_path / "to").exists()
 

@@ -22,13 +22,13 @@ def config_of(line):
     return dataclasses.replace(collect.whole_family(config), tasks=config.tasks if named else None)
 
 
-def with_source_tasks(config, reader, folder):
+def with_source_tasks(config, reader, folder, options):
     """Returns the config with the tasks that the source stores, where no others were given."""
     tasks_of = getattr(reader, "tasks_of", None)
     if config.tasks is not None or tasks_of is None:
         return config
     env = assembly.env_of(config)
-    table = tasks_of(folder, env)
+    table = tasks_of(folder, env, options)
     if table is None or task_tables.same(table, task_tables.of_env(env)):
         return config
     print(f"data: taking the tasks that {folder} stores", flush=True)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from gentle_jax import errors
+from gentle_jax import errors, task_tables
 from gentle_jax.interop.table import Table, Tasks
 from gentle_jax.types import Env, HostArray, ResetEnv
 
@@ -21,6 +21,18 @@ def check(table: Table, folder: pathlib.Path, env: Env) -> None:
     if table.tasks is not None:
         check_tasks(table.tasks, table.task_rounding, folder, env)
     check_optimum(table, folder, env)
+
+
+def table_of(tasks: Tasks, split: tuple, where: pathlib.Path, env: Env) -> dict | None:
+    """Returns what a source says of its tasks as a table of `task_tables`, None for too little.
+
+    Args: split, train_ids and test_ids; where, the file that says so. Raises UserError for what
+    cannot be tasks of the family.
+    """
+    if env.task_rules is None or not set(env.task_rules.leaves) <= set(tasks):
+        return None
+    leaves = {name: tasks[name] for name in env.task_rules.leaves}
+    return task_tables.checked(leaves, *split, f"{where.name} of the source", env, where)
 
 
 def check_tasks(tasks: Tasks, rounding: float, folder: pathlib.Path, env: Env) -> None:

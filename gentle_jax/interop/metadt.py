@@ -37,6 +37,13 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     return table.Table(fields, steps, notes, source, {}, goals)
 
 
+def tasks_of(folder: pathlib.Path, env: Env, options: table.Options) -> dict | None:
+    """Returns the table of the tasks in `task_goals.pkl`, with the Env's split; None without it."""
+    goals = _goals(folder / GOALS, env, options.allow_pickle)
+    split = env.train_ids, env.test_ids
+    return None if goals is None else checks.table_of(goals, split, folder / GOALS, env)
+
+
 def _columns(path, allow_pickle):
     """Returns {field: array [rows, ...]} of a task."""
     stored = unpickle.read_pickle(path, allow_pickle)
@@ -74,6 +81,7 @@ def _goals(path, env, allow_pickle):
     except (ValueError, TypeError, OverflowError):
         raise errors.UserError(
             f"{path} does not hold finite numbers of each of {count} tasks, which {env.name} of "
-            f"suite {env.suite} has: restore it, or pass the --env and --suite of the data"
+            f"suite {env.suite} has: restore it, pass the --env and --suite of the data, or their "
+            f"tasks and split with --tasks=FILE"
         ) from None
     return checks.stated(values, str(path), env)

@@ -160,8 +160,9 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     return table.Table(fields, levels, [counts, *gaps, *notes], source, known)
 
 
-def tasks_of(folder: pathlib.Path, env: Env) -> dict | None:
+def tasks_of(folder: pathlib.Path, env: Env, options: table.Options) -> dict | None:
     """Returns the table of tasks that an export carries; None where they are its suite's."""
+    del options
     return _open(require(), folder / name_of(env.suite, env.name, 0, 0))[0].get("task_table")
 
 

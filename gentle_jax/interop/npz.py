@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gentle_jax import errors
-from gentle_jax.interop import episodes, table, unpickle
+from gentle_jax.interop import checks, episodes, table, unpickle
 from gentle_jax.types import Env
 
 OPTIONS = ("steps", "rewards")
@@ -80,6 +80,20 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
     notes += table.finish(fields, env, lambda task, *_: paths[task], rewards)
     source = {"format": "npz", "steps": levels}
     return table.Table(fields, levels, notes, source, {}, _stated(folder / TASKS, env))
+
+
+def tasks_of(folder: pathlib.Path, env: Env, options: table.Options) -> dict | None:
+    """Returns the table of the tasks in `tasks.npz`; without ids the split is the Env's.
+
+    None without the file, or where it does not hold all that tasks are made of.
+    """
+    del options
+    path = folder / TASKS
+    if not path.exists():
+        return None
+    stored = _open(path)
+    split = [stored.pop(name, getattr(env, name)) for name in SPLIT]
+    return checks.table_of(stored, tuple(split), path, env)
 
 
 def _stated(path, env):

@@ -1,8 +1,9 @@
 """What every importer returns, and the checks that all of them share.
 
 A format's module defines `read(folder, env, options) -> Table` and `OPTIONS`, the names of the
-Options that it uses. It fills the arrays of `empty` and hands them to `finish`. `check` then holds
-the Table against what the Env says of its data: `interop.checks`.
+Options that it uses. It fills the arrays of `empty` and hands them to `finish`. One that stores its
+tasks also defines `tasks_of(folder, env, options)`: a table of `task_tables`, or None. `check` then
+holds the Table against what the Env says of its data: `interop.checks`.
 """
 
 import pathlib
