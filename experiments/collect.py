@@ -19,7 +19,16 @@ from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
 from experiments.runs import data_code, events
-from gentle_jax import assembly, checkpoint, errors, evaluation, storage, sweep, training
+from gentle_jax import (
+    assembly,
+    checkpoint,
+    errors,
+    evaluation,
+    storage,
+    sweep,
+    task_tables,
+    training,
+)
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax.envs import base
@@ -294,7 +303,7 @@ def _finish(config, env, folder, carry, code):
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
         "train_ids": env.train_ids.tolist(),
         "test_ids": env.test_ids.tolist(),
-        **config_lib.task_meta(config),
+        **task_tables.meta_of(config),
         "levels": behaviour_lib.levels(config.behaviour),
         "behaviour_return": carry["sampled"].tolist(),  # [level][task], sampled episodes
         "expert_return": scored.tolist(),  # [level][task], deterministic episodes
