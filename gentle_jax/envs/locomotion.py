@@ -115,9 +115,8 @@ def make(
     ids); observe, physics.State -> obs [obs_dim]; judge, (task, State before, State after, action)
     -> (reward, terminal or None where episodes never end early); noise, (half width of positions,
     velocity sampler (key, shape) -> array); rules, of the Env; hidden, how many of the first
-    positions observations lack: they begin with all others and the velocities, which are clipped at
-    speed_limit; columns, `parameter_names` and `relabel`. Task leaves named as fields of the model
-    replace them.
+    positions observations lack: they begin with all others and the velocities, clipped at
+    speed_limit; columns, `parameter_names`, `relabel`. Leaves named as fields of the model are those.
     """
     model, (width, velocity) = system.c_model, noise
     start, zeros = jnp.asarray(model.qpos0, jnp.float32), (jnp.zeros(model.nq), jnp.zeros(model.nv))
@@ -126,8 +125,7 @@ def make(
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
     ends_early = jax.eval_shape(judge, one, blank, blank, action)[1] is not None
 
-    def reset(task, key):
-        del task
+    def reset(_, key):
         k_position, k_velocity = jax.random.split(key)
         offset = jax.random.uniform(k_position, start.shape, minval=-width, maxval=width)
         state = system.reset(start + offset, velocity(k_velocity, (model.nv,)))
