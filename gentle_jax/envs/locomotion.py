@@ -116,7 +116,7 @@ def make(
     -> (reward, terminal or None where episodes never end early); noise, (half width of positions,
     velocity sampler (key, shape) -> array); rules, of the Env; hidden, how many of the first
     positions observations lack: they begin with all others and the velocities, clipped at
-    speed_limit; columns, `parameter_names`, `relabel`. Leaves named as fields of the model are those.
+    speed_limit; columns, `parameter_names`, `relabel`. Leaves named as fields of the model set them
     """
     model, (width, velocity) = system.c_model, noise
     start, zeros = jnp.asarray(model.qpos0, jnp.float32), (jnp.zeros(model.nq), jnp.zeros(model.nv))
