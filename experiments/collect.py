@@ -27,6 +27,7 @@ from gentle_jax import (
     rng,
     storage,
     sweep,
+    task_tables,
     training,
 )
 from gentle_jax import behaviour as behaviour_lib
@@ -325,7 +326,7 @@ def _finish(config, env, folder, carry, code):
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
         "train_ids": env.train_ids.tolist(),
         "test_ids": env.test_ids.tolist(),
-        **config_lib.task_meta(config),
+        **task_tables.meta_of(config),
         "levels": behaviour_lib.levels(config.behaviour),
         "behaviour_return": carry["sampled"].tolist(),  # [level][task], sampled episodes
         "expert_return": scored.tolist(),  # [level][task], deterministic episodes

@@ -138,7 +138,7 @@ def meta_of(table, identity, env, config):
         "tasks": {name: np.asarray(leaf).tolist() for name, leaf in env.tasks.items()},
         "train_ids": env.train_ids.tolist(),
         "test_ids": env.test_ids.tolist(),
-        **config_lib.task_meta(config),
+        **task_tables.meta_of(config),
         "levels": table.levels,
         "behaviour_return": scores.tolist(),
         "expert_return": scores.tolist(),  # no other episodes are known

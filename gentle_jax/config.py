@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gentle_jax import errors, needs, registry, suites
+from gentle_jax.behaviour_levels import check_levels
 from gentle_jax.envs.base import DERIVE_CONSTANTS, NOT_OF_DATA, EnvConfig, shorten, with_tasks
 from gentle_jax.types import Env, HyperParams
 
@@ -314,36 +315,7 @@ def validate(config: ExperimentConfig) -> None:
         raise errors.UserError(
             f"train.final_lr is {config.train.final_lr}: expected 0 to 1, the share left at the end"
         )
-    _validate_behaviour(config.behaviour)
-
-
-def _validate_behaviour(behaviour):
-    last = behaviour.first_level + (behaviour.num_levels - 1) * behaviour.level_every
-    if last > behaviour.num_steps or behaviour.first_level < 1 or behaviour.level_every < 1:
-        raise errors.UserError(
-            f"behaviour levels end at step {last}, training at {behaviour.num_steps}: expected "
-            f"levels within 1..num_steps; lower behaviour.num_levels or raise behaviour.num_steps"
-        )
-    copies = behaviour.num_envs
-    for name in ("num_steps", "seed_steps", "first_level", "level_every"):
-        value = getattr(behaviour, name)
-        if value % copies:
-            raise errors.UserError(
-                f"behaviour.{name} is {value}: expected a multiple of behaviour.num_envs, which "
-                f"is {copies} (all copies step at once); take {value - value % copies + copies}"
-            )
-    updates = copies * behaviour.updates_per_step
-    if updates < 1 or updates != round(updates):
-        raise errors.UserError(
-            f"behaviour.num_envs x behaviour.updates_per_step is {updates:g}: expected a whole "
-            f"number of updates after every step of all copies, at least 1"
-        )
-    rows = behaviour.replay_rows
-    if rows and (rows % copies or rows < behaviour.batch_size):
-        raise errors.UserError(
-            f"behaviour.replay_rows is {rows}: expected 0 (all steps) or a multiple of num_envs "
-            f"({copies}) of at least batch_size ({behaviour.batch_size})"
-        )
+    check_levels(config.behaviour)
 
 
 def to_dict(config: ExperimentConfig) -> dict:
@@ -390,16 +362,6 @@ def data_identity(config: ExperimentConfig) -> dict:
 def task_digest(table: dict) -> str:
     """Returns the fingerprint of a table of tasks: of parameters and split, not of its source."""
     return fingerprint({name: table[name] for name in ("leaves", "train_ids", "test_ids")})
-
-
-def task_meta(config: ExperimentConfig) -> dict:
-    """Returns what a dataset says of tasks that were given: where from, and the whole table.
-
-    Of the suite's own tasks only where from: they follow from the suite.
-    """
-    if config.tasks is None:
-        return {"tasks_from": f"suite {config.run.suite}"}
-    return {"tasks_from": config.tasks["from"], "task_table": config.tasks}
 
 
 def swept_fields(config: ExperimentConfig) -> dict[str, float]:

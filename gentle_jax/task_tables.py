@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 
 from gentle_jax import errors
+from gentle_jax.config import ExperimentConfig
 from gentle_jax.types import Env
 
 SPLIT = ("train_ids", "test_ids")
@@ -32,6 +33,16 @@ def of_env(env: Env) -> dict:
         )
     leaves = {name: _numbers(env.tasks[name]) for name in env.task_rules.leaves}
     return _table(leaves, env.train_ids, env.test_ids, f"suite {env.suite}")
+
+
+def meta_of(config: ExperimentConfig) -> dict:
+    """Returns what a dataset says of its tasks: where from, and the whole table if it was given.
+
+    The suite's own tasks follow from the suite.
+    """
+    if config.tasks is None:
+        return {"tasks_from": f"suite {config.run.suite}"}
+    return {"tasks_from": config.tasks["from"], "task_table": config.tasks}
 
 
 def same(one: dict, other: dict) -> bool:

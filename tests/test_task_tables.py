@@ -148,7 +148,7 @@ def test_data_carry_their_tasks_into_runs(tmp_path, capsys):
     storage.open_arrays(folder, wanted)
     returns = {name: [[-9.0] * 3] for name in collect.RETURNS}
     meta = {"identity": config_lib.data_identity(config), "levels": [0], **returns}
-    storage.commit(folder, meta | config_lib.task_meta(config))
+    storage.commit(folder, meta | task_tables.meta_of(config))
 
     alone = flags.parse(run.COMMAND, ["run", "--preset=smoke", f"--data={folder}"])
     assert alone.config == config  # without --tasks: the data carry them
@@ -180,8 +180,8 @@ def test_tasks_are_written_to_files_and_nothing_is_overwritten(tmp_path, capsys)
 
 def test_collected_data_say_whose_tasks_they_are(tmp_path):
     config = assembly.make_config("focal", "smoke")
-    assert config_lib.task_meta(config) == {"tasks_from": "suite ctmrl"}
+    assert task_tables.meta_of(config) == {"tasks_from": "suite ctmrl"}
     table = table_in(tmp_path / "own.csv")
     own = dataclasses.replace(config, tasks=table)
-    assert config_lib.task_meta(own) == {"tasks_from": "file own.csv", "task_table": table}
-    json.dumps(config_lib.task_meta(own))
+    assert task_tables.meta_of(own) == {"tasks_from": "file own.csv", "task_table": table}
+    json.dumps(task_tables.meta_of(own))

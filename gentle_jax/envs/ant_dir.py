@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from gentle_jax.envs import ant, base, locomotion
 from gentle_jax.physics import MODES
-from gentle_jax.types import Env, HostArray, TaskLeaf
+from gentle_jax.types import Env, HostArray, TaskLeaf, TaskRules
 
 PHYSICS = MODES
 SETTINGS = {"gentle": {**locomotion.GENTLE, "behaviour.episodes_per_level": 50}}
@@ -52,8 +52,10 @@ def make(
         lambda state: jnp.concatenate([state.qpos[2:], state.qvel]),
         judge,
         ant.NOISE,
-        leaves={"direction": TaskLeaf(unit=True)},
-        shown=lambda tasks: {"parameters": angles_of(tasks["direction"])},
+        rules=TaskRules(
+            {"direction": TaskLeaf(unit=True)},
+            lambda tasks: {"parameters": angles_of(tasks["direction"])},
+        ),
         hidden=2,
         parameter_names=("angle (rad)",),
     )

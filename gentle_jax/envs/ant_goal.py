@@ -12,7 +12,7 @@ import numpy as np
 
 from gentle_jax.envs import ant, base, locomotion
 from gentle_jax.physics import MODES
-from gentle_jax.types import Env, TaskLeaf
+from gentle_jax.types import Env, TaskLeaf, TaskRules
 
 PHYSICS = MODES
 OFFERS = ("relabel",)
@@ -62,8 +62,10 @@ def make(
         lambda state: jnp.concatenate([state.qpos, state.qvel]),
         judge,
         ant.NOISE,
-        leaves={"goal": TaskLeaf(-100.0, 100.0)},
-        shown=lambda tasks: {"parameters": tasks["goal"], "landmarks": tasks["goal"]},
+        rules=TaskRules(
+            {"goal": TaskLeaf(-100.0, 100.0)},
+            lambda tasks: {"parameters": tasks["goal"], "landmarks": tasks["goal"]},
+        ),
         hidden=0,
         parameter_names=("goal x", "goal y"),
         relabel=None if settings.contact_cost else relabel,

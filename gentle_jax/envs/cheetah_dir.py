@@ -9,7 +9,7 @@ import numpy as np
 
 from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
-from gentle_jax.types import Env, TaskLeaf
+from gentle_jax.types import Env, TaskLeaf, TaskRules
 
 PHYSICS = MODES
 OFFERS = ("relabel",)
@@ -61,8 +61,10 @@ def make(
         cheetah.observe,
         judge,
         cheetah.NOISE,
-        leaves={"direction": TaskLeaf(unit=True)},
-        shown=lambda tasks: {"parameters": tasks["direction"][:, None]},
+        rules=TaskRules(
+            {"direction": TaskLeaf(unit=True)},
+            lambda tasks: {"parameters": tasks["direction"][:, None]},
+        ),
         hidden=1,
         parameter_names=("direction",),
         relabel=relabel,

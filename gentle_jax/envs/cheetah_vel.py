@@ -9,7 +9,7 @@ import numpy as np
 
 from gentle_jax.envs import base, cheetah, locomotion
 from gentle_jax.physics import MODES
-from gentle_jax.types import Env, TaskLeaf
+from gentle_jax.types import Env, TaskLeaf, TaskRules
 
 PHYSICS = MODES
 OFFERS = ("relabel",)
@@ -62,8 +62,10 @@ def make(
         cheetah.observe,
         judge,
         cheetah.NOISE,
-        leaves={"speed": TaskLeaf(-100.0, 100.0)},
-        shown=lambda tasks: {"parameters": tasks["speed"][:, None]},
+        rules=TaskRules(
+            {"speed": TaskLeaf(-100.0, 100.0)},
+            lambda tasks: {"parameters": tasks["speed"][:, None]},
+        ),
         hidden=1,
         parameter_names=("target speed (m/s)",),
         relabel=relabel,

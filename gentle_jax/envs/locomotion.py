@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from gentle_jax import physics
 from gentle_jax.envs import base, replay
-from gentle_jax.types import Env, HostArray, Step, Task, TaskLeaf, TaskRules
+from gentle_jax.types import Env, HostArray, Step, Task, TaskRules
 
 HORIZON = 200
 # of in_distribution and noisy_preferences (docs/methods/protocols.md)
@@ -104,8 +104,7 @@ def make(
     observe: Callable,
     judge: Callable,
     noise: tuple[float, Callable],
-    leaves: dict[str, TaskLeaf],
-    shown: Callable[[Task], dict],
+    rules: TaskRules,
     hidden: int,
     speed_limit: float = np.inf,
     **columns: Any,
@@ -115,24 +114,21 @@ def make(
     Args: system, a physics.System; tasks, numpy leaves [num_tasks, ...]; split, (train ids, test
     ids); observe, physics.State -> obs [obs_dim]; judge, (task, State before, State after, action)
     -> (reward, terminal or None where episodes never end early); noise, (half width of positions,
-    velocity sampler (key, shape) -> array); leaves and shown, of the Env's TaskRules; hidden, how
-    many of the first positions observations lack: they begin with all other positions and then
-    velocities, which are clipped at speed_limit; columns, `parameter_names` and `relabel` of the
-    Env. Task leaves with the name of a field of the model replace it.
+    velocity sampler (key, shape) -> array); rules, of the Env; hidden, how many of the first
+    positions observations lack: they begin with all others and the velocities, clipped at
+    speed_limit; columns, `parameter_names`, `relabel`. Leaves named as fields of the model set them
     """
-    start = jnp.asarray(system.c_model.qpos0, jnp.float32)
-    zeros = (jnp.zeros(system.c_model.nq), jnp.zeros(system.c_model.nv))
+    model, (width, velocity) = system.c_model, noise
+    start, zeros = jnp.asarray(model.qpos0, jnp.float32), (jnp.zeros(model.nq), jnp.zeros(model.nv))
     blank = jax.eval_shape(lambda: system.reset(*zeros))
-    action = jax.ShapeDtypeStruct((system.c_model.nu,), jnp.float32)
+    action = jax.ShapeDtypeStruct((model.nu,), jnp.float32)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
     ends_early = jax.eval_shape(judge, one, blank, blank, action)[1] is not None
 
-    def reset(task, key):
-        del task
+    def reset(_, key):
         k_position, k_velocity = jax.random.split(key)
-        width, velocity = noise
         offset = jax.random.uniform(k_position, start.shape, minval=-width, maxval=width)
-        state = system.reset(start + offset, velocity(k_velocity, zeros[1].shape))
+        state = system.reset(start + offset, velocity(k_velocity, (model.nv,)))
         return state, observe(state)
 
     def step(task, state, action):
@@ -146,7 +142,7 @@ def make(
         name=name,
         suite=suite,
         obs_dim=jax.eval_shape(observe, blank).shape[0],
-        action_dim=system.c_model.nu,
+        action_dim=model.nu,
         horizon=HORIZON,
         ends_early=ends_early,
         train_ids=split[0],
@@ -154,9 +150,9 @@ def make(
         reset=reset,
         step=step,
         system=system,
-        task_rules=TaskRules(leaves, shown),
+        task_rules=rules,
         replay=replay.by_mujoco(system, observe, judge, hidden, speed_limit),
-        **({"tasks": tasks} | shown(tasks)),
+        **({"tasks": tasks} | rules.shown(tasks)),
         **columns,
     )
 

@@ -54,17 +54,7 @@ def make(
 
     over_rows = jax.jit(jax.vmap(step, (None, 0, 0)))
 
-    def shown(tasks):
-        """What of an Env follows from its tasks."""
-
-        def optimal_return(num_samples, steps=horizon):
-            keys = jax.random.split(rng.key(0), num_samples if random_start else 1)
-            starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
-            return _best_returns(step, tasks, starts, steps)
-
-        best = {"optimal_return": optimal_return}
-        return best | {"parameters": tasks[differ_in], "landmarks": tasks["goal"]}
-
+    shown = _make_shown(reset, step, random_start, horizon, differ_in)
     return Env(
         name=name,
         suite=suite,
@@ -109,6 +99,21 @@ def fit(rows: Transition) -> dict[str, Float[HostArray, "2"]]:
     solved = np.linalg.lstsq(known, reward**2 - (after**2).sum(-1), rcond=None)[0]
     wind = (after - rows.obs - MAX_SPEED * rows.action).mean(0)
     return {"goal": solved[:2], "wind": wind}
+
+
+def _make_shown(reset, step, random_start, horizon, differ_in):
+    """Returns shown(tasks): what of an Env follows from its tasks."""
+
+    def shown(tasks):
+        def optimal_return(num_samples, steps=horizon):
+            keys = jax.random.split(rng.key(0), num_samples if random_start else 1)
+            starts = jax.vmap(lambda k: reset(None, k)[0])(keys)
+            return _best_returns(step, tasks, starts, steps)
+
+        best = {"optimal_return": optimal_return}
+        return best | {"parameters": tasks[differ_in], "landmarks": tasks["goal"]}
+
+    return shown
 
 
 def _best_returns(step, tasks, starts, horizon):

@@ -13,7 +13,7 @@ import numpy as np
 
 from gentle_jax import physics
 from gentle_jax.envs import base, locomotion
-from gentle_jax.types import Env, Task, TaskLeaf
+from gentle_jax.types import Env, Task, TaskLeaf, TaskRules
 
 NOISE = (0.005, locomotion.uniform(0.005))
 # field -> base of the multiplier base^U(-3, 3); drawn in this order for each task
@@ -109,8 +109,7 @@ def make(
         observe,
         judge,
         NOISE,
-        leaves={name: TaskLeaf(0.0, 1e6) for name in RANDOMISED},
-        shown=shown,
+        rules=TaskRules({name: TaskLeaf(0.0, 1e6) for name in RANDOMISED}, shown),
         hidden=1,
         speed_limit=SPEED_LIMIT,
         parameter_names=("total mass (kg)", "total damping"),

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from gentle_jax import rng
 from gentle_jax.interop import reasons, samples
 from gentle_jax.storage import Fields
 from gentle_jax.types import Env, HostArray
@@ -112,7 +113,7 @@ def _episodes(fields, env):
 
 def resets(env: Env) -> Float[HostArray, "N obs"]:
     """Returns the observations of RESETS resets in the first task: starts know no task."""
-    keys = jax.random.split(jax.random.key(0), RESETS)
+    keys = jax.random.split(rng.key(0), RESETS)
     task = jax.tree.map(lambda leaf: leaf[0], env.tasks)
     return np.asarray(_observed(env.reset)(task, keys))
 

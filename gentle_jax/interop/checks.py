@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from gentle_jax import errors, task_tables
+from gentle_jax import errors, rng, task_tables
 from gentle_jax.interop.table import Table, Tasks
 from gentle_jax.types import Env, HostArray, ResetEnv
 
@@ -144,4 +144,4 @@ def start_of(env: Env) -> Float[HostArray, " obs"] | None:
 
 def _reset(reset: ResetEnv, task, seed):
     """Returns the obs of one reset."""
-    return np.asarray(reset(task, jax.random.key(seed))[1])
+    return np.asarray(reset(task, rng.key(seed))[1])
