@@ -29,7 +29,7 @@ POSITIVE = (
 
 def test_small_run_writes_the_report(tmp_path, capsys):
     out = tmp_path / "deep" / "report.json"
-    flags = ["--grid=point_robot", "--algos=gentle,focal", "--seeds=2", "--steps=3", "--rounds=1"]
+    flags = ["--grid=point_robot", "--algos=gentle,ctmrl", "--seeds=2", "--steps=3", "--rounds=1"]
     assert train_step.main(["train_step", *flags, "--small", f"--out={out}"]) == 0
     report = json.loads(out.read_text())
     assert set(report) == {"machine", "versions", "date", "small", "rows"}
@@ -38,7 +38,7 @@ def test_small_run_writes_the_report(tmp_path, capsys):
     assert wanted == set(report["versions"])
     steps = [row for row in report["rows"] if row["kind"] == "step"]
     periodic = [row for row in report["rows"] if row["kind"] == "periodic"]
-    assert [row["algorithm"] for row in steps] == ["gentle", "focal"]
+    assert [row["algorithm"] for row in steps] == ["gentle", "ctmrl"]
     # as often as published for this size, although no timed step does it
     assert [(row["algorithm"], row["every"]) for row in periodic] == [("gentle", 8)]
     for row in steps:

@@ -20,11 +20,13 @@ from gentle_jax import config as config_lib
 from gentle_jax.envs import base
 
 TINY = (
-    "--algo=focal", "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context",
-    "--num_seeds=2", "--num_steps=4", "--config.train.meta_batch=2", "--config.train.latent_dim=2",
+    "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--num_seeds=2",
+    "--num_steps=4", "--config.train.meta_batch=2", "--config.train.latent_dim=2",
     "--config.train.num_evals=1", "--config.train.context_draw=episodes",
     "--config.backbone.width=4", "--config.backbone.depth=1",
-    "--config.algo.width=4", "--config.algo.depth=1",
+    "--config.algo.encoder_width=4", "--config.algo.encoder_depth=1",
+    "--config.algo.width=4", "--config.algo.depth=1", "--config.algo.num_iterations=4",
+    "--config.algo.use_cross_prediction=false", "--config.algo.use_contrast=false",
     "--config.eval.scored_steps=40",
 )  # fmt: skip
 
@@ -100,7 +102,7 @@ def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source
 
     # whatever the behaviour settings and the number of random episodes are; fewer tasks too
     line = [*TINY, f"--data={folder}", f"--out={tmp_path / 'runs'}", "--config.behaviour.seed=3"]
-    line += ["--config.env.num_train=6", "--config.env.num_test=3"]
+    line += ["--config.env.num_train=6", "--config.env.num_test=3", "--config.algo.num_codes=2"]
     code, out, err = shown(capsys, *line, command=run.COMMAND)
     assert code == 0, err
     assert "data: imported from focal, its physics is unknown to us; evaluation uses" in out

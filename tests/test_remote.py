@@ -17,12 +17,13 @@ from experiments.runs import code_identity, grids, outputs, remote
 from gentle_jax import errors, training
 
 TINY = (
-    "--algo=focal", "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context",
-    "--num_steps=6", "--num_seeds=2", "--sweep=lr=0.001,0.002",
+    "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--num_steps=6",
+    "--num_seeds=2", "--sweep=lr=0.001,0.002",
     *(f"--config.{name}={size}" for name, size in {
         "env.num_train": 3, "env.num_test": 2, "env.horizon": 10, "train.meta_batch": 2,
         "train.latent_dim": 2, "train.num_evals": 2, "backbone.width": 4, "backbone.depth": 1,
-        "algo.width": 4, "algo.depth": 1,
+        "algo.encoder_width": 4, "algo.encoder_depth": 1, "algo.width": 4, "algo.depth": 1,
+        "algo.num_codes": 2, "algo.use_cross_prediction": "false", "algo.use_contrast": "false",
         "behaviour.num_steps": 30, "behaviour.seed_steps": 29, "behaviour.first_level": 10,
         "behaviour.level_every": 10, "behaviour.width": 4, "behaviour.batch_size": 4,
         "eval.scored_steps": 20, "eval.num_repeats": 1, "eval.random_episodes": 2,

@@ -35,10 +35,11 @@ from gentle_jax.types import Outcome, Representation, Transition
 
 STEPS = 4
 RUN = (
-    "--algo=focal", "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context",
-    "--seed_offset=3",
+    "--preset=smoke", "--backbone=td3_bc", "--protocol=given_context", "--seed_offset=3",
     "--num_seeds=2", "--num_steps=4", "--sweep=lr=0.001,0.002", "--config.env.num_train=4",
-    "--config.env.num_test=2", "--config.train.num_evals=1",
+    "--config.env.num_test=2", "--config.train.num_evals=1", "--config.algo.num_iterations=2",
+    "--config.algo.num_codes=2",
+    "--config.algo.use_cross_prediction=false", "--config.algo.use_contrast=false",
 )  # fmt: skip
 BODY = """
 <mujoco>
@@ -189,7 +190,7 @@ def test_a_gif_has_a_frame_for_each_that_is_shown(tmp_path):
 def make_restored():
     """A Cheetah-Dir run on random data that has not learned anything, at step 3."""
     choice = config_lib.RunConfig(
-        algorithm="focal", suite="gentle", env="cheetah_dir", preset="smoke", num_seeds=2,
+        algorithm="gentle", suite="gentle", env="cheetah_dir", preset="smoke", num_seeds=2,
         physics="fast", protocols=("given_context",),
     )  # fmt: skip
     own = {"env.horizon": STEPS, "eval.scored_steps": 2 * STEPS}

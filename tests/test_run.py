@@ -439,7 +439,7 @@ def test_a_process_that_is_stopped_in_training_resumes_bit_by_bit(
     workspace, finished, plain_outputs, tmp_path
 ):
     with start_process(workspace, tmp_path) as process:
-        folder, limit = None, time.monotonic() + 120
+        folder, limit = None, time.monotonic() + 600
         while process.poll() is None and time.monotonic() < limit:
             folder = folder or next(tmp_path.glob("ctmrl/point_robot/ctmrl/*"), None)
             if folder is not None and len(steps_of(folder)) >= 3:

@@ -298,9 +298,9 @@ def test_one_kill_of_a_real_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     settings = {"train.meta_batch": 2, "train.num_evals": 1, "backbone.width": 4}
-    settings |= {"backbone.depth": 1, "algo.depth": 1, "algo.width": 4, "eval.scored_steps": 5}
-    settings |= {"env.num_train": 4, "env.num_test": 2, "env.horizon": 5}
-    line = ["--algo=focal", "--suite=gentle", "--preset=smoke", "--num_seeds=1", "--num_steps=9"]
+    settings |= {"backbone.depth": 1, "algo.depth": 1, "algo.relabel": "false", "algo.width": 4}
+    settings |= {"algo.max_epochs": 1, "algo.ensemble_size": 1, "eval.scored_steps": 20}
+    line = ["--algo=gentle", "--suite=gentle", "--preset=smoke", "--num_seeds=1", "--num_steps=9"]
     line += ["--protocol=given_context", *(f"--config.{k}={v}" for k, v in settings.items())]
     line += ["--kills=1", "--kinds=kill", f"--to={tmp_path / 'to'}"]
     monkeypatch.setattr(soak.Moments, "draw", lambda *_: (events.TRAINING, 0.0))
