@@ -9,6 +9,7 @@ import csv
 import io
 import pathlib
 import zipfile
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -129,7 +130,14 @@ def _read_csv(path, env):
     return leaves
 
 
-def checked(leaves, train_ids, test_ids, source: str, env: Env, where) -> dict:
+def checked(
+    leaves: Mapping[str, np.ndarray],
+    train_ids: Sequence[int] | np.ndarray,
+    test_ids: Sequence[int] | np.ndarray,
+    source: str,
+    env: Env,
+    where: pathlib.Path | str,
+) -> dict:
     """Returns the table of these tasks; raises UserError for other names, shapes and ranges.
 
     Args: leaves, {name: array [task, ...]}; source, the table's `from`; where, named in errors.

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gentle_jax.interop import samples
-from gentle_jax.types import Env, HostArray, Transition
+from gentle_jax.types import Env, HostArray, Step, Transition
 
 SCALES = (0.05, 0.1, 0.2, 0.25, 0.4, 0.5, 0.625, 0.8, 1.25, 1.6, 2.0, 2.5, 4.0, 5.0, 10.0, 20.0)
 FEW_ROWS = 24  # of a task that reasons are tried on
@@ -50,19 +50,21 @@ class Seen(NamedTuple):
             transitions=np.array(errors), ends=tuple(ends) if env.ends_early else ()
         )
 
-    def step(self, task, sample, by=None, scale=1.0):
+    def step(
+        self, task: int, sample: samples.Sample, by: int | None = None, scale: float = 1.0
+    ) -> Step:
         """Returns the Step of a task's sample. Args: by, another task; scale, of actions."""
         scaled = lambda rows: rows._replace(action=np.clip(rows.action * scale, -1.0, 1.0))
         chosen = jax.tree.map(lambda leaf: leaf[task if by is None else by], self.env.tasks)
         return self.env.replay(chosen, scaled(sample.before), scaled(sample.rows))
 
-    def moved(self, step, sample):
+    def moved(self, step: Step, sample: samples.Sample) -> float:
         """Returns the error of a Step's observations."""
         used = self.spread > 1e-6 * self.spread.max()
         gap = (np.asarray(step.obs) - sample.rows.next_obs)[:, used] / self.spread[used]
         return samples.trimmed((gap.astype(np.float64) ** 2).mean(-1))
 
-    def typical(self):
+    def typical(self) -> float:
         """Returns the median of the tasks' transition errors; 0 where there are none."""
         known = self.transitions[np.isfinite(self.transitions)]
         return float(np.median(known)) if len(known) else 0.0
