@@ -45,7 +45,7 @@ def import_(line):
         config = imports.fitted(table.fields, env, config)
         env = assembly.env_of(config)
     checks.check(table, folder, env)
-    checked = imports.check(table, config, folder, own["accept_misfit"])
+    checked = imports.check(table, config, folder, own["accept_misfit"], options.horizon)
     identity = identity_of(table, config)
     name = f"imported_{config_lib.fingerprint(identity)}"
     target = pathlib.Path(line.shared["data"]) / config.run.suite / config.run.env / name
@@ -182,7 +182,7 @@ def list_(line):
         try:
             meta = storage.read_meta(folder)
         except errors.UserError:
-            rows.append(["-", "-", "damaged", "-", size, "-", str(folder)])
+            rows.append(["-", "-", stored.unreadable(folder), "-", size, "-", str(folder)])
             continue
         source = (storage.source_of(meta) or {"format": "collected"})["format"]
         reference = f"{np.mean(meta['reference_return']):.2f}"

@@ -230,10 +230,11 @@ def test_list_has_a_line_for_every_dataset(capsys, tmp_path, dataset):
     shutil.copytree(dataset, tmp_path / "data" / "a")
     (shutil.copytree(dataset, tmp_path / "data" / "b") / "meta.json").unlink()
     (shutil.copytree(dataset, tmp_path / "data" / "c") / "meta.json").write_text("{}")
+    (shutil.copytree(dataset, tmp_path / "data" / "d") / "meta.json").write_text('{"schema": 1}')
     code, out, _ = shown(capsys, "list", f"--data={tmp_path / 'data'}")
-    whole, unfinished, damaged = out.splitlines()[2:]
+    whole, unfinished, damaged, older = out.splitlines()[2:]
     assert code == 0 and "focal" in whole and "40 x 2 x 2" in whole and "-" in whole
-    assert "unfinished" in unfinished and "damaged" in damaged
+    assert "unfinished" in unfinished and "damaged" in damaged and "older" in older
     assert "holds no dataset" in refused(capsys, "list", f"--data={tmp_path / 'cwd'}")
     assert "is not a folder" in refused(capsys, "list", "--data=nowhere")
 
@@ -288,6 +289,14 @@ def test_tasks_of_the_source_are_those_of_its_data_if_its_rows_agree(capsys, tmp
     meta = storage.read_meta(tmp_path / "to")
     assert meta["tasks_from"] == "task_goals.pkl of the source"
     assert meta["task_table"]["leaves"]["goal"] == goals.tolist()
+
+
+def test_short_episodes_of_a_source_are_taken_where_its_horizon_is_stated(capsys, tmp_path):
+    foreign.corro(tmp_path / "x", foreign.make_env(suite="ctmrl"), lengths=[10] * 4, flagged=False)
+    arguments = ["import", "--format=corro", f"--from={tmp_path / 'x'}", f"--to={tmp_path / 'to'}"]
+    assert "longest episode has 10 steps" in refused(capsys, *arguments)
+    code, out, err = shown(capsys, *arguments, "--horizon=10")
+    assert code == 0 and "4 to 4 a task" in out, err
 
 
 def test_names_of_other_tasks_end_an_import_before_it_writes(capsys, tmp_path):

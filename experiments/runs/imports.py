@@ -60,13 +60,14 @@ def fitted(fields, env, config):
     return dataclasses.replace(config, tasks=table)
 
 
-def check(table, config, folder, accept):
+def check(table, config, folder, accept, horizon=0):
     """Returns the report on a Table's rows, which is told; raises UserError for a misfit.
 
-    Args: accept, whether rows that are not the environment's are taken all the same.
+    Args: accept, whether rows that are not the environment's are taken all the same; horizon, that
+    of the source, which the user states, 0: the environment's.
     """
     run, ours = config.run, table.source.get("exported") or {}
-    settings = config.env
+    settings = dataclasses.replace(config.env, horizon=horizon or config.env.horizon)
     for name in ("derive_constants", "contact_cost"):  # of data that were collected here
         if name in (ours.get("environment") or {}):
             settings = dataclasses.replace(settings, **{name: ours["environment"][name]})

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from gentle_jax import errors
+from gentle_jax import errors, storage
 
 
 def below(root):
@@ -29,6 +29,15 @@ def below(root):
             f"`python -m experiments.collect` or `python -m experiments.data import`"
         )
     return sorted(folders)
+
+
+def unreadable(folder):
+    """Returns why a description cannot be read: "older", of a version before, or "damaged"."""
+    try:
+        older = storage.older_schema(storage.read_json(folder / "meta.json")) is not None
+    except errors.UserError:
+        older = False
+    return "older" if older else "damaged"
 
 
 def sizes_of(folder):
