@@ -29,7 +29,8 @@ def import_(line):
     reader = interop.load(own["format"])
     options = options_of(line, reader.OPTIONS)
     folder = existing(own["from"], "--from")
-    config = imports.with_source_tasks(config, reader, folder, options)
+    if not line.shared["tasks"]:
+        config = imports.with_source_tasks(config, reader, folder, options)
     env = assembly.env_of(config)
     if options.allow_pickle:
         print(
@@ -44,7 +45,9 @@ def import_(line):
     if line.shared["tasks"] == imports.FIT:
         config = imports.fitted(table.fields, env, config)
         env = assembly.env_of(config)
-    checks.check(table, folder, env)
+    else:  # fitted tasks stand for what the source says of them
+        imports.check_stated(table, folder, env, own["accept_misfit"])
+    checks.check_optimum(table, folder, env)
     checked = imports.check(table, config, folder, own["accept_misfit"], options.horizon)
     identity = identity_of(table, config)
     name = f"imported_{config_lib.fingerprint(identity)}"

@@ -289,6 +289,7 @@ def chosen(own):
 
 def run(line):
     """The command; returns its exit code, DIVERGED if a run of them became NaN."""
+    switches.pin()
     switches.start_backend()
     own = line.own
     groups = chosen(own)

@@ -19,7 +19,7 @@ _NAMES = {  # public name -> module
     "make_sweep": "assembly",
     "task_sets": "assembly",
     "train": "assembly",
-    "write_dataset": "data",
+    "write_dataset": "interop.npz",
 }
 _MODULES = (
     "algorithms",

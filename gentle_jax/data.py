@@ -5,8 +5,7 @@ per seed. Every device has a copy, or, where that is too large, some of the task
 an episode are contiguous, episodes of a behaviour level too.
 """
 
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,9 @@ import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Num
-from numpy.typing import ArrayLike
 
 from gentle_jax import errors
 from gentle_jax.config import TrainConfig
-from gentle_jax.interop import npz
 from gentle_jax.types import HostArray, RandomKey, Statistics, Transition, pytree
 
 Ids = Int[Array, " ids"] | Int[HostArray, " ids"]
@@ -351,19 +348,3 @@ def context_of(
     return context_batch(
         dataset, task_id, train.context_size, key, train.context_draw, train.context_levels
     )
-
-
-def write_dataset(
-    folder: str | pathlib.Path,
-    rows: Sequence[Mapping[str, ArrayLike]],
-    tasks: Mapping[str, ArrayLike] | None = None,
-) -> None:
-    """Writes rows as files that `experiments.data import --format=npz` reads.
-
-    Args: rows, of each task {"obs": [N, obs], "action": [N, action] in [-1, 1], "reward": [N]
-    dense, "next_obs", "terminal": [N] 1 at true ends, "length": [E] rows of each episode}, and
-    maybe "context_reward": [N], "level": [E] environment step of the behaviour agent; tasks, {leaf
-    of Env.tasks: [task, ...]}, maybe with train_ids and test_ids. Raises UserError before
-    anything is written. Layout: docs/methods/data.md, "npz files".
-    """
-    npz.write(folder, rows, tasks)

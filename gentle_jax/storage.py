@@ -191,8 +191,10 @@ def check_identity(meta: dict, config: ExperimentConfig, folder: Folder) -> None
     Where they were exported from here, physics must agree as well.
     """
     asked, stored = {"tasks": None} | config_lib.data_identity(config), meta.get("identity", {})
-    check_tasks(asked.pop("tasks"), meta, folder)
+    if all(stored.get(key) == asked[key] for key in ("env", "suite")):
+        check_tasks(asked["tasks"], meta, folder)
     check_revealed(meta, config, folder)
+    del asked["tasks"]
     if source_of(meta):
         known = stored.get("physics") != "imported"
         settings = asked["environment"]
@@ -225,7 +227,8 @@ def check_tasks(digest: str | None, meta: dict, folder: Folder) -> None:
     if digest is None:
         raise errors.UserError(
             f"the dataset in {folder} is of tasks of its own ({meta.get('tasks_from')}), this run "
-            f"asks for those of the suite: pass --data={folder}, which takes its tasks too"
+            f"asks for those of the suite: pass --data={folder}, without --tasks, to take those of "
+            f"the data"
         )
     raise errors.UserError(
         f"the dataset in {folder} is of other tasks ({meta.get('tasks_from', 'its suite')}) than "
@@ -249,10 +252,11 @@ def given_tasks(folder: Folder, env: str, suite: str) -> dict | None:
 def check_revealed(meta: dict, config: ExperimentConfig, folder: Folder) -> None:
     """Raises UserError where tasks are to be revealed and the data do not say what they are.
 
-    Of imported data only those that were exported from here do.
+    Of imported data those do that were exported from here, or that came with their tasks.
     """
     source = source_of(meta)
-    if config.env.reveal_task and source and not source.get("exported"):
+    known = source and (source.get("exported") or meta.get("task_table"))
+    if config.env.reveal_task and source and not known:
         raise errors.UserError(
             f"env.reveal_task needs the task parameters of the data, and {folder} was imported "
             f"from {source['format']} without them: leave it out, or pass --data with collected "

@@ -111,6 +111,11 @@ def _read_csv(path, env):
             raise errors.UserError(f"{path} has no column {column}: expected {', '.join(known)}")
     sets = [row["set"] for row in rows]
     for number, (row, its_set) in enumerate(zip(rows, sets, strict=True), 2):
+        if None in row or row.get("task", str(number - 2)) != str(number - 2):
+            raise errors.UserError(
+                f"{path} has line {number} out of place: expected task {number - 2} there, and as "
+                f"many cells as in the header"
+            )
         if its_set not in SETS:
             raise errors.unknown(f"set in line {number} of {path}", its_set, SETS)
         for column in known[1:]:

@@ -63,6 +63,7 @@ def of_bodies(env, episodes=3, steps=CHEETAH_STEPS, tasks=None):
             rows = before._replace(obs=obs, action=action)
             out = env.replay(one, before, rows)
             values = {"obs": obs, "action": action, "reward": out.reward, "next_obs": out.obs}
+            values["context_reward"] = out.reward
             for name, each in values.items():
                 fields[name][task, 0, :, step] = each
             fields["mask"][task, 0, :, step] = 1.0
@@ -175,6 +176,13 @@ def test_longer_episodes_cut_up_are_told():
     cut = {name: values[:, :, order] for name, values in cut.items()}
     misfits = examine(env._replace(horizon=10), cut)["misfits"]
     assert "begin where the one before ended" in misfits[0]["text"]
+
+
+def test_context_rewards_that_do_not_follow_from_the_rewards_are_a_misfit():
+    env, fields = plane("sparse_point_robot", "ctmrl")
+    assert not examine(env, fields)["misfits"]
+    misfits = examine(env, changed(fields, context_reward=lambda r: r + 0.5))["misfits"]
+    assert len(misfits) == 40 and "is not what sparse_point_robot shows" in misfits[0]["text"]
 
 
 def test_a_true_end_that_is_none_is_told():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from foreign import read, refused
 
-from gentle_jax import data, errors
+import gentle_jax
+from gentle_jax import errors
 from gentle_jax.interop import checks, tensors, unpickle
 
 
@@ -367,7 +368,7 @@ def npz_rows(env, lengths, **more):
 
 def test_what_is_written_is_read(tmp_path, env):
     rows = npz_rows(env, [20, 7, 1, 20], level=[500, 100, 500, 100])
-    data.write_dataset(tmp_path / "x", rows, {"goal": env.tasks["goal"]})
+    gentle_jax.write_dataset(tmp_path / "x", rows, {"goal": env.tasks["goal"]})
     found = read(tmp_path / "x", env, "npz")
     assert found.levels == [100, 500]
     np.testing.assert_array_equal(found.tasks["goal"], env.tasks["goal"])
@@ -378,20 +379,32 @@ def test_what_is_written_is_read(tmp_path, env):
             assert found.fields["mask"][(task, *place)].sum() == size
             for name in ("obs", "action", "reward", "next_obs", "terminal"):
                 wanted = np.asarray(columns[name][slice(*span)], np.float32)
+                wanted = wanted * (name != "terminal")  # nothing ends early there
                 np.testing.assert_array_equal(found.fields[name][(task, *place)][:size], wanted)
     some = read(tmp_path / "x", env, "npz", steps=(500,))
     np.testing.assert_array_equal(some.fields["obs"], found.fields["obs"][:, 1:])
     other = env.tasks["goal"] + 0.01
-    assert "task files already" in refused(lambda: data.write_dataset(tmp_path / "x", rows))
-    data.write_dataset(tmp_path / "y", rows, {"goal": other})
+    assert "task files already" in refused(lambda: gentle_jax.write_dataset(tmp_path / "x", rows))
+    gentle_jax.write_dataset(tmp_path / "y", rows, {"goal": other})
     found = read(tmp_path / "y", env, "npz")
     assert "other tasks" in refused(lambda: checks.check(found, tmp_path / "y", env))
+
+
+def test_end_flags_are_left_out_where_nothing_ends_and_refused_within_an_episode(tmp_path, env):
+    gentle_jax.write_dataset(tmp_path / "x", npz_rows(env, [20]))
+    found = read(tmp_path / "x", env, "npz")
+    assert found.fields["terminal"].sum() == 0
+    assert any("20 end flags left out" in note for note in found.notes)
+    gentle_jax.write_dataset(
+        tmp_path / "y", [row | {"terminal": np.ones(20)} for row in npz_rows(env, [20])]
+    )
+    assert "end flags within an episode" in refused(lambda: read(tmp_path / "y", env, "npz"))
 
 
 def test_rewards_of_contexts_are_kept_as_they_are_given(tmp_path):
     sparse = foreign.make_env("sparse_point_robot", "ctmrl")
     seen = np.linspace(0.0, 0.5, 20, dtype=np.float32)
-    data.write_dataset(tmp_path / "x", npz_rows(sparse, [20], context_reward=seen))
+    gentle_jax.write_dataset(tmp_path / "x", npz_rows(sparse, [20], context_reward=seen))
     found = read(tmp_path / "x", sparse, "npz")
     np.testing.assert_array_equal(found.fields["context_reward"][:, 0, 0], np.tile(seen, (40, 1)))
     load = lambda: read(tmp_path / "x", sparse, "npz", rewards="sparse")
@@ -416,10 +429,10 @@ BAD_ROWS = {
 def test_bad_arrays_are_neither_written_nor_read(tmp_path, env, case):
     change, part = BAD_ROWS[case]
     rows = npz_rows(env, [20, 20])
-    assert part in refused(lambda: data.write_dataset(tmp_path / "x", change(rows)))
+    assert part in refused(lambda: gentle_jax.write_dataset(tmp_path / "x", change(rows)))
     assert not (tmp_path / "x").exists()
     if change(rows):
-        data.write_dataset(tmp_path / "x", rows)
+        gentle_jax.write_dataset(tmp_path / "x", rows)
         np.savez(tmp_path / "x" / "task_0.npz", **change(rows)[0])
         assert part in refused(lambda: read(tmp_path / "x", env, "npz"))
 
@@ -449,7 +462,7 @@ BAD_NPZ = {
 def test_a_bad_npz_folder_is_named(tmp_path, env, case, monkeypatch):
     monkeypatch.chdir(tmp_path)
     change, part = BAD_NPZ[case]
-    data.write_dataset(tmp_path / "x", npz_rows(env, [20, 20]))
+    gentle_jax.write_dataset(tmp_path / "x", npz_rows(env, [20, 20]))
     change(tmp_path / "x" / "task_4.npz")
     message = refused(lambda: read(tmp_path / "x", env, "npz"))
     assert part in message and str(tmp_path / "x") in message
@@ -458,7 +471,7 @@ def test_a_bad_npz_folder_is_named(tmp_path, env, case, monkeypatch):
 
 def test_a_split_is_that_of_the_suite_or_refused(tmp_path, env):
     tasks = {"goal": env.tasks["goal"], "train_ids": env.train_ids, "test_ids": env.test_ids}
-    data.write_dataset(tmp_path / "x", npz_rows(env, [20]), tasks)
+    gentle_jax.write_dataset(tmp_path / "x", npz_rows(env, [20]), tasks)
     assert [*read(tmp_path / "x", env, "npz").tasks] == ["goal"]
     tasks["test_ids"] = env.test_ids[1:]
     np.savez(tmp_path / "x" / "tasks.npz", **tasks)
@@ -473,7 +486,7 @@ def test_tasks_of_unknown_names_or_shapes_are_refused(tmp_path, env):
     for number, (tasks, part) in enumerate(
         [({"gaol": np.zeros((20, 2))}, "did you mean 'goal'"), ({"goal": np.zeros(20)}, "shape")]
     ):
-        data.write_dataset(tmp_path / str(number), rows, tasks)
+        gentle_jax.write_dataset(tmp_path / str(number), rows, tasks)
         found = read(tmp_path / str(number), env, "npz")
         message = refused(lambda found=found: checks.check(found, tmp_path, env))
         assert part in message

@@ -270,7 +270,7 @@ def test_corro_goals_of_other_tasks_are_an_error(corro_folder, env):
     below.rename(below.with_name("seed_4_goal_0.9_0.9"))
     found = read(folder, env, "corro")
     message = refused(lambda: checks.check(found, folder, env))
-    assert "its task 4 has goal 0.9 0.9, the suite's has 0.4656 -0.7695" in message
+    assert "its task 4 has goal 0.9 0.9, not 0.4656 -0.7695" in message
     below.with_name("seed_4_goal_0.9_0.9").rename(below.with_name("seed_4_goal_north"))
     checks.check(read(folder, env, "corro"), folder, env)
     (below,) = (folder / "data").glob("seed_5_*")

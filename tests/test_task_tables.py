@@ -79,6 +79,8 @@ BAD = {
     "no test task": (CSV.replace("test", "train"), "test_ids []"),
     "nan": (CSV.replace("0.25", "nan"), "goal = nan in task 1"),
     "too far": (CSV.replace("0.25", "1e9"), "goal = 1e+09 in task 1: expected numbers from -100"),
+    "lines in another order": (CSV.replace("\n0,", "\n1,"), "line 2 out of place: expected task 0"),
+    "a cell too many": (CSV.replace(",-1\n", ",-1,7\n"), "out of place"),
     "nothing": ("", "has no column set"),
     "no rows": (CSV.splitlines()[0], "at least one"),
 }

@@ -24,6 +24,7 @@ REWARD_ROWS = 500  # of each task, relabelled
 RESETS = 2000
 EQUAL = 0.02  # errors up to here are those of rounded numbers
 DIFFERENT = 0.3  # errors from here on are no longer those of another physics engine
+SEEN_ROUNDING = 0.05  # of context rewards, which are steep near a goal
 ODD_EPISODES = 0.05  # share of a task's episodes that may begin or go on oddly
 
 
@@ -44,7 +45,7 @@ def with_sparse_rewards(env: Env) -> Env:
         return step._replace(reward=near(step.reward))
 
     relabel = env.relabel and (lambda task, rows: near(env.relabel(task, rows)))
-    return env._replace(relabel=relabel, replay=env.replay and replay)
+    return env._replace(relabel=relabel, replay=env.replay and replay, context_reward=None)
 
 
 def examine(fields: Fields, make_env: Callable[[str], Env], modes: Sequence[str]) -> dict:
@@ -82,6 +83,7 @@ def examine(fields: Fields, make_env: Callable[[str], Env], modes: Sequence[str]
     different = EQUAL if env.system is None else DIFFERENT  # there is no other engine of a point
     found = reasons.of_tasks(stepped, relabelled, EQUAL + np.array(rounding), different)
     misfits += [Misfit(*one) for one in found if one[0] not in told]
+    misfits += _shown(fields, env, {misfit.task for misfit in misfits})
     worst = sorted(misfits, key=lambda misfit: -misfit.size)
     return report | {"misfits": [{"task": one.task, "text": one.text} for one in worst]}
 
@@ -129,6 +131,24 @@ def _starts(env):
     obs = resets(env)
     margin = 0.5 * (obs.max(0) - obs.min(0)) + 1e-3 * (1.0 + np.abs(obs).max(0))
     return obs.min(0) - margin, obs.max(0) + margin
+
+
+def _shown(fields, env, told):
+    """Returns Misfits of tasks whose context_reward is not what the Env shows of their reward.
+
+    Args: told, tasks that have a misfit already.
+    """
+    misfits = []
+    for task in range(len(fields["mask"])):
+        places = tuple(samples.episodes_of(fields, task).T)
+        names = ("reward", "context_reward", "mask")
+        reward, stored, mask = (np.asarray(fields[name][task][places]) for name in names)
+        shown = reward if env.context_reward is None else np.asarray(env.context_reward(reward))
+        gap = (np.abs(stored - shown) * mask / (1.0 + np.abs(shown))).max()
+        if gap > SEEN_ROUNDING and task not in told:
+            text = f"its context_reward is not what {env.name} shows of its reward"
+            misfits.append(Misfit(task, f"{text} (off by up to {gap:.3g} of 1 + its size)", 1.0))
+    return misfits
 
 
 def _length(one, env, low, high, lengths):

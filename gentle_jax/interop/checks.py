@@ -56,8 +56,8 @@ def check_tasks(tasks: Tasks, rounding: float, folder: pathlib.Path, env: Env) -
             had, wanted = (_text(values[task].reshape(-1)[shown]) for values in (stated, expected))
             raise errors.UserError(
                 f"{folder} is of other tasks than {env.name} of suite {env.suite}: its task "
-                f"{task} has {where} {had}, the suite's has {wanted}; pass the --env and --suite "
-                f"that the data are of"
+                f"{task} has {where} {had}, not {wanted}; pass the --env and --suite that the data "
+                f"are of, or their tasks with --tasks=FILE"
             )
 
 

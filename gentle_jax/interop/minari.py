@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 
-from gentle_jax import errors
+from gentle_jax import errors, task_tables
 from gentle_jax.interop import table
 from gentle_jax.storage import Fields
 from gentle_jax.types import Env
@@ -163,7 +163,19 @@ def read(folder: pathlib.Path, env: Env, options: table.Options) -> table.Table:
 def tasks_of(folder: pathlib.Path, env: Env, options: table.Options) -> dict | None:
     """Returns the table of tasks that an export carries; None where they are its suite's."""
     del options
-    return _open(require(), folder / name_of(env.suite, env.name, 0, 0))[0].get("task_table")
+    path = folder / name_of(env.suite, env.name, 0, 0)
+    stored = _open(require(), path)[0].get("task_table")
+    if stored is None:
+        return None
+    try:
+        leaves = {name: np.asarray(leaf) for name, leaf in stored["leaves"].items()}
+        ids = [np.asarray(stored[name]) for name in task_tables.SPLIT]
+        return task_tables.checked(leaves, *ids, str(stored["from"]), env, path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise errors.UserError(
+            f"{path} has no table of tasks that can be read ({type(error).__name__}): pass another "
+            f"--from, or leave the folder's tasks out with --tasks=FILE"
+        ) from None
 
 
 def _open(minari, path):

@@ -1,7 +1,7 @@
 """Our own layout for rows of others: `task_<i>.npz`, one a task, and `tasks.npz`.
 
-Source: docs/methods/data.md, "npz files", which says what each array is. `gentle_jax.data`
-has `write_dataset`, so that nobody needs to write the files by hand.
+Source: docs/methods/data.md, "npz files", which says what each array is. `gentle_jax.write_dataset`
+is the one below, so that nobody needs to write the files by hand.
 """
 
 import io
@@ -29,15 +29,19 @@ COUNTS = ("length", "level")  # whole numbers of every episode
 DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
-def write(
+def write_dataset(
     folder: str | pathlib.Path,
     rows: Sequence[Mapping[str, ArrayLike]],
     tasks: Mapping[str, ArrayLike] | None = None,
 ) -> None:
-    """Writes a folder of the layout. Args: see `gentle_jax.data.write_dataset`.
+    """Writes rows as files that `experiments.data import --format=npz` reads.
 
-    Raises UserError, before anything is written, for arrays that the layout does not have, and for
-    a folder that holds such files.
+    Args: rows, of each task {"obs": [N, obs], "action": [N, action] in [-1, 1], "reward": [N]
+    dense, "next_obs", "terminal": [N] 1 at true ends, "length": [E] rows of each episode}, and
+    maybe "context_reward": [N], "level": [E] environment step of the behaviour agent; tasks, {leaf
+    of Env.tasks: [task, ...]}, maybe with train_ids and test_ids. Raises UserError, before anything
+    is written, for arrays that the layout does not have, and for a folder that holds such files.
+    Layout: docs/methods/data.md, "npz files".
     """
     folder = pathlib.Path(folder)
     if folder.exists() and any(folder.glob("task*.npz")):

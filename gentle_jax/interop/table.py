@@ -100,10 +100,10 @@ def finish(fields: Fields, env: Env, path_of: PathOf, rewards: str = "dense") ->
 
     Args: rewards, what the source's rewards are, of REWARDS, or "stored" where its context_reward
     is in `fields` already. Raises UserError, naming the file, for values that are not finite,
-    actions outside [-1, 1], and dense rewards that no step can give.
+    actions outside [-1, 1], end flags within an episode, and dense rewards that no step can give.
     """
     _check_rewards(rewards, env)
-    notes = []
+    notes, late = [], 0
     for task in range(len(fields["mask"])):
         of_task = {name: values[task] for name, values in fields.items()}
         empty_levels = np.flatnonzero(of_task["mask"][..., 0].sum(-1) == 0)
@@ -123,13 +123,31 @@ def finish(fields: Fields, env: Env, path_of: PathOf, rewards: str = "dense") ->
             what = f"dense rewards above {env.max_reward:g}, which {env.name} does not give{hint}"
             _refuse(reward > env.max_reward + REWARD_ROUNDING, task, path_of, what, reward)
         np.clip(action, -1.0, 1.0, out=action)
+        late += _check_ends(of_task, task, path_of, env)
         notes += _jumps(of_task, task, path_of)
+    if late:
+        notes.append(f"{late} end flags left out: {env.name} never ends early, so time was up")
     if rewards == "dense":
         fields["context_reward"][:] = context_reward(fields["reward"], env) * fields["mask"]
     elif rewards == "sparse":
         fields["context_reward"][:] = fields["reward"]
         notes.append("dense rewards are unknown: backbones learn from the sparse ones, too")
     return limited(notes)
+
+
+def _check_ends(of_task, task, path_of, env):
+    """Returns how many end flags of a task are taken out, as the Env never ends early.
+
+    Raises UserError for flags on rows that are not the last of their episode.
+    """
+    terminal, there = of_task["terminal"], of_task["mask"] > 0
+    last = there & (there.cumsum(-1) == there.sum(-1, keepdims=True))
+    _refuse((terminal > 0) & ~last, task, path_of, "end flags within an episode")
+    if env.ends_early:
+        return 0
+    late = int((terminal > 0).sum())
+    terminal[:] = 0.0
+    return late
 
 
 def _check_rewards(rewards, env):

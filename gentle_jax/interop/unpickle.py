@@ -53,6 +53,8 @@ class _Kind:
 class _Array:
     """Stands in for a numpy.ndarray while a pickle is read."""
 
+    cells = None  # of an array of objects, once they are known
+
     def __setstate__(self, state):
         _, self.shape, self.kind, self.by_column, self.data = state
 
@@ -63,10 +65,13 @@ class _Array:
             return np.frombuffer(_raw(self.data), self.kind.numpy()).reshape(
                 self.shape, order=order
             )
+        if self.cells is not None:  # one array may stand in many places
+            return self.cells
         cells = np.empty(len(self.data), object)
         for i, cell in enumerate(self.data):
             cells[i] = cell.value() if isinstance(cell, _Array) else cell
-        return cells.reshape(self.shape)  # lists of cells go by row, whatever the flag says
+        self.cells = cells.reshape(self.shape)
+        return self.cells  # lists of cells go by row, whatever the flag says
 
 
 def _raw(data):
