@@ -1,8 +1,9 @@
 """How many misfits an import refuses, and how many good data it takes.
 
 For every family: rows of random actions from C MuJoCo (`Env.replay`), good copies of them (as
-they are, 64 bits, half precision, rounded) and misfits, each through the formats FOCAL and CORRO
-and straight. `python -m benchmarks.import_misfits [families]`, by hand: some minutes.
+they are, 64 bits, half precision, rounded) and misfits, each through the formats FOCAL, CORRO and
+npz. `python -m benchmarks.import_misfits [families]`, by hand: some minutes. It writes
+`benchmarks/results/import_misfits.json`; exit code 1 if a verdict is wrong.
 """
 
 import pathlib
@@ -13,12 +14,15 @@ import time
 import jax
 import numpy as np
 
+import gentle_jax
+from benchmarks import machine
 from gentle_jax import assembly, errors, interop, registry
 from gentle_jax.envs import base
-from gentle_jax.interop import agreement, table
+from gentle_jax.interop import agreement, npz, table
 from gentle_jax.types import Transition
 
 TASKS, HORIZON, EPISODES = (4, 2), 40, 4
+OUT = "benchmarks/results/import_misfits.json"
 
 
 def rows_of(env, seed=0):
@@ -83,6 +87,7 @@ GOOD = {
 MISFITS = {  # name -> (change of fields, part of the reasons that are right)
     "tasks swapped": (two_tasks_swapped, ("of task", "rewards differ", "next_obs differs")),
     "tasks rotated": (rotated, ("of task", "rewards differ", "next_obs differs")),
+    "actions x 0.9": (lambda f: changed(f, action=lambda a: 0.9 * a), ("scaled", "times as far")),
     "actions x 0.5": (lambda f: changed(f, action=lambda a: a / 2), ("scaled", "times as far")),
     "rewards x 10": (lambda f: changed(f, reward=lambda r: 10 * r), ("10 times the", )),
     "rewards a row late": (
@@ -90,7 +95,8 @@ MISFITS = {  # name -> (change of fields, part of the reasons that are right)
     "actions a row late": (
         lambda f: changed(f, action=lambda a: np.roll(a, 1, -2)), ("actions are shifted", )),
     "half the horizon": (shorter, ("longest episode has", "true end", "jump", "whole episodes")),
-    "whole numbers": (lambda f: changed(f, obs=np.trunc), ("jump", "begin where")),
+    "whole numbers": (
+        lambda f: changed(f, obs=np.trunc), ("jump", "begin where", "follow one another")),
 }  # fmt: skip
 
 
@@ -122,12 +128,19 @@ def through_corro(fields, folder, env):
     return interop.load("corro").read(folder, env, table.Options()).fields
 
 
-def straight(fields, folder, env):
-    """Hands the fields on."""
-    return {name: np.asarray(values, np.float32) for name, values in fields.items()}
+def through_npz(fields, folder, env):
+    """Writes our own layout and reads it."""
+    rows = []
+    for task in range(len(fields["mask"])):
+        there = fields["mask"][task, 0] > 0
+        one = {name: fields[name][task, 0][there] for name in npz.ROWS}
+        lengths = there.sum(-1)
+        rows.append(one | {"length": lengths[lengths > 0]})
+    gentle_jax.write_dataset(folder / "x", rows)
+    return npz.read(folder / "x", env, table.Options()).fields
 
 
-FORMATS = {"straight": straight, "focal": through_focal, "corro": through_corro}
+FORMATS = {"focal": through_focal, "corro": through_corro, "npz": through_npz}
 
 
 def verdict(fields, env, form):
@@ -144,7 +157,7 @@ def verdict(fields, env, form):
 
 def main():
     """Prints a line for whatever goes wrong, and the counts; returns 1 if anything did."""
-    counts, longest = {}, 0.0
+    counts, longest, wrong = {}, 0.0, []
     families = sys.argv[1:] or registry.ENVIRONMENTS
     for name in families:
         module = registry.load("environment", name)
@@ -157,24 +170,28 @@ def main():
             for case, change in GOOD.items():
                 reason, seconds = verdict(everywhere(change)(fields), env, form)
                 longest = max(longest, seconds)
-                count(counts, "good", not reason, reason, (name, form, case))
+                count(counts, wrong, "good", not reason, reason, (name, form, case))
             for case, (change, right) in MISFITS.items():
                 reason, _ = verdict(change(fields), env, form)
-                count(counts, "misfit refused", bool(reason), "taken", (name, form, case))
+                where = (name, form, case)
+                count(counts, wrong, "misfit refused", bool(reason), "taken", where)
                 fits = any(part in reason for part in right)
-                count(counts, "for the right reason", fits, reason, (name, form, case))
+                count(counts, wrong, "for the right reason", fits, reason, where)
     for what, (good, of) in counts.items():
         print(f"{what}: {good} of {of}")
     print(f"longest check of good data: {longest:.1f} s")
+    report = {"families": list(families), "counts": counts, "wrong": wrong}
+    machine.write({**machine.describe(), **report}, OUT)
     return int(any(good < of for good, of in counts.values()))
 
 
-def count(counts, what, good, reason, where):
-    """Counts one verdict and prints a bad one."""
+def count(counts, wrong, what, good, reason, where):
+    """Counts one verdict, and prints and keeps a bad one."""
     before = counts.get(what, (0, 0))
     counts[what] = before[0] + bool(good), before[1] + 1
     if not good:
-        print(f"NOT {what}: {' '.join(where)}: {reason[:200]}", flush=True)
+        wrong.append(f"not {what}: {' '.join(where)}: {reason[-200:]}")
+        print(wrong[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ BODY_MISFITS = {
     "rewards one row late": MISFITS["rewards one row late"],
     "actions one row late": MISFITS["actions one row late"],
     "half the actions": (MISFITS["half the actions"][0], "2 times them fits"),
+    "most of the actions": (lambda f: changed(f, action=lambda a: 0.9 * a), "about 1.1 times"),
     "shorter episodes": (MISFITS["shorter episodes"][0], "longest episode has 10 steps"),
     "swapped tasks": (lambda f: permuted(f, [3, 1, 2, 0]), "are those of task"),
 }

@@ -9,7 +9,10 @@ from jaxtyping import Float
 from gentle_jax.interop import samples
 from gentle_jax.types import Env, HostArray, Step, Transition
 
-SCALES = (0.05, 0.1, 0.2, 0.25, 0.4, 0.5, 0.625, 0.8, 1.25, 1.6, 2.0, 2.5, 4.0, 5.0, 10.0, 20.0)
+SCALES = (  # one is near enough to any, also where bodies do not move in proportion
+    0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
+    1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0,
+)  # fmt: skip
 FEW_ROWS = 24  # of a task that reasons are tried on
 EXPLAINED = 4
 ROUNDED_TASKS = 4  # that tell how much rounding explains
@@ -201,7 +204,7 @@ def _why_transitions(task, seen):
     few, tried = jax.tree.map(lambda leaf: leaf[:FEW_ROWS], seen.drawn[task]), {}
     error = lambda sample, **changes: seen.moved(seen.step(task, sample, **changes), sample)
     for scale in SCALES if seen.env.system is not None else ():
-        tried[f"its actions are scaled: {scale:g} times them fits"] = error(few, scale=scale)
+        tried[f"its actions are scaled: about {scale:g} times them fits"] = error(few, scale=scale)
     if seen.env.system is None:  # a point moves in proportion to its action
         tried |= _distance(seen, task)
     for name, other in (("before", few.before), ("after", few.after)):
