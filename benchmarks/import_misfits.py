@@ -21,7 +21,7 @@ from gentle_jax.envs import base
 from gentle_jax.interop import agreement, npz, table
 from gentle_jax.types import Transition
 
-TASKS, HORIZON, EPISODES = (4, 2), 40, 4
+TASKS, HORIZON, EPISODES = (4, 2), 40, 8
 OUT = "benchmarks/results/import_misfits.json"
 
 
@@ -34,18 +34,20 @@ def rows_of(env, seed=0):
         obs = starts[task * EPISODES : (task + 1) * EPISODES]
         action = np.zeros((EPISODES, env.action_dim), np.float32)
         before = Transition(np.full_like(obs, np.nan), action, None, None, None, None)
-        alive = np.ones(EPISODES, bool)
+        alive, known = np.ones(EPISODES, bool), np.ones(EPISODES, bool)
         for step in range(env.horizon):
             action = random.uniform(-1.0, 1.0, action.shape).astype(np.float32)
             rows = before._replace(obs=obs, action=action)
             out = env.replay(one, before, rows)
-            alive &= np.isfinite(np.asarray(out.reward))  # beyond what an observation says
+            known &= np.isfinite(np.asarray(out.reward)) | ~alive  # else no observation says it
+            alive &= known
             values = {"obs": obs, "action": action, "reward": out.reward, "next_obs": out.obs}
             for name, each in (values | {"terminal": out.terminal}).items():
                 fields[name][task, 0, alive, step] = np.asarray(each)[alive]
             fields["mask"][task, 0, alive, step] = 1.0
             alive &= np.asarray(out.terminal) == 0
             before, obs = rows, np.asarray(out.obs)
+        fields["mask"][task, 0, ~known] = 0.0
     fields["context_reward"][:] = table.context_reward(fields["reward"], env) * fields["mask"]
     return fields
 

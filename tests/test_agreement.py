@@ -186,6 +186,20 @@ def test_context_rewards_that_do_not_follow_from_the_rewards_are_a_misfit():
     assert len(misfits) == 40 and "is not what sparse_point_robot shows" in misfits[0]["text"]
 
 
+def test_rows_that_no_simulation_gives_leave_no_log_behind(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    env, fields = bodies("cheetah_vel")
+    assert examine(env, changed(fields, obs=lambda x: 1e9 * x))["misfits"]
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_episodes_that_stop_without_a_true_end_are_of_another_horizon():
+    env, fields = bodies("hopper_params")
+    misfits = examine(env._replace(ends_early=True, horizon=200), fields)["misfits"]
+    assert "before the horizon of 200 without a true end" in misfits[0]["text"]
+
+
 def test_a_true_end_that_is_none_is_told():
     env, fields = bodies("hopper_params")
     cut = changed(fields, terminal=lambda t: t + (np.arange(CHEETAH_STEPS) == CHEETAH_STEPS - 1))

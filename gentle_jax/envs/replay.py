@@ -4,6 +4,7 @@ MJX is tested against it. What a row does not hold follows from the row before i
 stepped first, and leaves the solver's first guess and the positions that observations lack.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -29,6 +30,17 @@ def by_mujoco(
 
     def replay(task, before, rows):
         model = physics.c_model_of(system, physics.fields_of(system, task))
+        with _quiet():
+            states, afters = stepped(model, before, rows)
+        stack = lambda each: jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        out = seen(task, stack(states), stack(afters), rows.obs, rows.action)
+        known = system.c_model.nq - hidden
+        speed = np.abs(rows.obs[:, known : known + system.c_model.nv]).max(1)
+        blank = np.where(speed >= speed_limit, np.nan, 0.0).astype(np.float32)  # what is clipped
+        return out._replace(obs=out.obs + blank[:, None], reward=out.reward + blank)
+
+    def stepped(model, before, rows):
+        """Returns the states before and after each row."""
         data, states, afters = mujoco.MjData(model), [], []
         for i in range(len(rows.obs)):
             mujoco.mj_resetData(model, data)
@@ -42,14 +54,20 @@ def by_mujoco(
             states.append(_state(system, data))
             _advance(system, model, data, rows.action[i])
             afters.append(_state(system, data))
-        stack = lambda each: jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-        out = seen(task, stack(states), stack(afters), rows.obs, rows.action)
-        known = system.c_model.nq - hidden
-        speed = np.abs(rows.obs[:, known : known + system.c_model.nv]).max(1)
-        blank = np.where(speed >= speed_limit, np.nan, 0.0).astype(np.float32)  # what is clipped
-        return out._replace(obs=out.obs + blank[:, None], reward=out.reward + blank)
+        return states, afters
 
     return replay
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps MuJoCo from writing its log file where rows of no simulation make it unstable."""
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _place(model, data, obs, hidden, speed_limit):

@@ -152,8 +152,16 @@ def _shown(fields, env, told):
 
 
 def _length(one, env, low, high, lengths):
-    """All episodes are shorter than the horizon though nothing ends them."""
-    if env.ends_early or lengths.max() >= env.horizon:
+    """Episodes are shorter than the horizon though nothing ends them."""
+    if env.ends_early:
+        count = np.maximum(one["mask"].sum(-1).astype(int), 1)
+        ended = np.take_along_axis(one["terminal"], count[:, None] - 1, 1)[:, 0] > 0
+        cut = ((count < env.horizon) & ~ended)[:-1]  # the last one may have been cut off
+        if not len(cut) or cut.mean() <= ODD_EPISODES:
+            return "", 0.0
+        text = f"{cut.mean():.0%} of its episodes end before the horizon of {env.horizon}"
+        return f"{text} without a true end", 10.0
+    if lengths.max() >= env.horizon:
         return "", 0.0
     return (
         f"its longest episode has {lengths.max()} steps, and nothing but the horizon of "

@@ -147,10 +147,10 @@ def of_tasks(
 def _why_ends(stored, predicted):
     """Returns what is odd about a task's true ends, "" where nothing is."""
     ended, falls = stored > 0, predicted > 0
-    if ended.sum() >= 3 and falls[ended].mean() < 0.5:
+    if ended.sum() >= 2 and falls[ended].mean() < 0.5:
         share = 100 * (1 - falls[ended].mean())
         return f"{share:.0f}% of its true ends are none in Env.step: episodes were cut"
-    if falls.sum() >= 3 and ended[falls].mean() < 0.5:
+    if falls.sum() >= 2 and ended[falls].mean() < 0.5:
         share = 100 * (1 - ended[falls].mean())
         return f"{share:.0f}% of what ends an episode in Env.step is no true end in it"
     return ""

@@ -20,6 +20,9 @@ class Sample(NamedTuple):
     after: Transition
 
 
+EARLY = 24  # rows of a sample before its ends of episodes
+
+
 def episodes_of(fields: Fields, task: int) -> Int[HostArray, "E 2"]:
     """Returns (level, episode) of at most EPISODES episodes of a task, in their order."""
     there = np.argwhere(np.asarray(fields["mask"][task][..., 0]) > 0)
@@ -55,7 +58,11 @@ def rows_of(fields: Fields, task: int, count: int) -> Sample:
         ]
     )
     place = np.unique(place, axis=0)
-    level, episode, step = place[np.resize(random.permutation(len(place)), count)].T
+    order = random.permutation(len(place))
+    ends = place[order, 2] == size[tuple(place[order, :2].T)] - 1
+    # ends after some others: whoever looks at the first rows only sees them, too
+    order = np.concatenate([order[~ends][:EARLY], order[ends], order[~ends][EARLY:]])
+    level, episode, step = place[np.resize(order, count)].T
     at = lambda shift: _at(fields, task, (level, episode, step + shift), size)
     return Sample(at(0), at(-1), at(1))
 
