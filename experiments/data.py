@@ -45,9 +45,10 @@ def import_(line):
     if line.shared["tasks"] == imports.FIT:
         config = imports.fitted(table.fields, env, config)
         env = assembly.env_of(config)
-    else:  # fitted tasks stand for what the source says of them
-        imports.check_stated(table, folder, env, own["accept_misfit"])
-    checks.check_optimum(table, folder, env)
+        table = table._replace(tasks=None)  # fitted ones stand for what the source says of them
+    accepted = checks.check(table, folder, env, own["accept_misfit"])
+    if accepted:
+        print(f"data: accepted: {accepted}", flush=True)
     checked = imports.check(table, config, folder, own["accept_misfit"], options.horizon)
     identity = identity_of(table, config)
     name = f"imported_{config_lib.fingerprint(identity)}"

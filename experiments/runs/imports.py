@@ -7,7 +7,7 @@ import numpy as np
 from experiments import collect
 from experiments.cli import flags
 from gentle_jax import assembly, errors, registry, task_tables
-from gentle_jax.interop import agreement, checks, samples
+from gentle_jax.interop import agreement, samples
 
 FIT = "fit"  # the value of --tasks that asks for what the rows say
 SHOWN = 3  # misfits that are told at an import that accepts them
@@ -58,18 +58,6 @@ def fitted(fields, env, config):
     print(f"data: tasks fitted by least squares, with the split of suite {env.suite}:")
     print(task_tables.to_csv(table, env), end="", flush=True)
     return dataclasses.replace(config, tasks=table)
-
-
-def check_stated(table, folder, env, accept):
-    """Raises UserError where a source says that its tasks are others; if `accept`, tells it."""
-    if table.tasks is None:
-        return
-    try:
-        checks.check_tasks(table.tasks, table.task_rounding, folder, env)
-    except errors.UserError as error:
-        if not accept:
-            raise
-        print(f"data: accepted: {error}", flush=True)
 
 
 def check(table, config, folder, accept, horizon=0):

@@ -99,7 +99,7 @@ def _rounded(values):
 
 
 def _episodes(fields, env):
-    """Returns Misfits of whole episodes: their lengths, starts, continuity, and returns."""
+    """Returns Misfits of whole episodes: their lengths, starts and continuity."""
     low, high = _starts(env)
     misfits = []
     for task in range(len(fields["mask"])):
@@ -110,7 +110,7 @@ def _episodes(fields, env):
             if text:
                 misfits.append(Misfit(task, text, 1000.0 + size))
                 break
-    return misfits + _above_optimum(fields, env, low, high)
+    return misfits
 
 
 def resets(env: Env) -> Float[HostArray, "N obs"]:
@@ -139,13 +139,13 @@ def _shown(fields, env, told):
     Args: told, tasks that have a misfit already.
     """
     misfits = []
-    for task in range(len(fields["mask"])):
+    for task in sorted(set(range(len(fields["mask"]))) - told):
         places = tuple(samples.episodes_of(fields, task).T)
         names = ("reward", "context_reward", "mask")
         reward, stored, mask = (np.asarray(fields[name][task][places]) for name in names)
         shown = reward if env.context_reward is None else np.asarray(env.context_reward(reward))
         gap = (np.abs(stored - shown) * mask / (1.0 + np.abs(shown))).max()
-        if gap > SEEN_ROUNDING and task not in told:
+        if gap > SEEN_ROUNDING:
             text = f"its context_reward is not what {env.name} shows of its reward"
             misfits.append(Misfit(task, f"{text} (off by up to {gap:.3g} of 1 + its size)", 1.0))
     return misfits
@@ -214,18 +214,3 @@ def _glued(one, env, low, high, lengths):
         f"{100 * same.mean():.0f}% of its episodes begin where the one before ended: longer "
         f"episodes cut into pieces of {env.horizon} steps"
     ), 8.0
-
-
-def _above_optimum(fields, env, low, high):
-    """Returns Misfits of episodes that earn more than can be earned from a fixed start."""
-    if env.optimal_return is None or (high - low).max() > 0.01:
-        return []
-    best, misfits = np.asarray(env.optimal_return(1)), []
-    for task, most in enumerate(best):
-        reward, mask = (np.asarray(fields[n][task]) for n in ("context_reward", "mask"))
-        whole = mask.sum(-1) == env.horizon  # a short one may lose less than a whole one
-        highest = np.where(whole, (reward * mask).sum(-1), -np.inf).max()
-        if highest > most + 0.01 * (1.0 + abs(most)):
-            text = f"an episode earns {highest:.4g}, more than the optimum of {most:.4g}"
-            misfits.append(Misfit(task, text, 1000.0))
-    return misfits

@@ -16,11 +16,21 @@ SLACK = 0.01  # share of the optimum that rounded rewards may lie above it
 SHOWN = 4  # numbers of a task in a message, of more only the worst
 
 
-def check(table: Table, folder: pathlib.Path, env: Env) -> None:
-    """Raises UserError for data that the Env cannot have given. Args: folder, of the source."""
+def check(table: Table, folder: pathlib.Path, env: Env, accept: bool = False) -> str:
+    """Raises UserError for data that the Env cannot have given; returns what was accepted, or "".
+
+    Args: folder, of the source; accept, whether the source may say that its tasks are others.
+    """
+    accepted = ""
     if table.tasks is not None:
-        check_tasks(table.tasks, table.task_rounding, folder, env)
+        try:
+            check_tasks(table.tasks, table.task_rounding, folder, env)
+        except errors.UserError as error:
+            if not accept:
+                raise
+            accepted = str(error)
     check_optimum(table, folder, env)
+    return accepted
 
 
 def table_of(tasks: Tasks, split: tuple, where: pathlib.Path, env: Env) -> dict | None:
