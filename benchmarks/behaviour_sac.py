@@ -34,7 +34,8 @@ def make_config(steps, levels):
         "behaviour.num_levels": levels,
         "behaviour.episodes_per_level": 10,
     }
-    return assembly.make_config("gentle", "quick", sizes, suite="gentle", env="cheetah_dir")
+    names = {"suite": "gentle", "env": "cheetah_dir", "physics": "fast"}
+    return assembly.make_config("gentle", "quick", sizes, **names)
 
 
 def random_distance(env, episodes=32):

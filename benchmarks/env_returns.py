@@ -14,7 +14,7 @@ import numpy as np
 
 from gentle_jax import assembly, behaviour, evaluation, registry, sweep
 from gentle_jax.envs import base
-from gentle_jax.physics import MODES
+from gentle_jax.physics import MJX_MODES as MODES
 
 AT = (1, 10, 50)  # steps after which observations are compared
 POLICIES = ("random_actions", "linear_tanh")

@@ -44,7 +44,8 @@ def make_flags():
     define = lambda kind, name, default, text: kind(name, default, text, flag_values=values)
     define(flags.DEFINE_list, "families", list(FAMILIES), f"families: {', '.join(FAMILIES)}")
     define(flags.DEFINE_list, "batches", ["1", "16", "128"], "numbers of simulations side by side")
-    define(flags.DEFINE_list, "physics", list(physics.MODES), "modes of the MJX model")
+    modes = f"of {', '.join(physics.MODES)}; the last is C MuJoCo within the program"
+    define(flags.DEFINE_list, "physics", list(physics.MJX_MODES), modes)
     define(flags.DEFINE_integer, "steps", 20, "environment steps of every simulation in a round")
     define(flags.DEFINE_integer, "rounds", 3, "timed rounds per row: medians are over these")
     define(flags.DEFINE_string, "cost_family", "ant_dir", "family of the second table; '' = none")

@@ -1,11 +1,13 @@
 """How many misfits an import refuses, and how many good data it takes.
 
-For every family: rows of random actions from C MuJoCo (`Env.replay`), good copies of them (as
+For every family: rows of random actions in C MuJoCo, good copies of them (as
 they are, 64 bits, half precision, rounded) and misfits, each through the formats FOCAL, CORRO and
-npz. `python -m benchmarks.import_misfits [families]`, by hand: some minutes. It writes
+npz; and for every suite good copies of what `experiments.collect` writes at size smoke.
+`python -m benchmarks.import_misfits [families]`, by hand: half an hour. It writes
 `benchmarks/results/import_misfits.json`; exit code 1 if a verdict is wrong.
 """
 
+import functools
 import pathlib
 import sys
 import tempfile
@@ -16,7 +18,8 @@ import numpy as np
 
 import gentle_jax
 from benchmarks import machine
-from gentle_jax import assembly, errors, interop, registry
+from experiments import collect
+from gentle_jax import assembly, errors, evaluation, interop, registry, rng, task_tables
 from gentle_jax.envs import base
 from gentle_jax.interop import agreement, npz, table
 from gentle_jax.types import Transition
@@ -27,29 +30,17 @@ OUT = "benchmarks/results/import_misfits.json"
 
 def rows_of(env, seed=0):
     """Returns {field: [task, 1, episode, step, ...]} of random actions in every task."""
-    fields, starts = table.empty(env, 1, EPISODES), agreement.resets(env)
-    random = np.random.default_rng(seed)
-    for task in range(len(env.parameters)):
-        one = jax.tree.map(lambda leaf, task=task: leaf[task], env.tasks)
-        obs = starts[task * EPISODES : (task + 1) * EPISODES]
-        action = np.zeros((EPISODES, env.action_dim), np.float32)
-        before = Transition(np.full_like(obs, np.nan), action, None, None, None, None)
-        alive, known = np.ones(EPISODES, bool), np.ones(EPISODES, bool)
-        for step in range(env.horizon):
-            action = random.uniform(-1.0, 1.0, action.shape).astype(np.float32)
-            rows = before._replace(obs=obs, action=action)
-            out = env.replay(one, before, rows)
-            known &= np.isfinite(np.asarray(out.reward)) | ~alive  # else no observation says it
-            alive &= known
-            values = {"obs": obs, "action": action, "reward": out.reward, "next_obs": out.obs}
-            for name, each in (values | {"terminal": out.terminal}).items():
-                fields[name][task, 0, alive, step] = np.asarray(each)[alive]
-            fields["mask"][task, 0, alive, step] = 1.0
-            alive &= np.asarray(out.terminal) == 0
-            before, obs = rows, np.asarray(out.obs)
-        fields["mask"][task, 0, ~known] = 0.0
-    fields["context_reward"][:] = table.context_reward(fields["reward"], env) * fields["mask"]
-    return fields
+    uniform = functools.partial(evaluation.uniform_action, env)
+
+    def episode(task, key):
+        return evaluation.rollout(env, task, lambda obs, k, step: uniform(k), key)
+
+    keys = jax.random.split(rng.key(seed), (len(env.parameters), 1, EPISODES))
+    over = jax.vmap(jax.vmap(jax.vmap(episode, (None, 0)), (None, 0)))
+    rows, mask = jax.device_get(jax.jit(over)(env.tasks, keys))
+    there = lambda leaf: mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
+    fields = {name: leaf * there(leaf) for name, leaf in rows._asdict().items()}
+    return fields | {"mask": np.array(mask)}
 
 
 def changed(fields, **changes):
@@ -71,6 +62,31 @@ def two_tasks_swapped(fields):
     """The first task has the rows of the last one, and the other way round."""
     order = [len(fields["mask"]) - 1, *range(1, len(fields["mask"]) - 1), 0]
     return {name: values[order] for name, values in fields.items()}
+
+
+def one_in_whole_numbers(fields):
+    """The files of the first task hold whole numbers, those of others do not."""
+
+    def first(values):
+        values = values.copy()
+        values[0] = np.trunc(values[0])
+        return values
+
+    return changed(fields, **dict.fromkeys(("obs", "action", "next_obs"), first))
+
+
+def between(env):
+    """Returns the Env with tasks half-way between its own, None where there is nothing between."""
+    leaves = {}
+    for name, leaf in env.tasks.items():
+        leaves[name] = np.asarray(0.5 * (leaf + np.roll(leaf, 1, 0)), np.float32)
+        rule = env.task_rules.leaves.get(name)
+        if rule is not None and rule.unit:
+            length = np.linalg.norm(leaves[name].reshape(len(leaf), -1), axis=1)
+            if length.min() < 1e-3:
+                return None
+            leaves[name] = leaves[name] / length.reshape(-1, *[1] * (leaf.ndim - 1))
+    return env._replace(tasks=leaves)
 
 
 def shorter(fields):
@@ -99,7 +115,10 @@ MISFITS = {  # name -> (change of fields, part of the reasons that are right)
     "half the horizon": (shorter, ("longest episode has", "true end", "jump", "whole episodes")),
     "whole numbers": (
         lambda f: changed(f, obs=np.trunc), ("jump", "begin where", "follow one another")),
+    "a task in whole numbers": (
+        one_in_whole_numbers, ("jump", "begin where", "follow one another", "differs", "differ")),
 }  # fmt: skip
+OTHER_TASKS = ("of task", "differ", "times", "scaled", "begin where no reset")
 
 
 def through_focal(fields, folder, env):
@@ -157,28 +176,61 @@ def verdict(fields, env, form):
     return misfits[0]["text"] if misfits else "", time.perf_counter() - begin
 
 
-def main():
-    """Prints a line for whatever goes wrong, and the counts; returns 1 if anything did."""
-    counts, longest, wrong = {}, 0.0, []
-    families = sys.argv[1:] or registry.ENVIRONMENTS
-    for name in families:
-        module = registry.load("environment", name)
-        suite = next(iter(module.SETTINGS))
-        sizes = TASKS if name != "cheetah_dir" else (0, 0)
-        settings = base.EnvConfig(*sizes, horizon=HORIZON if len(module.PHYSICS) > 1 else 0)
-        env = assembly.make_env(name, suite, module.PHYSICS[0], settings)
-        fields = rows_of(env)
+def small_env(name, suite):
+    """Returns an Env of few tasks and, where that can be, short episodes."""
+    module = registry.load("environment", name)
+    sizes = TASKS if name != "cheetah_dir" else (0, 0)
+    settings = base.EnvConfig(*sizes, horizon=HORIZON if len(module.PHYSICS) > 1 else 0)
+    return assembly.make_env(name, suite, module.PHYSICS[-1], settings)
+
+
+def collected(name, suite):
+    """Returns (fields [task, 1, episode, ...], Env) of what `collect` writes at size smoke."""
+    config = assembly.make_config("focal", "smoke", env=name, suite=suite)
+    with tempfile.TemporaryDirectory() as folder:
+        fields, _, _ = collect.ensure(config, folder)
+        fields = {k: np.concatenate(np.split(v, v.shape[1], 1), 2) for k, v in fields.items()}
+    return fields, assembly.env_of(config)
+
+
+def of_family(name, tell):
+    """Tells (what, whether the verdict is right, reason, where) of a family; returns seconds."""
+    suites, longest = list(registry.load("environment", name).SETTINGS), 0.0
+    for suite in suites:
+        fields, env = collected(name, suite)
         for form in FORMATS:
             for case, change in GOOD.items():
-                reason, seconds = verdict(everywhere(change)(fields), env, form)
-                longest = max(longest, seconds)
-                count(counts, wrong, "good", not reason, reason, (name, form, case))
-            for case, (change, right) in MISFITS.items():
-                reason, _ = verdict(change(fields), env, form)
-                where = (name, form, case)
-                count(counts, wrong, "misfit refused", bool(reason), "taken", where)
-                fits = any(part in reason for part in right)
-                count(counts, wrong, "for the right reason", fits, reason, where)
+                reason, _ = verdict(everywhere(change)(fields), env, form)
+                tell("good, collected", not reason, reason, (name, suite, form, case))
+    env = small_env(name, suites[0])
+    fields = rows_of(env)
+    cases = {case: (change(fields), right) for case, (change, right) in MISFITS.items()}
+    if between(env) is not None:
+        cases["tasks between"] = rows_of(between(env)), OTHER_TASKS
+    for suite in suites[1:]:
+        other = small_env(name, suite)
+        if not task_tables.same(*map(task_tables.of_env, (env, other))):
+            cases[f"suite {suite}"] = rows_of(other), OTHER_TASKS
+    for form in FORMATS:
+        for case, change in GOOD.items():
+            reason, seconds = verdict(everywhere(change)(fields), env, form)
+            longest = max(longest, seconds)
+            tell("good", not reason, reason, (name, form, case))
+        for case, (wrong, right) in cases.items():
+            reason, _ = verdict(wrong, env, form)
+            tell("misfit refused", bool(reason), "taken", (name, form, case))
+            fits = any(part in reason for part in right)
+            tell("for the right reason", fits, reason, (name, form, case))
+    return longest
+
+
+def main():
+    """Prints a line for whatever goes wrong, and the counts; returns 1 if anything did."""
+    counts, wrong, longest = {}, [], 0.0
+    families = sys.argv[1:] or registry.ENVIRONMENTS
+    for name in families:
+        longest = max(longest, of_family(name, functools.partial(count, counts, wrong)))
+        print(f"{name}: {counts}", flush=True)
     for what, (good, of) in counts.items():
         print(f"{what}: {good} of {of}")
     print(f"longest check of good data: {longest:.1f} s")

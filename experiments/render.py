@@ -23,6 +23,7 @@ from gentle_jax import (
     assembly,
     checkpoint,
     errors,
+    evaluation,
     json_files,
     needs,
     physics,
@@ -195,9 +196,9 @@ def choose(config, points, env, asked):
 def episode(restored, index, seed, task, protocol):
     """Returns the Episode that a protocol scores last, for run `index` on task id `task`.
 
-    The key is that of `evaluation.make_trace`: with the run's first protocol it is the episode of
-    its `rollouts.npz`, up to how XLA compiles one task instead of all. Raises UserError for a
-    protocol whose needs the run's settings do not meet.
+    The key is that of the evaluation's first repeat: with the run's first protocol it is the
+    episode of its `rollouts.npz`, up to how XLA compiles one task instead of all. Raises UserError
+    for a protocol whose needs the run's settings do not meet.
     """
     config, env, order = restored.config, restored.env, assembly.task_order(restored.env)
     position = int(np.flatnonzero(order == task)[0])
@@ -205,7 +206,9 @@ def episode(restored, index, seed, task, protocol):
     chosen = registry.load("protocol", protocol).make(config.eval, env)
     needs.check_built({protocol: chosen}, config.run.algorithm, env, algorithm.rep)
     algorithm, seen = exposed(algorithm, env)
-    key = rng.stream(rng.run_keys(1, seed)[0], "trace", restored.done)
+    run_key = rng.run_keys(1, seed)[0]
+    keys = evaluation.task_keys(run_key, protocol, restored.done, len(order))
+    key = evaluation.repeat_keys(keys[position], config.eval.num_repeats)[0]
     host = lambda tree: jax.tree.map(np.asarray, tree)
     state = jax.tree.map(lambda leaf: np.asarray(leaf)[index], restored.state)
     taken = lambda ids: host(data_lib.take_tasks(restored.sweep.data, ids))
@@ -216,9 +219,7 @@ def episode(restored, index, seed, task, protocol):
         outcome = chosen.run(algorithm, state, seen, this_task, offline, key)
         return jax.tree.map(lambda leaf: leaf[-1], outcome)
 
-    last = host(
-        jax.jit(run)(state, this_task, offline, jax.random.split(key, len(order))[position])
-    )
+    last = host(jax.jit(run)(state, this_task, offline, key))
     return cut(last, env.obs_dim, restored.scale)
 
 

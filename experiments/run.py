@@ -261,9 +261,8 @@ def train(request, folder, hits, tell=events.silent):
             carry = advance(programs, None, session, spent)
     if not hosts.several():  # one of several may not leave alone
         preemption.check()
-    args = (carry["state"], sweep.run_keys, sweep.tasks, sweep.data, last_step(sweep))
-    trace = sweep_lib.fetch(programs.trace.call(*args), sweep.runs)
-    trace = (trace[0] * scale[1] + scale[0], trace[1])
+    paths, mask = carry["shown"]
+    trace = (paths * scale[1] + scale[0], mask)
     session.seconds["total"] = session.before + time.perf_counter() - session.begin
     if not hosts.leader():
         return None
@@ -347,11 +346,6 @@ def execute(request):
         summary = train(request, mirror.local, hits, tell)
     outputs.print_table(summary, folder)
     return summary
-
-
-def last_step(sweep):
-    """Returns the last step of a run as a scalar."""
-    return np.int32(sweep_lib.plan(sweep.algorithm.stages, sweep.num_evals)[-1].done)
 
 
 def run(line):

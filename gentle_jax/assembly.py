@@ -100,7 +100,6 @@ def make_sweep(
     storage.check_shapes(data, env)
     dataset, env, scale = _prepared(config, env, data)
     algorithm, protocols = make_algorithm(config, env, spec_of(config, env, dataset))
-    native = protocols[config.run.protocols[0]]
     num_runs = len(points) * config.run.num_seeds
     mesh = sweep_lib.make_mesh(num_runs, devices)
     if shard_data and mesh is not None:
@@ -114,7 +113,6 @@ def make_sweep(
         evaluate=evaluation.make_evaluate(algorithm, env, protocols, config.eval.num_repeats),
         episodes={name: protocol.num_episodes for name, protocol in protocols.items()},
         embed=evaluation.make_embed(algorithm, config.train, CONTEXTS_PER_TASK, env.horizon),
-        trace=evaluation.make_trace(algorithm, env, native),
         data=sweep_lib.place_data(dataset, mesh),
         tasks=sweep_lib.place_shared(jax.tree.map(lambda leaf: leaf[order], env.tasks), mesh),
         hp=sweep_lib.place(hp, mesh),

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from gentle_jax import errors, needs, registry, suites
@@ -20,6 +21,7 @@ from gentle_jax.behaviour_levels import check_levels
 from gentle_jax.envs.base import DERIVE_CONSTANTS, NOT_OF_DATA, EnvConfig, shorten, with_tasks
 from gentle_jax.types import Env, HyperParams
 
+CPU_PHYSICS = "mujoco"  # of `physics.MODES`: no other device has it
 SECTIONS = ("run", "env", "train", "behaviour", "eval", "algo", "backbone")
 FIDELITIES = ("paper", "release")
 CONTEXT_DRAWS = ("uniform", "level", "episodes")
@@ -190,7 +192,8 @@ def fill_names(run: RunConfig) -> RunConfig:
     suite = suites.get(run.suite)
     algorithm = registry.load("algorithm", run.algorithm)
     modes = _environment(run.env, run.suite).PHYSICS
-    physics = run.physics or modes[0 if run.preset == "paper" else -1]
+    usable = [mode for mode in modes if mode != CPU_PHYSICS or jax.default_backend() == "cpu"]
+    physics = run.physics or usable[0 if run.preset == "paper" else -1]
     if physics not in modes:
         raise errors.unknown(f"physics of {run.env}", physics, modes)
     backbone = run.backbone or suite.backbone

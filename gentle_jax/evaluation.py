@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from gentle_jax import data as data_lib
 from gentle_jax import learner, sweep
@@ -19,6 +19,7 @@ from gentle_jax.types import (
     HostArray,
     Index,
     Offline,
+    Outcome,
     Protocol,
     RandomKey,
     Scalar,
@@ -199,18 +200,20 @@ def make_evaluate(
     Args: protocols, name -> Protocol; tasks, the Env's task leaves [task, ...]; offline, the
     Dataset of the same tasks (given_context reads it); at, the training step, which only picks
     random keys. Scores are means over `num_repeats` independent repeats, per episode number; slots
-    that no repeat used are NaN (`protocols.base.until`). `evaluate` also takes `names`, the only
-    protocols to run: programs of their own compile side by side.
+    that no repeat used are NaN (`protocols.base.until`). Those of the first protocol have `shown`,
+    the last scored episode of the first repeat. `evaluate` also takes `names`, the only protocols
+    to run: programs of their own compile side by side.
     """
+    first = next(iter(protocols))
 
     def evaluate(state, run_key, tasks, offline, at, names=tuple(protocols)):
         results = {}
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         for name in names:
             protocol = protocols[name]
-            keys = jax.random.split(stream(run_key, "evaluate/" + name, at), num_tasks)
+            keys = task_keys(run_key, name, at, num_tasks)
 
-            def one(inputs, protocol=protocol):
+            def one(inputs, name=name, protocol=protocol):
                 task, index, key = inputs
                 stored = stored_data(offline, index, len(env.train_ids))
 
@@ -218,11 +221,13 @@ def make_evaluate(
                     outcome = protocol.run(algorithm, state, env, task, stored, k)
                     shape = outcome.returns.shape
                     full = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), shape)
-                    return Scores(outcome.returns, jax.tree.map(full, outcome.cost))
+                    scores = Scores(outcome.returns, jax.tree.map(full, outcome.cost))
+                    return scores, last_episode(outcome) if name == first else None
 
-                scores = jax.vmap(repeat)(jax.random.split(key, num_repeats))
+                scores, shown = jax.vmap(repeat)(repeat_keys(key, num_repeats))
                 mean = mean_over_repeats if env.ends_early else lambda x: x.mean(0)
-                return jax.tree.map(mean, scores)
+                shown = jax.tree.map(lambda x: x[0], shown)
+                return jax.tree.map(mean, scores)._replace(shown=shown)
 
             inputs = (tasks, jnp.arange(num_tasks), keys)
             results[name] = jax.lax.map(one, inputs, batch_size=min(tasks_at_once, num_tasks))
@@ -246,26 +251,24 @@ def mean_over_repeats(returns: Float[Array, "repeat E"]) -> Float[Array, " E"]:
     return mean.at[ends].set(returns[:, ends].mean(0))
 
 
-def make_trace(algorithm: Algorithm, env: Env, protocol: Protocol) -> Callable:
-    """Returns trace(state, run_key, tasks, offline, at) -> the last scored episode of every task.
+def task_keys(
+    run_key: RandomKey, protocol: str, at: Index, num_tasks: int
+) -> Key[Array, " num_tasks"]:
+    """Returns the key of every task, in the Dataset's order, for an evaluation at step `at`."""
+    return jax.random.split(stream(run_key, "evaluate/" + protocol, at), num_tasks)
 
-    Result: (obs [task, H + 1, obs_dim] with the start first, mask [task, H]); for figures.
-    """
 
-    def trace(state, run_key, tasks, offline, at):
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+def repeat_keys(task_key: RandomKey, num_repeats: int) -> Key[Array, " num_repeats"]:
+    """Returns the key of every repeat of a protocol in a task. Args: task_key, of `task_keys`."""
+    return jax.random.split(task_key, num_repeats)
 
-        def one(task, index, key):
-            stored = stored_data(offline, index, len(env.train_ids))
-            outcome = protocol.run(algorithm, state, env, task, stored, key)
-            last = jax.tree.map(lambda x: x[-1], outcome)
-            path = jnp.concatenate([last.rows.obs[:1], last.rows.next_obs])
-            return path, last.mask
 
-        keys = jax.random.split(stream(run_key, "trace", at), num_tasks)
-        return jax.vmap(one)(tasks, jnp.arange(num_tasks), keys)
-
-    return trace
+def last_episode(
+    outcome: Outcome,
+) -> tuple[Float[Array, "H1 obs"], Float[Array, " H"]]:
+    """Returns (path, mask) of the last scored episode: observations with the start first."""
+    last = jax.tree.map(lambda x: x[-1], (outcome.rows, outcome.mask))
+    return jnp.concatenate([last[0].obs[:1], last[0].next_obs]), last[1]
 
 
 def make_embed(

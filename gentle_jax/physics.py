@@ -1,9 +1,10 @@
 """Rigid-body physics: the only module that calls MJX.
 
 Models are the MJCF files that the brax package ships, adjusted in code; C MuJoCo's model is kept
-beside the MJX one, as the oracle of tests and for rendering. Two modes: `reference`, the papers'
-integrator with the solver limits of the files (4 Newton iterations, 50 line-search steps), and
-`fast`, semi-implicit Euler without implicit damping, 1 iteration and 4 line-search steps. Source:
+beside the MJX one, as the oracle of tests and for rendering. Three modes: `reference`, the papers'
+integrator with the solver limits of the files (4 Newton iterations, 50 line-search steps); `fast`,
+semi-implicit Euler without implicit damping, 1 iteration and 4 line-search steps; and `mujoco`, the
+settings of `reference` in C MuJoCo (`host_physics`), on CPUs only. Source:
 docs/methods/environments.md, "Physics".
 
 Between steps only what the next step reads is kept (`State`); a step makes MJX's `Data` anew from
@@ -29,7 +30,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from gentle_jax import cholesky
+from gentle_jax import cholesky, errors, host_physics
 from gentle_jax.types import HostArray, Task, pytree
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional warp is absent
@@ -38,7 +39,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional w
     from mujoco.mjx._src import smooth as mjx_smooth
     from mujoco.mjx._src import solver as mjx_solver
 
-MODES = ("reference", "fast")
+MJX_MODES = ("reference", "fast")
+MODES = (*MJX_MODES, "mujoco")  # the published one first, that of CPUs last
 FAST_ITERATIONS, FAST_LS_ITERATIONS = 1, 4
 # Constants that `mj_setConst` derives from masses and that MJX reads. The releases write only the
 # randomised fields, which leaves these at the values of the unchanged model.
@@ -166,11 +168,21 @@ def load(
         c_model = spec.compile()
     c_model.opt.timestep = timestep
     set_mode(c_model, mode, integrator)
-    return of_model(c_model, frame_skip, with_contact_cost)
+    return of_model(c_model, frame_skip, with_contact_cost, on_host=mode == "mujoco")
 
 
-def of_model(c_model: mujoco.MjModel, frame_skip: int, with_contact_cost: bool = False) -> System:
-    """Returns the System of a C model as it is, with the options that it has."""
+def of_model(
+    c_model: mujoco.MjModel, frame_skip: int, with_contact_cost: bool = False, on_host: bool = False
+) -> System:
+    """Returns the System of a C model as it is, with the options that it has.
+
+    Args: on_host, whether C MuJoCo steps it instead of MJX. Raises UserError where it cannot.
+    """
+    if on_host and not host_physics.usable():
+        raise errors.UserError(
+            f"--physics=mujoco steps on CPUs, this is a {jax.default_backend()}: choose reference "
+            f"or fast"
+        )
     with without_lapack():
         model, blank = mjx.put_model(c_model, impl="jax"), mjx.make_data(c_model, impl="jax")
     system = System(
@@ -184,8 +196,12 @@ def of_model(c_model: mujoco.MjModel, frame_skip: int, with_contact_cost: bool =
         step=None,
     )
     # within another program `jit` reuses what was traced before, which saves seconds each time
-    traced_once = lambda function: jax.jit(functools.partial(function, system))
-    return system._replace(reset=traced_once(_reset), step=traced_once(_step))
+    traced_once = lambda function, *more: jax.jit(functools.partial(function, system, *more))
+    step = traced_once(_step)
+    if on_host:
+        torso = system.torso, with_contact_cost
+        step = traced_once(_host_step, host_physics.stepper(c_model, frame_skip, *torso))
+    return system._replace(reset=traced_once(_reset), step=step)
 
 
 def set_mode(c_model: mujoco.MjModel, mode: str, integrator: str) -> None:
@@ -241,6 +257,16 @@ def _step(system, fields, state, control):
 
     after = jax.lax.fori_loop(0, system.frame_skip, substep, state)
     finite = jnp.isfinite(after.qpos).all() & jnp.isfinite(after.qvel).all()
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), finite
+
+
+def _host_step(system, step, fields, state, control):
+    """Advances one environment step as `_step` does, by C MuJoCo."""
+    args = state.qpos, state.qvel, state.warmstart, control
+    after = State(*step(fields, *args))
+    # C MuJoCo takes a control that is not finite for none
+    known = jnp.isfinite(control).all()
+    finite = known & jnp.isfinite(after.qpos).all() & jnp.isfinite(after.qvel).all()
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), finite
 
 

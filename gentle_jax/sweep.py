@@ -304,6 +304,10 @@ def fused(
     """
     chunks = plan(algorithm.stages, num_evals)
 
+    def unseen(*args):
+        """Evaluates without the episodes that figures show: one for each point would be large."""
+        return {name: one._replace(shown=None) for name, one in evaluate(*args).items()}
+
     def run(run_keys, hp, data, tasks):
         state, scored, metrics = init_runs(algorithm, hp, run_keys, data, mesh), [], {}
         for number, stage in enumerate(algorithm.stages):
@@ -315,7 +319,7 @@ def fused(
             def stretch(state, chunk, advance=advance):
                 start, length, done, due = chunk
                 state, metrics = advance(state, run_keys, data, start, length)
-                score = lambda: over_runs(evaluate, 2, mesh)(state, run_keys, tasks, data, done)
+                score = lambda: over_runs(unseen, 2, mesh)(state, run_keys, tasks, data, done)
                 empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score))
                 return state, (jax.lax.cond(due, score, lambda: empty), metrics)
 

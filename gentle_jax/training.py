@@ -21,7 +21,7 @@ from gentle_jax import sweep as sweep_lib
 from gentle_jax.data import Dataset
 from gentle_jax.types import AgentState, Algorithm, Cost, Env, HyperParams, Metrics, Task
 
-Carry = dict  # {"state", "totals", "returns", "costs", "embeddings"}, see `carry_shapes`
+Carry = dict  # {"state", "totals", "returns", "costs", "embeddings", "shown"}: `carry_shapes`
 
 
 class Sweep(NamedTuple):
@@ -31,13 +31,12 @@ class Sweep(NamedTuple):
     evaluate: Callable  # (state, run_key, tasks, data, at) -> {protocol: Scores [task, E]}
     episodes: dict  # {protocol: E}
     embed: Callable  # (state, run_key, data, at) -> {name: [task, ...]}
-    trace: Callable  # (state, run_key, tasks, data, at) -> (paths, masks)
     data: Dataset  # of all tasks, training tasks first
     tasks: Task  # task leaves in that order
     hp: HyperParams  # leaves [S]
     run_keys: Key[Array, " S"]
     num_evals: int
-    env: Env | None = None  # whose observations are scaled as the data's are
+    env: Env  # whose observations are scaled as the data's are
     scale: Any = None  # (mean, std) [obs_dim] of that scaling
     mesh: Mesh | None = None  # the devices that the runs are split over; None: one device
     num_runs: int | None = None  # real runs where S is padded to the devices; None: all
@@ -55,11 +54,10 @@ class Programs(NamedTuple):
     stages: tuple  # a Program, or None for an empty stage
     evaluate: dict  # {protocol: Program}
     embed: sweep_lib.Program
-    trace: sweep_lib.Program
 
     def all(self) -> list[sweep_lib.Program]:
         """Returns the programs in a flat list."""
-        programs = [self.init, *self.stages, *self.evaluate.values(), self.embed, self.trace]
+        programs = [self.init, *self.stages, *self.evaluate.values(), self.embed]
         return [program for program in programs if program is not None]
 
 
@@ -119,7 +117,6 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
         only = functools.partial(sweep.evaluate, names=(name,))
         jobs["evaluate", name] = (over(only), inputs)
     jobs["embed"] = (over(sweep.embed), inputs[:2] + inputs[3:])
-    jobs["trace"] = (over(sweep.trace), inputs)
 
     def build(key, function, args, donate=()):
         program = sweep_lib.compile_program(function, args, donate, sharding)
@@ -127,7 +124,7 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
             hooks.on_compile(key if isinstance(key, str) else " ".join(key), program)
         return program
 
-    order = sorted(jobs, key=lambda key: key[0] != "evaluate" and key != "trace")  # longest first
+    order = sorted(jobs, key=lambda key: key[0] != "evaluate")  # longest first
     results = sweep_lib.together([functools.partial(build, key, *jobs[key]) for key in order])
     compiled = dict(zip(order, results, strict=True))
     return Programs(
@@ -135,7 +132,6 @@ def compile_all(sweep: Sweep, hooks: Hooks = Hooks()) -> Programs:  # noqa: B008
         stages=tuple(compiled.get(("stage", stage.name)) for stage in sweep.algorithm.stages),
         evaluate={name: compiled["evaluate", name] for name in sweep.episodes},
         embed=compiled["embed"],
-        trace=compiled["trace"],
     )
 
 
@@ -171,7 +167,8 @@ def total_shapes(sweep: Sweep) -> tuple[Metrics, ...]:
 def carry_shapes(sweep: Sweep) -> Carry:
     """Returns the shapes of what `chunked` hands on, and a checkpoint holds: real runs only.
 
-    Leaves: state [S, ...]; totals [S] of every stage; others [point, S, ...].
+    Leaves: state [S, ...]; totals [S] of every stage; shown, the newest evaluation's
+    `Scores.shown` [S, task, ...]; others [point, S, ...].
     """
     cut = lambda s: jax.ShapeDtypeStruct((sweep.runs, *s.shape[1:]), s.dtype)
     points = len(eval_steps(sweep))
@@ -185,12 +182,16 @@ def carry_shapes(sweep: Sweep) -> Carry:
     state = state_shapes(sweep)
     args = (state, sweep.run_keys, sweep.data, jax.ShapeDtypeStruct((), jnp.int32))
     embeddings = jax.eval_shape(sweep_lib.over_runs(sweep.embed, 2, sweep.mesh), *args)
+    horizon = sweep.env.horizon
+    tails = (horizon + 1, sweep.env.obs_dim), (horizon,)
+    shown = tuple(jax.ShapeDtypeStruct((*lead, *tail), jnp.float32) for tail in tails)
     return {
         "state": jax.tree.map(cut, state),
         "totals": jax.tree.map(cut, total_shapes(sweep)),
         "returns": jax.tree.map(stack, returns),
         "costs": {name: Cost(*[stack(one)] * 3) for name, one in returns.items()},
         "embeddings": jax.tree.map(stack, embeddings),
+        "shown": shown,
     }
 
 
@@ -199,7 +200,7 @@ def empty_carry(sweep: Sweep, state: AgentState) -> Carry:
     shapes = carry_shapes(sweep)
     blank = lambda s: np.full(s.shape, np.nan, np.float32)
     totals = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes["totals"])
-    results = {name: shapes[name] for name in ("returns", "costs", "embeddings")}
+    results = {name: shapes[name] for name in ("returns", "costs", "embeddings", "shown")}
     placed = {"state": state, "totals": sweep_lib.place(totals, sweep.mesh)}
     return placed | jax.tree.map(blank, results)
 
@@ -301,6 +302,10 @@ def _score(sweep, programs, carry, chunk, unit, hooks):
         scores = sweep_lib.fetch(scores, sweep.runs)
         arrays = {"returns": {name: one.returns for name, one in scores.items()}}
         arrays |= {"costs": {name: one.cost for name, one in scores.items()}}
+        for one in scores.values():
+            if one.shown is not None:
+                for kept, new in zip(carry["shown"], one.shown, strict=True):
+                    kept[:] = new
     else:
         described = programs.embed.call(state, keys, sweep.data, at)
         arrays = {"returns": {}, "embeddings": sweep_lib.fetch(described, sweep.runs)}

@@ -297,6 +297,7 @@ class Scores(NamedTuple):
 
     returns: Float[Array, "*task E"]
     cost: Cost  # leaves as `returns`
+    shown: Any = None  # for figures: (path [*task, H + 1, obs], mask [*task, H]) of one episode
 
 
 class Offline(NamedTuple):

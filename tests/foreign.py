@@ -227,3 +227,7 @@ def refused(call):
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def cut(left):
+    return lambda path: path.write_bytes(path.read_bytes()[:left])

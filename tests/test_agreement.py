@@ -207,6 +207,19 @@ def test_a_true_end_that_is_none_is_told():
     assert "true end" in misfits[0]["text"]
 
 
+def test_tasks_that_are_nearly_right_are_told():
+    env, fields = bodies("cheetah_vel")
+    near = env._replace(tasks={"speed": env.tasks["speed"] + np.float32(0.03)})
+    misfits = examine(near, fields)["misfits"]
+    assert misfits and "its rewards are" in misfits[0]["text"], misfits[:2]
+
+
+def test_numbers_so_coarse_that_nothing_can_be_told_are_refused():
+    env, fields = bodies("cheetah_vel")
+    coarse = changed(fields, **dict.fromkeys(Transition._fields, rounded(0)))
+    assert len(examine(env, coarse)["misfits"]) == len(env.parameters)
+
+
 def test_sparse_rewards_alone_are_held_against_sparse_ones():
     env, fields = plane("sparse_point_robot", "ctmrl")
     near = changed(fields, reward=lambda r: np.asarray(env.context_reward(r)))

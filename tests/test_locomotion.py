@@ -20,7 +20,7 @@ from gentle_jax.envs import base
 
 pytestmark = pytest.mark.mjx
 FAMILIES = [
-    n for n in registry.ENVIRONMENTS if registry.load("environment", n).PHYSICS[-1] == "fast"
+    n for n in registry.ENVIRONMENTS if registry.load("environment", n).PHYSICS == physics.MODES
 ]
 
 
@@ -125,7 +125,7 @@ def test_sizes_and_ends(name, obs, action, early):
     ("walker_params", 0.016, 4),
 ])  # fmt: skip
 def test_time_steps_and_integrators(name, seconds, substeps):
-    reference, fast = (make(name, mode=mode).system for mode in physics.MODES)
+    reference, fast = (make(name, mode=mode).system for mode in physics.MJX_MODES)
     assert reference.frame_skip == fast.frame_skip == substeps
     np.testing.assert_allclose([reference.dt, fast.dt], seconds)
     rk4 = name != "cheetah_vel"  # gym's cheetah uses Euler
@@ -263,10 +263,14 @@ def test_more_tasks_than_there_are_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "preset,physics_",
-    [("paper", "reference"), ("fast", "fast"), ("quick", "fast"), ("smoke", "fast")],
-)
-def test_presets_choose_the_physics(preset, physics_):
+    "preset,device,physics_",
+    [
+        ("paper", "cpu", "reference"), ("fast", "gpu", "fast"), ("quick", "cpu", "mujoco"),
+        ("quick", "tpu", "fast"), ("smoke", "cpu", "mujoco"),
+    ],
+)  # fmt: skip
+def test_presets_choose_the_physics_of_the_device(monkeypatch, preset, device, physics_):
+    monkeypatch.setattr(jax, "default_backend", lambda: device)
     run = config_lib.RunConfig(env="cheetah_vel", preset=preset)
     filled = config_lib.fill_names(run)
     assert filled.physics == physics_
@@ -298,7 +302,7 @@ def test_data_of_one_physics_are_refused_by_a_run_in_the_other():
     def config(**names):
         return config_lib.resolve(config_lib.RunConfig(env="ant_goal", preset="smoke", **names))
 
-    fast, reference = config(), config(physics="reference")
+    fast, reference = config(physics="fast"), config(physics="reference")
     meta = {"identity": config_lib.data_identity(fast)}
     storage.check_identity(meta, fast, "here")
     with pytest.raises(errors.UserError, match="made with physics=fast, this run asks for ref"):
@@ -431,9 +435,10 @@ def test_every_program_of_the_main_command_takes_a_mujoco_family(monkeypatch):
     trace = lambda function, args, *_, **__: jax.eval_shape(function, *args)
     monkeypatch.setattr(sweep, "compile_program", trace)
     names = {"suite": "gentle", "env": "ant_dir", "num_seeds": 2, "protocols": ("given_context",)}
+    names["physics"] = "fast"
     config = assembly.make_config("focal", "smoke", TINY, **names)
     env, mesh = assembly.env_of(config), sweep.make_mesh(6)
-    assert config.run.physics == "fast" and env.ends_early
+    assert env.ends_early
     collector = behaviour_lib.make(env, config.behaviour, mesh)
     keys = behaviour_lib.task_keys(config.behaviour, 6)
     agents = sweep.place(env.tasks, mesh), sweep.place(keys, mesh)
@@ -451,10 +456,12 @@ def test_every_program_of_the_main_command_takes_a_mujoco_family(monkeypatch):
     stored |= {name: np.full(shapes[name], float(name == "mask")) for name in ("mask", "terminal")}
     task = assembly.make_sweep(config, stored)
     programs = training.compile_all(task)
-    path, mask = programs.trace
+    scores = programs.evaluate["given_context"]["given_context"]
+    assert scores.returns.shape[:2] == (2, 6)
+    path, mask = scores.shown
     assert path.shape == (2, 6, env.horizon + 1, 27) and mask.shape == (2, 6, env.horizon)
-    returns = programs.evaluate["given_context"]["given_context"].returns
-    assert returns.shape[:2] == (2, 6)
+    kept = training.carry_shapes(task)["shown"]
+    assert [leaf.shape for leaf in kept] == [path.shape, mask.shape]
 
 
 @pytest.mark.slow
@@ -466,13 +473,13 @@ def test_the_main_command_runs_a_mujoco_family(tmp_path, capsys, monkeypatch):
     line += ["--config.env.horizon=5", "--config.eval.scored_steps=5"]
     line += [f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'runs'}"]
     assert main(run.COMMAND, line) == 0
-    assert "physics fast" in capsys.readouterr().out
+    assert "physics mujoco" in capsys.readouterr().out
     (path,) = (tmp_path / "runs").rglob("summary.json")
     summary = json.loads(path.read_text())
-    assert summary["physics"] == "fast" and not summary["failed_seeds"]
+    assert summary["physics"] == "mujoco" and not summary["failed_seeds"]
     (meta,) = (tmp_path / "data").rglob("meta.json")
     meta = json.loads(meta.read_text())
-    assert meta["identity"]["physics"] == "fast" and len(meta["expert_return"][-1]) == 6
+    assert meta["identity"]["physics"] == "mujoco" and len(meta["expert_return"][-1]) == 6
     assert meta["identity"]["environment"]["num_train"] == 4
     assert {"mujoco-mjx", "brax"} <= set(meta["environment"]["versions"])
     assert main(run.COMMAND, line) == 0

@@ -225,7 +225,8 @@ def test_the_episode_is_the_one_of_the_runs_rollouts():
     # what `run` writes into rollouts.npz: every task in one program, without qpos
     host = jax.device_get((task.tasks, task.data))
     state = jax.tree.map(lambda leaf: leaf[1], restored.state)
-    path, mask = jax.jit(task.trace)(state, rng.run_keys(1, 1)[0], *host, jnp.int32(3))
+    scores = jax.jit(task.evaluate)(state, rng.run_keys(1, 1)[0], *host, jnp.int32(3))
+    path, mask = scores["given_context"].shown
     mean, std = restored.scale
     np.testing.assert_allclose(shown.obs, path[1] * std + mean, atol=1e-4)
     assert mask.all()
@@ -310,8 +311,9 @@ def finished(tmp_path_factory):
     carry = training.empty_carry(task, state)
     with checkpoint.Checkpoints(folder / "checkpoints") as saves:
         saves.save(4, carry, {"done": 4, "seconds": {}})
-    over_runs = sweep.over_runs(task.trace, 2, task.mesh)
-    paths, _ = jax.jit(over_runs)(state, task.run_keys, task.tasks, task.data, jnp.int32(4))
+    over_runs = sweep.over_runs(task.evaluate, 2, task.mesh)
+    scores = jax.jit(over_runs)(state, task.run_keys, task.tasks, task.data, jnp.int32(4))
+    paths, _ = scores[config.run.protocols[0]].shown
     with pytest.MonkeyPatch.context() as patch:  # no cache in the user's home
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(root / "cache"))
         yield folder, root / "data", np.asarray(paths)

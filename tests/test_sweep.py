@@ -88,12 +88,12 @@ def setting(tiny):
         evaluate=evaluation.make_evaluate(made.algorithm, made.env, protocols, 1),
         episodes={name: protocol.num_episodes for name, protocol in protocols.items()},
         embed=evaluation.make_embed(made.algorithm, made.config.train, 2, made.env.horizon),
-        trace=evaluation.make_trace(made.algorithm, made.env, protocols["given_context"]),
         data=data,
         tasks=jax.tree.map(jnp.asarray, made.env.tasks),
         hp=made.hp,
         run_keys=jax.vmap(jax.random.key)(jnp.arange(2)),
         num_evals=NUM_EVALS,
+        env=made.env,
     )
     seen = []
     programs = training.compile_all(
@@ -364,9 +364,9 @@ def test_changing_one_run_leaves_the_other_alone(setting, what):
 
 
 def test_every_program_is_compiled_once(setting, fused):
-    # ahead of time, in any order: one per stage and per protocol, and init, embed, trace
+    # ahead of time, in any order: one per stage and per protocol, and init, embed
     sweep = setting.sweep
-    names = {"init", "embed", "trace"} | {f"stage {stage.name}" for stage in sweep.algorithm.stages}
+    names = {"init", "embed"} | {f"stage {stage.name}" for stage in sweep.algorithm.stages}
     names |= {f"evaluate {protocol}" for protocol in sweep.episodes}
     assert set(setting.compiled) == names
     assert len(setting.compiled) == len(setting.programs.all()) == len(names)

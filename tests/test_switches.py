@@ -179,3 +179,28 @@ def test_a_run_that_goes_on_with_other_switches_says_so(tmp_path, monkeypatch, c
     environments.tell(known, computer.environment(), "data")
     told = capsys.readouterr().out
     assert told.startswith("data: ") and "device" in told and "processor" not in told
+
+
+LINE = (
+    "--algo=focal", "--preset=smoke", "--num_seeds=1", "--protocol=given_context", "--num_steps=4",
+    "--config.train.num_evals=1", "--config.behaviour.num_steps=80", "--config.env.num_train=2",
+    "--config.behaviour.first_level=40", "--config.behaviour.level_every=40",
+    "--config.behaviour.seed_steps=20", "--config.train.meta_batch=2",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_whole_command_gives_the_same_bits_whatever_jax_was_told(tmp_path, switch):
+    def numbers(name):
+        words = ["run", *LINE, f"--data={tmp_path / name}", f"--out={tmp_path / name}"]
+        assert command.main(run.COMMAND, words) == 0
+        (rows,) = (tmp_path / name).rglob("obs.npy")
+        (summary,) = (tmp_path / name).rglob("summary.json")
+        return np.load(rows), storage.read_json(summary)["results"]
+
+    rows, results = numbers("plain")
+    switch("jax_default_prng_impl", "rbg")
+    switch("jax_threefry_partitionable", False)
+    again, others = numbers("told")
+    np.testing.assert_array_equal(again, rows)
+    assert others == results

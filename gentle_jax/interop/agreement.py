@@ -23,6 +23,7 @@ STEP_ROWS = 100  # of each task, stepped once more
 REWARD_ROWS = 500  # of each task, relabelled
 RESETS = 2000
 EQUAL = 0.02  # errors up to here are those of rounded numbers
+CLOSE = 0.005  # ... unless rewards can be relabelled, and another task or scale explains them
 DIFFERENT = 0.3  # errors from here on are no longer those of another physics engine
 SEEN_ROUNDING = 0.05  # of context rewards, which are steep near a goal
 ODD_EPISODES = 0.05  # share of a task's episodes that may begin or go on oddly
@@ -81,7 +82,9 @@ def examine(fields: Fields, make_env: Callable[[str], Env], modes: Sequence[str]
     told = {misfit.task for misfit in misfits}
     rounding = reasons.rounding(stepped, relabelled, np.random.default_rng(samples.SEED))
     different = EQUAL if env.system is None else DIFFERENT  # there is no other engine of a point
-    found = reasons.of_tasks(stepped, relabelled, EQUAL + np.array(rounding), different)
+    rounding = np.minimum(rounding, DIFFERENT)  # coarser numbers could tell nothing: refused
+    limits = reasons.Limits(EQUAL + rounding, different, CLOSE + rounding[1], rounding.any())
+    found = reasons.of_tasks(stepped, relabelled, limits)
     misfits += [Misfit(*one) for one in found if one[0] not in told]
     misfits += _shown(fields, env, {misfit.task for misfit in misfits})
     worst = sorted(misfits, key=lambda misfit: -misfit.size)

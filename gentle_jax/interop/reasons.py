@@ -18,6 +18,10 @@ EXPLAINED = 4
 ROUNDED_TASKS = 4  # that tell how much rounding explains
 BETTER = 0.5  # a reason must leave at most this share of an error
 EXPLAINS = 0.1  # and no more than this of what rows change
+ODD_ENDS = 0.2  # share of a task's ends that may be near the edge, where engines part
+ODD_ENDS_OF_ALL = 0.08  # the same of all tasks
+ODD_ENDS_OF_ROUNDED = 0.5  # of a task's, where rounding moves what ends an episode
+NOISIER = 2.0  # how much larger than by the noise that was tried an error of rounding may be
 PerTask = Float[HostArray, " T"]
 
 
@@ -114,15 +118,22 @@ def _correlation(one, other):
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def of_tasks(
-    stepped: Seen, labelled: Seen | None, equal: Float[HostArray, "2"], different: float
-) -> list[tuple]:
+class Limits(NamedTuple):
+    """Up to where errors are those of good data."""
+
+    equal: Float[HostArray, "2"]  # of transitions, of rewards: below them nothing is wrong
+    different: float  # from here on a misfit without any reason; below it with one that explains it
+    close: float  # of relabelled rewards: from here on with a reason
+    rounded: bool  # whether numbers have few digits
+
+
+def of_tasks(stepped: Seen, labelled: Seen | None, limits: Limits) -> list[tuple]:
     """Returns (task, why its rows do not fit, how badly) of every task whose rows do not.
 
-    Args: stepped, by `Env.replay`; labelled, by `Env.relabel`; errors up to `equal` (of
-    transitions, of rewards) are fine, and from `different` on a misfit without any reason; between
-    them a reason that explains them makes one. Reasons are looked for in the EXPLAINED worst tasks.
+    Args: stepped, by `Env.replay`; labelled, by `Env.relabel`. Reasons are looked for in the
+    EXPLAINED worst tasks.
     """
+    equal, different, close, rounded = limits
     found, moved = [], stepped.transitions
     worst = set(np.argsort(-np.nan_to_num(moved))[:EXPLAINED].tolist())
     for task in np.flatnonzero(moved > equal[0]).tolist():
@@ -132,27 +143,34 @@ def of_tasks(
             found.append((task, text or plain, 100.0 + min(moved[task], 100.0)))
     seen, told = stepped if labelled is None else labelled, {task for task, *_ in found}
     worst = set(np.argsort(-np.nan_to_num(seen.rewards))[:EXPLAINED].tolist())
-    for task in np.flatnonzero(seen.rewards > equal[1]).tolist():
-        text = _why_rewards(task, seen) if task in worst else ""
+    for task in np.flatnonzero(seen.rewards > (equal[1] if labelled is None else close)).tolist():
+        text, error = _why_rewards(task, seen) if task in worst else "", seen.rewards[task]
         exact = labelled is not None or moved[task] <= equal[0]  # only the task is unknown
-        if task not in told and (text or exact or seen.rewards[task] > different):
+        if task not in told and (text or error > (equal[1] if exact else different)):
             plain = f"rewards differ from the environment's by {seen.rewards[task]:.2f} of their "
             plain += f"spread (correlation {seen.correlations[task]:.3f})"
-            found.append((task, text or plain, min(seen.rewards[task], 50.0)))
+            found.append((task, text or plain, min(error, 50.0)))
     told |= {task for task, *_ in found}
-    ends = [(task, _why_ends(*each), 75.0) for task, each in enumerate(stepped.ends)]
-    return found + [one for one in ends if one[1] and one[0] not in told]
+    odd = ODD_ENDS_OF_ROUNDED if rounded else ODD_ENDS
+    ends = [(task, _why_ends(*each, odd), 75.0) for task, each in enumerate(stepped.ends)]
+    ends = [one for one in ends if one[1] and one[0] not in told]
+    if stepped.ends and not (found or ends or rounded):
+        text = _why_ends(*map(np.concatenate, zip(*stepped.ends, strict=True)), ODD_ENDS_OF_ALL)
+        odd = [int((stored != falls).sum()) for stored, falls in stepped.ends]
+        ends = [(int(np.argmax(odd)), text.replace("its", "all tasks'"), 75.0)] if text else []
+    return found + ends
 
 
-def _why_ends(stored, predicted):
-    """Returns what is odd about a task's true ends, "" where nothing is."""
+def _why_ends(stored, predicted, odd_ends):
+    """Returns what is odd about the true ends of rows, "" for a share of up to odd_ends."""
     ended, falls = stored > 0, predicted > 0
-    if ended.sum() >= 2 and falls[ended].mean() < 0.5:
-        share = 100 * (1 - falls[ended].mean())
+    cut, missed = ended & ~falls, falls & ~ended
+    if cut.sum() >= 2 and cut.sum() > odd_ends * ended.sum():
+        share = 100 * cut.sum() / ended.sum()
         return f"{share:.0f}% of its true ends are none in Env.step: episodes were cut"
-    if falls.sum() >= 2 and ended[falls].mean() < 0.5:
-        share = 100 * (1 - ended[falls].mean())
-        return f"{share:.0f}% of what ends an episode in Env.step is no true end in it"
+    if missed.sum() >= 2 and missed.sum() > odd_ends * falls.sum():
+        share = 100 * missed.sum() / falls.sum()
+        return f"{share:.0f}% of what ends an episode in Env.step is no true end in the data"
     return ""
 
 
@@ -167,7 +185,7 @@ def rounding(seen: Seen, labelled: Seen | None, random: np.random.Generator) -> 
     some = slice(0, ROUNDED_TASKS)
     pair = [_noisy(seen, grain, random, some)]
     pair += [_noisy(labelled, grain, random, some)] if labelled is not None else []
-    return pair[0][0], pair[-1][1]
+    return NOISIER * pair[0][0], NOISIER * pair[-1][1]
 
 
 def _grain(drawn):
