@@ -201,7 +201,7 @@ def behaviour(small):
     """Data of one MuJoCo family with preset `fast`: a stretch of SAC, and one level's episodes."""
     sizes = {"env.num_train": 1, "env.num_test": 1, "env.horizon": 4} if small else {}
     preset = "smoke" if small else "fast"
-    config = assembly.make_config("ctmrl", preset, sizes, env="cheetah_vel")
+    config = assembly.make_config("ctmrl", preset, sizes, env="cheetah_vel", physics="fast")
     env, settings = assembly.env_of(config), config.behaviour
     tasks = collect.num_tasks(env)
     mesh = sweep.make_mesh(tasks)

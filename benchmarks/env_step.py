@@ -254,9 +254,9 @@ def cost_rows(family, batch, steps, rounds):
 
 NUMBERS = {  # heading: (key, format, scale)
     "batch": ("batch", "{}", 1),
-    "MJX steps/s": ("mjx_steps_per_second", "{:.0f}", 1),
+    "program steps/s": ("mjx_steps_per_second", "{:.0f}", 1),
     "C steps/s": ("c_steps_per_second", "{:.0f}", 1),
-    "C / MJX": ("c_over_mjx", "{:.2f}", 1),
+    "C / program": ("c_over_mjx", "{:.2f}", 1),
     "compile s": ("compile_seconds", "{:.1f}", 1),
     "cached s": ("cached_seconds", "{:.1f}", 1),
     "scratch MB": ("temp_bytes", "{:.1f}", 1e-6),

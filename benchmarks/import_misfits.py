@@ -116,7 +116,8 @@ MISFITS = {  # name -> (change of fields, part of the reasons that are right)
     "whole numbers": (
         lambda f: changed(f, obs=np.trunc), ("jump", "begin where", "follow one another")),
     "a task in whole numbers": (
-        one_in_whole_numbers, ("jump", "begin where", "follow one another", "differs", "differ")),
+        one_in_whole_numbers,
+        ("jump", "begin where", "follow one another", "differ", "times as far")),
 }  # fmt: skip
 OTHER_TASKS = ("of task", "differ", "times", "scaled", "begin where no reset")
 

@@ -263,10 +263,9 @@ def asked_of(line):
 
 def run(line):
     """The command; returns its exit code, FAILED if anything is not as it would be otherwise."""
+    # an accelerator is for the runs, not for this process
+    jax.config.update("jax_platforms", "cpu")
     asked = asked_of(line)
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # an accelerator is for the runs, not for this process
     to = pathlib.Path(asked["to"])
     computer.prepare_folder(to, 100e6, "--to")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # a kill must not harm the user's own

@@ -65,7 +65,7 @@ class RunConfig:
     backbone: str = ""  # "" = the suite's
     fidelity: str = ""  # "" = the algorithm's default
     preset: str = "quick"
-    physics: str = ""  # "" = published for preset `paper`, the environment's fastest otherwise
+    physics: str = ""  # "" = published for preset `paper`, else the last one that the device has
     num_seeds: int = 8
     seed_offset: int = 0
     protocols: tuple = ()  # () = every protocol
@@ -192,8 +192,7 @@ def fill_names(run: RunConfig) -> RunConfig:
     suite = suites.get(run.suite)
     algorithm = registry.load("algorithm", run.algorithm)
     modes = _environment(run.env, run.suite).PHYSICS
-    usable = [mode for mode in modes if mode != CPU_PHYSICS or jax.default_backend() == "cpu"]
-    physics = run.physics or usable[0 if run.preset == "paper" else -1]
+    physics = run.physics or (modes[0] if run.preset == "paper" else usable_physics(modes)[-1])
     if physics not in modes:
         raise errors.unknown(f"physics of {run.env}", physics, modes)
     backbone = run.backbone or suite.backbone
@@ -210,6 +209,12 @@ def fill_names(run: RunConfig) -> RunConfig:
     return dataclasses.replace(
         run, backbone=backbone, fidelity=fidelity, protocols=protocols, physics=physics
     )
+
+
+def usable_physics(modes: Sequence[str]) -> list[str]:
+    """Returns those of an environment's modes that the default device has."""
+    others = [mode for mode in modes if mode != CPU_PHYSICS]
+    return list(modes) if others == [*modes] or jax.default_backend() == "cpu" else others
 
 
 def _environment(name, suite):

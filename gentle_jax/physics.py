@@ -176,13 +176,9 @@ def of_model(
 ) -> System:
     """Returns the System of a C model as it is, with the options that it has.
 
-    Args: on_host, whether C MuJoCo steps it instead of MJX. Raises UserError where it cannot.
+    Args: on_host, whether C MuJoCo steps it instead of MJX: on CPUs, elsewhere its step raises
+    UserError where it is traced.
     """
-    if on_host and not host_physics.usable():
-        raise errors.UserError(
-            f"--physics=mujoco steps on CPUs, this is a {jax.default_backend()}: choose reference "
-            f"or fast"
-        )
     with without_lapack():
         model, blank = mjx.put_model(c_model, impl="jax"), mjx.make_data(c_model, impl="jax")
     system = System(
@@ -262,6 +258,11 @@ def _step(system, fields, state, control):
 
 def _host_step(system, step, fields, state, control):
     """Advances one environment step as `_step` does, by C MuJoCo."""
+    if not host_physics.usable():
+        raise errors.UserError(
+            f"physics mujoco steps on CPUs, this is a {jax.default_backend()}: set "
+            f"JAX_PLATFORMS=cpu, or train with --physics=reference or fast"
+        )
     args = state.qpos, state.qvel, state.warmstart, control
     after = State(*step(fields, *args))
     # C MuJoCo takes a control that is not finite for none

@@ -16,7 +16,7 @@ Each value is a module, imported on first use. What a module must define:
                between work that is no gradient step, from step 0 on: benchmarks time it apart
   backbone     `Config`, `make(config, latent_dim, spec)`
   environment  `SETTINGS` (suite -> default overrides), `PHYSICS` (its modes, the published one
-               first, the fastest last), `make(suite, mode, env_config)`; optional: `PRESETS`,
+               first, that of CPUs last), `make(suite, mode, env_config)`; optional: `PRESETS`,
                {"preset" or "preset:X": dotted overrides}, as above; `OFFERS`, what a protocol may
                need of it, such as "relabel"
   protocol     `make(eval_config, env)`; optional: `NEEDS`, names that an environment or an

@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gentle_jax import errors, host_physics, registry, sweep
+from experiments import run
+from experiments.cli import flags
+from gentle_jax import errors, host_physics, physics, registry, sweep
 from gentle_jax.envs import base
 from gentle_jax.types import Transition
 
-pytestmark = pytest.mark.mjx
+pytestmark = [
+    pytest.mark.mjx,
+    pytest.mark.skipif(not host_physics.usable(), reason="C MuJoCo steps on CPUs"),
+]
 STEPS = 6
 
 
@@ -81,8 +86,8 @@ def test_runs_on_several_devices_and_callers_do_not_meet():
     found = sweep.fetch(jax.jit(over)(sweep.place(keys, mesh), some(env, 3)), 2)
     plain = jax.jit(rolls)
     expected = [jax.device_get(plain(some(env, 3), key)) for key in keys]
-    for run, wanted in enumerate(expected):
-        same(jax.tree.map(lambda leaf, run=run: leaf[run], found), wanted)
+    for index, wanted in enumerate(expected):
+        same(jax.tree.map(lambda leaf, index=index: leaf[index], found), wanted)
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         each = threads.map(lambda i: jax.device_get(plain(some(env, 3), keys[i % 2])), range(8))
         for number, again in enumerate(each):
@@ -108,8 +113,35 @@ def test_what_is_not_finite_stays_where_it_was_and_alone(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())  # MuJoCo's log
 
 
+def test_many_simulations_on_every_device_do_not_wait_for_each_other():
+    """Arguments of 100 KiB and more: `jax.pure_callback` hangs here."""
+    env, count = make("cheetah_vel"), 4000
+    task = jax.tree.map(lambda leaf: leaf[0], env.tasks)
+
+    def one(key):
+        states, _ = jax.vmap(env.reset, (None, 0))(task, jax.random.split(key, count))
+        actions = jax.random.uniform(key, (count, env.action_dim), minval=-1.0)
+        step = jax.vmap(env.system.step, (None, 0, 0))
+        loop = lambda states, _: (step({}, states, actions)[0], None)
+        return jax.lax.scan(loop, states, None, length=3)[0].qpos
+
+    mesh, keys = sweep.make_mesh(2), jax.random.split(jax.random.key(5), 2)
+    found = sweep.fetch(jax.jit(sweep.over_runs(one, 1, mesh))(sweep.place(keys, mesh)), 2)
+    assert found.shape == (2, count, env.system.c_model.nq) and np.isfinite(found).all()
+
+
 def test_elsewhere_than_on_a_cpu_it_is_refused_in_one_line(monkeypatch):
+    env = make("cheetah_vel")
     monkeypatch.setattr(host_physics, "usable", lambda: False)
-    with pytest.raises(errors.UserError, match="choose reference or fast") as caught:
-        make("cheetah_dir", num_train=0)
+    system = physics.of_model(env.system.c_model, 1, on_host=True)
+    state = system.reset(jnp.zeros(9), jnp.zeros(9))
+    with pytest.raises(errors.UserError, match="steps on CPUs, this is a cpu: set") as caught:
+        system.step({}, state, jnp.zeros(6))
     assert "\n" not in str(caught.value)
+
+
+def test_runs_on_an_accelerator_are_refused_before_any_work():
+    words = ["run", "--env=cheetah_vel", "--physics=mujoco", "--preset=quick"]
+    assert flags.parse(run.COMMAND, words).config.run.physics == "mujoco"
+    with pytest.raises(errors.UserError, match="choose reference or fast"):
+        flags.parse(run.COMMAND, words, lambda: True)

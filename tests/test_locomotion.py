@@ -429,7 +429,7 @@ def test_impossible_collection_settings_are_told(bad, message):
 def test_every_program_of_the_main_command_takes_a_mujoco_family(monkeypatch):
     """Traced, not compiled: shapes and types are all that a family can get wrong by itself.
 
-    Ant-Dir ends its episodes early. Its steps are compiled in test_envs.py and test_physics.py, the
+    Ant-Dir ends its episodes early. Its steps are compiled in test_physics.py, the
     command runs in test_run.py.
     """
     trace = lambda function, args, *_, **__: jax.eval_shape(function, *args)

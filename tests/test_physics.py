@@ -29,7 +29,6 @@ CASES = [
     ("hopper_params", "fast"),
     ("walker_params", "fast"),
     ("walker_params", "mujoco"),
-    ("ant_dir", "mujoco"),
 ]
 BY_HAND = "GENTLE_JAX_BY_HAND" in os.environ  # minutes
 if BY_HAND:  # its code is that of hopper_params

@@ -33,7 +33,8 @@ GROUPS = {
         ("preset", str, "auto",
          "sizes: paper fast quick smoke; auto = quick on CPU, paper on accelerators"),
         ("physics", str, "",
-         "MuJoCo: reference (published integrator and solver) or fast; default: the preset's"),
+         "MuJoCo: reference (published integrator and solver), fast, or mujoco (reference in C "
+         "MuJoCo, CPUs only); default: the preset's and the device's"),
     ),
     "how often": (
         ("num_seeds", int, DEFAULT.num_seeds, "seeds, all in one compiled program"),
@@ -226,8 +227,8 @@ def check(command, line):
 def resolve(line, on_accelerator=lambda: False):
     """Returns the Request of a Line.
 
-    Args: on_accelerator, a function () -> bool, called only for `--preset=auto`. Raises UserError
-    for anything unknown or impossible.
+    Args: on_accelerator, a function () -> bool, called only where something depends on it. Raises
+    UserError for anything unknown or impossible.
     """
     shared = line.shared
     automatic = shared["preset"] == "auto"
@@ -244,6 +245,11 @@ def resolve(line, on_accelerator=lambda: False):
         seed_offset=shared["seed_offset"],
         protocols=tuple(shared["protocol"]),
     )
+    if run.physics == config_lib.CPU_PHYSICS and on_accelerator():
+        raise errors.UserError(
+            "--physics=mujoco steps on CPUs, these runs are on an accelerator: choose reference "
+            "or fast"
+        )
     layers = presets.layers(preset, config_lib.fill_names(run))
     tasks = tasks_of(shared)
     steps = {} if shared["num_steps"] is None else {"train.num_steps": shared["num_steps"]}

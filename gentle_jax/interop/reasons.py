@@ -19,7 +19,8 @@ ROUNDED_TASKS = 4  # that tell how much rounding explains
 BETTER = 0.5  # a reason must leave at most this share of an error
 EXPLAINS = 0.1  # and no more than this of what rows change
 ODD_ENDS = 0.2  # share of a task's ends that may be near the edge, where engines part
-ODD_ENDS_OF_ALL = 0.08  # the same of all tasks
+ODD_ENDS_OF_ALL = 0.08  # the same of all tasks, of whom FEW_ENDS say nothing
+FEW_ENDS = 4
 ODD_ENDS_OF_ROUNDED = 0.5  # of a task's, where rounding moves what ends an episode
 NOISIER = 2.0  # how much larger than by the noise that was tried an error of rounding may be
 PerTask = Float[HostArray, " T"]
@@ -152,25 +153,26 @@ def of_tasks(stepped: Seen, labelled: Seen | None, limits: Limits) -> list[tuple
             found.append((task, text or plain, min(error, 50.0)))
     told |= {task for task, *_ in found}
     odd = ODD_ENDS_OF_ROUNDED if rounded else ODD_ENDS
-    ends = [(task, _why_ends(*each, odd), 75.0) for task, each in enumerate(stepped.ends)]
-    ends = [one for one in ends if one[1] and one[0] not in told]
+    ends = [(task, _why_ends(*each, "its", 2, odd)) for task, each in enumerate(stepped.ends)]
+    ends = [(task, text, 75.0) for task, text in ends if text and task not in told]
     if stepped.ends and not (found or ends or rounded):
-        text = _why_ends(*map(np.concatenate, zip(*stepped.ends, strict=True)), ODD_ENDS_OF_ALL)
-        odd = [int((stored != falls).sum()) for stored, falls in stepped.ends]
-        ends = [(int(np.argmax(odd)), text.replace("its", "all tasks'"), 75.0)] if text else []
+        every = map(np.concatenate, zip(*stepped.ends, strict=True))
+        text = _why_ends(*every, "all tasks'", FEW_ENDS, ODD_ENDS_OF_ALL)
+        counts = [int(((stored > 0) != (falls > 0)).sum()) for stored, falls in stepped.ends]
+        ends = [(int(np.argmax(counts)), text, 75.0)] if text else []
     return found + ends
 
 
-def _why_ends(stored, predicted, odd_ends):
-    """Returns what is odd about the true ends of rows, "" for a share of up to odd_ends."""
+def _why_ends(stored, predicted, whose, least, odd_ends):
+    """Returns what is odd about the true ends of rows, "" for few, or a share up to odd_ends."""
     ended, falls = stored > 0, predicted > 0
     cut, missed = ended & ~falls, falls & ~ended
-    if cut.sum() >= 2 and cut.sum() > odd_ends * ended.sum():
+    if cut.sum() >= least and cut.sum() > odd_ends * ended.sum():
         share = 100 * cut.sum() / ended.sum()
-        return f"{share:.0f}% of its true ends are none in Env.step: episodes were cut"
-    if missed.sum() >= 2 and missed.sum() > odd_ends * falls.sum():
+        return f"{share:.0f}% of {whose} true ends are none in Env.step: episodes were cut"
+    if missed.sum() >= least and missed.sum() > odd_ends * falls.sum():
         share = 100 * missed.sum() / falls.sum()
-        return f"{share:.0f}% of what ends an episode in Env.step is no true end in the data"
+        return f"{share:.0f}% of what ends {whose} episodes in Env.step is no true end in the data"
     return ""
 
 
