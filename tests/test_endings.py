@@ -104,6 +104,7 @@ def handlers():
 
 def test_a_closed_terminal_saves_as_sigterm_does(handlers, capsys):
     saved = []
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run below nohup
 
     def function(line):
         with preemption.held():

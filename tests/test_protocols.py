@@ -223,7 +223,10 @@ def test_tasks_side_by_side_do_not_disturb_each_other(name):
     )
     jax.tree.map(np.testing.assert_array_equal, together, alone)
     scored = [8, 2] if protocols[name].num_episodes > 1 else [1, 1]
-    for leaf in jax.tree.leaves(together):  # returns and each cost: whichever slots were used
+    path, mask = together.shown  # one episode of each task
+    assert path.shape[:2] == (2, env.horizon + 1) and mask.sum(1).tolist() == [1, 4]
+    scores = together._replace(shown=None)
+    for leaf in jax.tree.leaves(scores):  # returns and each cost: whichever slots were used
         assert np.isfinite(leaf).sum(1).tolist() == scored
 
 

@@ -185,7 +185,8 @@ LINE = (
     "--algo=focal", "--preset=smoke", "--num_seeds=1", "--protocol=given_context", "--num_steps=4",
     "--config.train.num_evals=1", "--config.behaviour.num_steps=80", "--config.env.num_train=2",
     "--config.behaviour.first_level=40", "--config.behaviour.level_every=40",
-    "--config.behaviour.seed_steps=20", "--config.train.meta_batch=2",
+    "--config.behaviour.seed_steps=20", "--config.behaviour.num_levels=2",
+    "--config.train.meta_batch=2",
 )  # fmt: skip
 
 
