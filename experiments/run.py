@@ -245,8 +245,8 @@ def train(request, folder, hits, tell=events.silent):
     )
     env, scale = sweep.env, sweep.scale
     if hosts.leader():
-        kept = training.carry_shapes(sweep)
-        size = training.state_bytes([kept["state"], kept["shown"]])
+        kept = training.state_shapes(sweep), training.shown_shapes(sweep)
+        size = training.state_bytes(kept)
         computer.prepare_folder(folder, 4 * size + 20e6, "--out")
         storage.write_json(folder / "config.json", json_files.sealed(identity(request)))
         environments.write(folder, request.config.run, meta)

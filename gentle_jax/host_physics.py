@@ -22,12 +22,8 @@ import mujoco
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from jaxtyping import Float
 from mujoco import batch as c_batch
 
-from gentle_jax.types import HostArray
-
-Rows = Float[HostArray, "N F"]  # a row for each simulation
 STATE = ("qpos", "qvel", "qacc_warmstart")  # what a step reads beside the control
 
 

@@ -182,17 +182,22 @@ def carry_shapes(sweep: Sweep) -> Carry:
     state = state_shapes(sweep)
     args = (state, sweep.run_keys, sweep.data, jax.ShapeDtypeStruct((), jnp.int32))
     embeddings = jax.eval_shape(sweep_lib.over_runs(sweep.embed, 2, sweep.mesh), *args)
-    horizon = sweep.env.horizon
-    tails = (horizon + 1, sweep.env.obs_dim), (horizon,)
-    shown = tuple(jax.ShapeDtypeStruct((*lead, *tail), jnp.float32) for tail in tails)
     return {
         "state": jax.tree.map(cut, state),
         "totals": jax.tree.map(cut, total_shapes(sweep)),
         "returns": jax.tree.map(stack, returns),
         "costs": {name: Cost(*[stack(one)] * 3) for name, one in returns.items()},
         "embeddings": jax.tree.map(stack, embeddings),
-        "shown": shown,
+        "shown": shown_shapes(sweep),
     }
+
+
+def shown_shapes(sweep: Sweep) -> tuple:
+    """Returns the shapes of the `Scores.shown` of all real runs; nothing is traced."""
+    lead = (sweep.runs, jax.tree.leaves(sweep.tasks)[0].shape[0])
+    horizon = sweep.env.horizon
+    tails = (horizon + 1, sweep.env.obs_dim), (horizon,)
+    return tuple(jax.ShapeDtypeStruct((*lead, *tail), jnp.float32) for tail in tails)
 
 
 def empty_carry(sweep: Sweep, state: AgentState) -> Carry:

@@ -8,9 +8,8 @@ import foreign
 import jax
 import numpy as np
 import pytest
+from data_command import shown
 
-from experiments import data
-from experiments.cli.command import main
 from experiments.runs import imports
 from gentle_jax import assembly, registry, storage
 from gentle_jax import config as config_lib
@@ -228,12 +227,6 @@ def test_sparse_rewards_alone_are_held_against_sparse_ones():
 
 
 # the command
-
-
-def shown(capsys, *arguments, command=data.COMMAND):
-    capsys.readouterr()
-    code = main(command, ["command", *map(str, arguments)])
-    return code, *capsys.readouterr()
 
 
 FORMATS = {

@@ -8,6 +8,7 @@ import shutil
 import foreign
 import numpy as np
 import pytest
+from data_command import refused, shown
 
 from experiments import collect, data, run
 from experiments.cli import flags
@@ -63,21 +64,6 @@ def dataset(root):
 
 def focal(folder):
     return "--format=focal", f"--from={folder}"
-
-
-def shown(capsys, *arguments, command=data.COMMAND):
-    """Runs the command; returns (exit code, stdout, stderr)."""
-    capsys.readouterr()
-    code = main(command, ["command", *map(str, arguments)])
-    return code, *capsys.readouterr()
-
-
-def refused(capsys, *arguments, command=data.COMMAND):
-    """Runs the command; returns its one line on stderr."""
-    code, _, line = shown(capsys, *arguments, command=command)
-    assert code == 2, line
-    assert line.startswith("error: ") and line.count("\n") == 1
-    return line
 
 
 def test_an_imported_folder_trains_and_its_gap_is_named(capsys, tmp_path, source, monkeypatch):

@@ -3,10 +3,9 @@
 import foreign
 import numpy as np
 import pytest
+from data_command import refused, shown
 
 import gentle_jax
-from experiments import data
-from experiments.cli.command import main
 from gentle_jax import storage, task_tables
 from gentle_jax.envs import base
 
@@ -14,21 +13,6 @@ from gentle_jax.envs import base
 @pytest.fixture(autouse=True)
 def quiet(no_cache):
     """The user's compile cache stays as it is, and commands run in an empty folder."""
-
-
-def shown(capsys, *arguments, command=data.COMMAND):
-    """Runs the command; returns (exit code, stdout, stderr)."""
-    capsys.readouterr()
-    code = main(command, ["command", *map(str, arguments)])
-    return code, *capsys.readouterr()
-
-
-def refused(capsys, *arguments, command=data.COMMAND):
-    """Runs the command; returns its one line on stderr."""
-    code, _, line = shown(capsys, *arguments, command=command)
-    assert code == 2, line
-    assert line.startswith("error: ") and line.count("\n") == 1
-    return line
 
 
 @pytest.mark.parametrize("format", ["npz", "metadt", "spc"])
