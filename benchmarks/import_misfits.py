@@ -90,8 +90,9 @@ def between(env):
 
 
 def shorter(fields):
-    """Episodes of half the horizon, none of which has a true end."""
-    early = np.arange(fields["mask"].shape[-1]) < fields["mask"].shape[-1] // 2
+    """Episodes of half their mean length at most, none of which has a true end."""
+    lengths = fields["mask"].sum(-1)
+    early = np.arange(fields["mask"].shape[-1]) < lengths[lengths > 0].mean() // 2
     return changed(fields, mask=lambda m: m * early, terminal=np.zeros_like)
 
 

@@ -17,7 +17,6 @@ from gentle_jax import (
     registry,
     rng,
     storage,
-    suites,
     training,
 )
 from gentle_jax import config as config_lib
@@ -149,7 +148,7 @@ def env_of(config: config_lib.ExperimentConfig) -> Env:
 def _prepared(config, env, fields):
     """Returns (Dataset of all tasks, training tasks first; Env; (mean, std) of observations).
 
-    Both are z-scored where the suite says so; else the mean is 0 and the standard deviation 1.
+    Both are z-scored with `train.normalize_obs`; else the mean is 0 and the standard deviation 1.
     Then the task's parameters come behind the observations, where they are to be revealed.
     """
     mask = np.asarray(fields["mask"])
@@ -157,7 +156,7 @@ def _prepared(config, env, fields):
     dataset = data_lib.from_episodes(episodes, mask, config.train.timeout_is_terminal)
     scale = np.zeros(env.obs_dim, np.float32), np.ones(env.obs_dim, np.float32)
     dataset = data_lib.take_tasks(dataset, task_order(env))
-    if suites.get(config.run.suite).normalize_obs:
+    if config.train.normalize_obs:
         scale = data_lib.statistics(dataset, len(env.train_ids))
         dataset, env = data_lib.normalize(dataset, *scale), base.normalize(env, *scale)
     if config.env.reveal_task:

@@ -92,6 +92,7 @@ class TrainConfig:
     precision: str = "float32"  # of matrix products in networks; "tensorfloat32" where the device
     #                             has it; "bfloat16", activations too. Parameters, moments, losses
     #                             and sums are float32 in any
+    normalize_obs: bool = False  # z-scores of the training tasks' rows; what the suite says
     timeout_is_terminal: bool = True  # both releases do not bootstrap over the time limit
     num_evals: int = 10  # evaluations along training, the last one included
 
@@ -257,7 +258,9 @@ def resolve(
     algorithm = registry.load("algorithm", run.algorithm)
     sections = {"run": run} | {name: kind() for name, kind in _kinds(run).items()}
     names = {run.algorithm: "algo", run.backbone: "backbone"}
-    layers = [("environment settings", registry.load("environment", run.env).SETTINGS[run.suite])]
+    layers = [("suite", {"train.normalize_obs": suites.get(run.suite).normalize_obs})]
+    of_env = registry.load("environment", run.env).SETTINGS[run.suite]
+    layers.append(("environment settings", of_env))
     published = getattr(algorithm, "SETTINGS", {})
     layers.append(("algorithm settings", published.get((run.suite, run.env), {})))
     layers.append(("fidelity", getattr(algorithm, "FIDELITY", {}).get(run.fidelity, {})))

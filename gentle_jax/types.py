@@ -261,10 +261,10 @@ class Env(NamedTuple):
     # The dense reward of stored rows in `task`; None where a row does not hold what it depends on.
     relabel: Relabel | None = None
     task_rules: TaskRules | None = None  # None: the suite's tasks are the only ones
-    # (task, rows before, rows) -> Step: what `step` makes of stored rows [N, ...], on the host and
-    # without compiling it. `obs` of the row before is NaN where an episode begins; results are NaN
-    # where a row does not say where it begins. None: rows say
-    # too little of the state.
+    # (task, before, rows) -> Step: what `step` makes of stored rows [N, ...], on the host and
+    # without compiling it. `before` [N, K, ...] are the K rows before each, `obs` is NaN where there
+    # is none; results are NaN where rows do not say where the last one begins. None: rows say too
+    # little of the state.
     replay: Replay | None = None
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from gentle_jax import assembly, evaluation, registry, suites
+from gentle_jax import assembly, evaluation, registry
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax.envs import base
@@ -201,7 +201,7 @@ def make_tiny(algorithm, suite="ctmrl", env="point_robot", backbone="", fidelity
     env, dataset = small_env(suite, env)
     train = data_lib.take_tasks(dataset, env.train_ids)
     test = data_lib.take_tasks(dataset, env.test_ids)
-    if suites.get(suite).normalize_obs:
+    if config.train.normalize_obs:
         mean, std = data_lib.statistics(train)
         train, test = (data_lib.normalize(d, mean, std) for d in (train, test))
         env = base.normalize(env, mean, std)

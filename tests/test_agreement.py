@@ -56,17 +56,19 @@ def of_bodies(env, episodes=3, steps=CHEETAH_STEPS, tasks=None):
     for task in range(len(ids)):
         one = jax.tree.map(lambda leaf, task=task: leaf[task], env.tasks)
         obs = starts[task * episodes : (task + 1) * episodes]
-        before = Transition(np.full_like(obs, np.nan), *[np.zeros((episodes, env.action_dim))] * 5)
+        blank = np.full((episodes, 1, env.obs_dim), np.nan, np.float32)
+        before = Transition(blank, *[np.zeros((episodes, 1, env.action_dim))] * 5)
         for step in range(steps):
             action = random.uniform(-1.0, 1.0, (episodes, env.action_dim)).astype(np.float32)
-            rows = before._replace(obs=obs, action=action)
+            rows = before._replace(obs=obs, action=action)  # others are not looked at
             out = env.replay(one, before, rows)
             values = {"obs": obs, "action": action, "reward": out.reward, "next_obs": out.obs}
             values["context_reward"] = out.reward
             for name, each in values.items():
                 fields[name][task, 0, :, step] = each
             fields["mask"][task, 0, :, step] = 1.0
-            before, obs = rows, np.asarray(out.obs)
+            before = before._replace(obs=obs[:, None], action=action[:, None])
+            obs = np.asarray(out.obs)
     return env, fields
 
 

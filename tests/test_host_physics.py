@@ -58,10 +58,14 @@ def test_a_step_is_mujocos(name, settings):
     for task in range(2):
         obs, action, after, reward, terminal = (leaf[task] for leaf in every)
         rows = Transition(obs, action, reward, reward, after, terminal)
-        before = jax.tree.map(lambda x: np.concatenate([x[:1] * np.nan, x[:-1]]), rows)
+        nothing = lambda x: np.full((8, *x.shape[1:]), np.nan, x.dtype)
+        ahead = jax.tree.map(lambda x: np.concatenate([nothing(x), x]), rows)
+        before = jax.tree.map(
+            lambda x, count=len(obs): np.stack([x[i : i + 8] for i in range(count)]), ahead
+        )
         out = env.replay(jax.tree.map(lambda leaf, task=task: leaf[task], env.tasks), before, rows)
-        known = np.isfinite(np.asarray(out.reward)) & (np.abs(obs) < 10.0).all(-1)
-        assert known.sum() >= 2
+        known = np.isfinite(np.asarray(out.reward))
+        assert known.sum() >= len(obs) - 2
         np.testing.assert_allclose(out.obs[known], after[known], atol=2e-5)
         np.testing.assert_allclose(out.reward[known], reward[known], atol=2e-5)
 

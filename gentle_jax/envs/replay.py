@@ -1,7 +1,8 @@
 """Stored rows once more through a family's physics, on the host: C MuJoCo, nothing is compiled.
 
 MJX is tested against it. What a row does not hold follows from the row before it: that one is
-stepped first, and leaves the solver's first guess and the positions that observations lack.
+stepped first, and leaves the solver's first guess and the positions that observations lack. Speeds
+that are clipped follow from the last row without any, from which all are stepped.
 """
 
 import contextlib
@@ -34,22 +35,22 @@ def by_mujoco(
             states, afters = stepped(model, before, rows)
         stack = lambda each: jax.tree.map(lambda *leaves: np.stack(leaves), *each)
         out = seen(task, stack(states), stack(afters), rows.obs, rows.action)
-        known = system.c_model.nq - hidden
-        speed = np.abs(rows.obs[:, known : known + system.c_model.nv]).max(1)
-        blank = np.where(speed >= speed_limit, np.nan, 0.0).astype(np.float32)  # what is clipped
+        begin = _begins(before, rows, system.c_model, hidden, speed_limit)
+        blank = np.where(begin < 0, np.nan, 0.0).astype(np.float32)
         return out._replace(obs=out.obs + blank[:, None], reward=out.reward + blank)
 
     def stepped(model, before, rows):
         """Returns the states before and after each row."""
         data, states, afters = mujoco.MjData(model), [], []
-        for i in range(len(rows.obs)):
+        begins = _begins(before, rows, model, hidden, speed_limit)
+        for i, begin in enumerate(begins):
             mujoco.mj_resetData(model, data)
-            if np.isfinite(before.obs[i]).all():
-                _place(model, data, before.obs[i], hidden, speed_limit)
-                _advance(system, model, data, before.action[i])
-                _place(model, data, rows.obs[i], hidden, speed_limit)
-            else:
-                _place(model, data, rows.obs[i], hidden, speed_limit)
+            past = range(begin, before.obs.shape[1]) if begin >= 0 else ()
+            for k in past:
+                _place(model, data, before.obs[i, k], hidden, speed_limit)
+                _advance(system, model, data, before.action[i, k])
+            _place(model, data, rows.obs[i], hidden, speed_limit)
+            if not len(past):
                 mujoco.mj_kinematics(model, data)
             states.append(_state(system, data))
             _advance(system, model, data, rows.action[i])
@@ -57,6 +58,16 @@ def by_mujoco(
         return states, afters
 
     return replay
+
+
+def _begins(before, rows, model, hidden, speed_limit):
+    """Returns [N], which row before each to begin with; K: with the row itself; -1: unknown."""
+    known = model.nq - hidden
+    clear = lambda obs: (np.abs(obs[..., known : known + model.nv]) < speed_limit).all(-1)
+    there, count = np.isfinite(before.obs).all(-1), before.obs.shape[1]
+    able = there & clear(before.obs)
+    last = np.where(able.any(1), count - 1 - able[:, ::-1].argmax(1), -1)
+    return np.where(clear(rows.obs), np.where(there[:, -1], count - 1, count), last)
 
 
 @contextlib.contextmanager

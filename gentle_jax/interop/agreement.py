@@ -24,7 +24,8 @@ REWARD_ROWS = 500  # of each task, relabelled
 RESETS = 2000
 EQUAL = 0.02  # errors up to here are those of rounded numbers
 CLOSE = 0.005  # ... unless rewards can be relabelled, and another task or scale explains them
-DIFFERENT = 0.3  # errors from here on are no longer those of another physics engine
+DIFFERENT = 0.15  # errors from here on are no longer those of another physics engine
+COARSE = 0.3  # the largest error that may be left to rounding
 SEEN_ROUNDING = 0.05  # of context rewards, which are steep near a goal
 ODD_EPISODES = 0.05  # share of a task's episodes that may begin or go on oddly
 
@@ -82,7 +83,7 @@ def examine(fields: Fields, make_env: Callable[[str], Env], modes: Sequence[str]
     told = {misfit.task for misfit in misfits}
     rounding = reasons.rounding(stepped, relabelled, np.random.default_rng(samples.SEED))
     different = EQUAL if env.system is None else DIFFERENT  # there is no other engine of a point
-    rounding = np.minimum(rounding, DIFFERENT)  # coarser numbers could tell nothing: refused
+    rounding = np.minimum(rounding, COARSE)  # coarser numbers could tell nothing: refused
     limits = reasons.Limits(EQUAL + rounding, different, CLOSE + rounding[1], rounding.any())
     found = reasons.of_tasks(stepped, relabelled, limits)
     misfits += [Misfit(*one) for one in found if one[0] not in told]

@@ -14,6 +14,7 @@ SCALES = (  # one is near enough to any, also where bodies do not move in propor
     1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0,
 )  # fmt: skip
 FEW_ROWS = 24  # of a task that reasons are tried on
+MIN_ROWS = 4  # that a reason can be told from
 EXPLAINED = 4
 ROUNDED_TASKS = 4  # that tell how much rounding explains
 BETTER = 0.5  # a reason must leave at most this share of an error
@@ -227,7 +228,7 @@ def _why_transitions(task, seen):
         tried[f"its actions are scaled: about {scale:g} times them fits"] = error(few, scale=scale)
     if seen.env.system is None:  # a point moves in proportion to its action
         tried |= _distance(seen, task)
-    for name, other in (("before", few.before), ("after", few.after)):
+    for name, other in (("before", _row_before(few)), ("after", few.after)):
         shifted, inside = _shifted(few, other)
         if inside:
             tried[f"its actions are shifted: those of the row {name} fit"] = error(shifted)
@@ -252,11 +253,21 @@ def _distance(seen, task):
 def _shifted(sample, other):
     """Returns (a sample with the actions of neighbouring rows, whether there are any)."""
     there = np.isfinite(other.reward)
-    if there.sum() < 4:
+    if there.sum() < MIN_ROWS:
         return None, False
     cut = jax.tree.map(lambda leaf: leaf[there], sample)
-    blank = cut.before._replace(obs=np.full_like(cut.before.obs, np.nan))  # its action is unknown
-    return cut._replace(rows=cut.rows._replace(action=other.action[there]), before=blank), True
+    rows = cut.rows._replace(action=other.action[there])
+    return cut._replace(rows=rows, before=_unknown(cut.before)), True  # whose actions are unknown
+
+
+def _row_before(sample):
+    """Returns the rows before those of a sample."""
+    return jax.tree.map(lambda leaf: leaf[:, -1], sample.before)
+
+
+def _unknown(rows):
+    """Returns rows that say nothing."""
+    return rows._replace(obs=np.full_like(rows.obs, np.nan))
 
 
 def _tasks_move(seen, task):
@@ -270,35 +281,38 @@ def _tasks_move(seen, task):
 
 def _why_rewards(task, seen):
     """Returns what explains that rewards differ, "" where nothing tried does."""
-    sample, own = seen.drawn[task], seen.predicted[task].astype(np.float64)
-    stored = sample.rows.reward.astype(np.float64)
-    limit = min(BETTER * seen.rewards[task], EXPLAINS)
+    sample, limit = seen.drawn[task], min(BETTER * seen.rewards[task], EXPLAINS)
+    known = np.isfinite(seen.predicted[task])  # others could not be stepped
+    every = sample.rows.reward.astype(np.float64)
+    own, stored = seen.predicted[task][known].astype(np.float64), every[known]
     share = lambda gap: samples.trimmed(gap**2) / seen.reward_spread
     scale = float(own @ stored / max(own @ own, 1e-12))
     tried = {f"its rewards are {scale:.4g} times the environment's": share(stored - scale * own)}
     slope, offset = np.polyfit(own, stored, 1) if own.std() > 1e-9 else (1.0, 0.0)
     text = f"its rewards are {slope:.4g} times the environment's and {offset:+.4g}"
     tried[text] = 2.0 * share(stored - slope * own - offset)  # two numbers explain more
-    for name, other in (("before", sample.before), ("after", sample.after)):
+    for name, other in (("before", _row_before(sample)), ("after", sample.after)):
         there = np.isfinite(other.reward)
-        if there.sum() >= 4:
+        if there.sum() >= MIN_ROWS:
             text = f"its rewards are shifted: they are those of the row {name}"
-            tried[text] = _shifted_rewards(seen, task, other, there, stored)
+            tried[text] = _shifted_rewards(seen, task, other, there, every)
     if seen.env.relabel is not None:
-        every = jax.vmap(seen.env.relabel, (0, None))(seen.env.tasks, sample.rows)
-        gaps = np.array([share(stored - np.asarray(each, np.float64)) for each in every])
+        by_task = jax.vmap(seen.env.relabel, (0, None))(seen.env.tasks, sample.rows)
+        gaps = np.array([share(every - np.asarray(each, np.float64)) for each in by_task])
         tried[f"its rewards are those of task {gaps.argmin()}"] = gaps.min()
-    text = min(tried, key=tried.get)
+    text = min(tried, key=lambda each: np.nan_to_num(tried[each], nan=np.inf))
     alike = f" (correlation {seen.correlations[task]:.3f})"
     return text + alike if tried[text] < limit else ""
 
 
 def _shifted_rewards(seen, task, other, there, stored):
-    """Returns the error of stored rewards as those of neighbouring rows."""
+    """Returns the error of stored rewards as those of neighbouring rows, NaN where few are known."""
     rows = jax.tree.map(lambda leaf: leaf[there], other)
     if seen.env.relabel is not None:
         predicted = _relabel(seen.env, task, Transition(*rows))
     else:
-        blank = rows._replace(obs=np.full_like(rows.obs, np.nan))
-        predicted = np.asarray(seen.step(task, samples.Sample(rows, blank, rows)).reward)
-    return samples.trimmed((predicted - stored[there]) ** 2) / seen.reward_spread
+        nothing = _unknown(jax.tree.map(lambda leaf: leaf[:, None], rows))
+        predicted = np.asarray(seen.step(task, samples.Sample(rows, nothing, rows)).reward)
+    gaps = (predicted - stored[there]) ** 2
+    enough = np.isfinite(gaps).sum() >= MIN_ROWS
+    return samples.trimmed(gaps) / seen.reward_spread if enough else np.nan

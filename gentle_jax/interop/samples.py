@@ -13,13 +13,14 @@ SEED = 0
 
 
 class Sample(NamedTuple):
-    """Rows of one task, and the rows before and after them; NaN where there is none."""
+    """Rows of one task, what came before them and the row after; NaN where there is none."""
 
     rows: Transition  # leaves [N, ...]
-    before: Transition
+    before: Transition  # leaves [N, BEFORE, ...], the last one is the row before
     after: Transition
 
 
+BEFORE = 8  # rows: what a row does not hold follows from them
 EARLY = 24  # rows of a sample before its ends of episodes
 
 
@@ -40,31 +41,32 @@ def lengths(fields: Fields, task: int) -> Int[HostArray, " E"]:
 def rows_of(fields: Fields, task: int, count: int) -> Sample:
     """Returns a Sample of `count` rows of a task; rows come again where it has fewer.
 
-    A tenth of them begin episodes, a tenth end them, others are uniform over all rows. One size
-    for all tasks: programs are compiled once.
+    A tenth of them begin episodes, a tenth end them, others are uniform over all rows; all rows
+    where there are no more. One size for all tasks: programs are compiled once.
     """
     random = np.random.default_rng([SEED, task])
     mask = np.asarray(fields["mask"][task]) > 0
     size = mask.sum(-1)
     pick = lambda places, n: places[random.permutation(len(places))[:n]]
-    episodes = np.argwhere(size > 0)
-    first = pick(episodes, count // 10)
-    last = pick(episodes, count // 10)
-    place = np.concatenate(
-        [
-            np.column_stack([first, np.zeros(len(first), int)]),
-            np.column_stack([last, size[tuple(last.T)] - 1]),
-            pick(np.argwhere(mask), count - len(first) - len(last)),
-        ]
-    )
-    place = np.unique(place, axis=0)
+    episodes, place = np.argwhere(size > 0), np.argwhere(mask)
+    if len(place) > count:
+        first, last = pick(episodes, count // 10), pick(episodes, count // 10)
+        place = np.concatenate(
+            [
+                np.column_stack([first, np.zeros(len(first), int)]),
+                np.column_stack([last, size[tuple(last.T)] - 1]),
+                pick(place, count - len(first) - len(last)),
+            ]
+        )
+        place = np.unique(place, axis=0)
     order = random.permutation(len(place))
     ends = place[order, 2] == size[tuple(place[order, :2].T)] - 1
     # ends after some others: whoever looks at the first rows only sees them, too
     order = np.concatenate([order[~ends][:EARLY], order[ends], order[~ends][EARLY:]])
     level, episode, step = place[np.resize(order, count)].T
     at = lambda shift: _at(fields, task, (level, episode, step + shift), size)
-    return Sample(at(0), at(-1), at(1))
+    earlier = level[:, None], episode[:, None], step[:, None] + np.arange(-BEFORE, 0)
+    return Sample(at(0), _at(fields, task, earlier, size), at(1))
 
 
 def _at(fields, task, place, size):
