@@ -54,7 +54,11 @@ class Seen(NamedTuple):
         ends = []
         for one, step in zip(drawn, out, strict=True):
             known = np.isfinite(np.asarray(step.reward))
-            ends.append((one.rows.terminal[known], np.asarray(step.terminal)[known]))
+            # whether a fall at the time limit is a true end, not every format says
+            falls = np.asarray(step.terminal) * (
+                np.isfinite(one.after.reward) | (one.rows.terminal > 0)
+            )
+            ends.append((one.rows.terminal[known], falls[known]))
         return _with_rewards(seen, rewards)._replace(
             transitions=np.array(errors), ends=tuple(ends) if env.ends_early else ()
         )
