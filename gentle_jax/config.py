@@ -93,6 +93,7 @@ class TrainConfig:
     #                             has it; "bfloat16", activations too. Parameters, moments, losses
     #                             and sums are float32 in any
     normalize_obs: bool = False  # z-scores of the training tasks' rows; what the suite says
+    normalize_rewards: bool = False  # a backbone's, divided by their spread in training tasks
     timeout_is_terminal: bool = True  # both releases do not bootstrap over the time limit
     num_evals: int = 10  # evaluations along training, the last one included
 

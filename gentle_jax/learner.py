@@ -118,11 +118,12 @@ def decayed(hp: HyperParams, train: TrainConfig, at: Index) -> HyperParams:
 
 
 def joint_step(
-    rep: Representation, rl: Backbone, train: TrainConfig, num_train_tasks: int, offset: int = 0
+    rep: Representation, rl: Backbone, train: TrainConfig, spec: Spec, offset: int = 0
 ) -> Advance:
     """Returns step(state, data, key, index): one RL and one representation update on a batch.
 
-    `offset` is the training step at which the stage begins.
+    `offset` is the training step at which the stage begins. A backbone's rewards are divided by
+    their standard deviation with `train.normalize_rewards`; representations see them as they are.
 
         tasks    ~ the training tasks
         context  ~ rep.context(tasks); K RL batches ~ all rows of the tasks
@@ -133,7 +134,8 @@ def joint_step(
     Both updates see z of the representation before its own (docs/methods/backbones.md, "Joint
     step"). `dz` is dead code unless `rep.update` reads it.
     """
-    draw = data_lib.task_sampler(train.meta_batch, num_train_tasks, train.task_draw)
+    draw = data_lib.task_sampler(train.meta_batch, spec.num_train_tasks, train.task_draw)
+    spread = spec.statistics.reward_std if train.normalize_rewards else None
 
     def step(state, data, key, index):
         k_task, k_context, k_z, k_batch, k_rl, k_rep = jax.random.split(key, 6)
@@ -146,6 +148,7 @@ def joint_step(
         batches = jax.vmap(lambda rows: data_lib.gather(data, task_id, rows))(drawn)
         cond = _condition(rep, state.rep, data, context, task_id, drawn, k_z)
         flat = jax.tree.map(lambda x: x.reshape((x.shape[0], -1) + x.shape[3:]), batches)
+        flat = flat if spread is None else flat._replace(reward=flat.reward / max(spread, 1e-6))
         new_rl, dz, rl_metrics = rl.update(state.rl, hp["backbone"], flat, cond, k_rl, index)
         first = jax.tree.map(lambda x: x[0], batches)
         batch = MetaBatch(first, context, task_id, k_z)
@@ -178,7 +181,7 @@ def joint(
 
     Args: before, Stages of its own; shown, the metrics that say most.
     """
-    step = joint_step(rep, rl, train, spec.num_train_tasks)
+    step = joint_step(rep, rl, train, spec)
     return assemble(rep, rl, (*before, Stage("train", train.num_steps, step, shown=shown)))
 
 

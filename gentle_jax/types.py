@@ -262,8 +262,8 @@ class Env(NamedTuple):
     relabel: Relabel | None = None
     task_rules: TaskRules | None = None  # None: the suite's tasks are the only ones
     # (task, before, rows) -> Step: what `step` makes of stored rows [N, ...], on the host and
-    # without compiling it. `before` [N, K, ...] are the K rows before each, `obs` is NaN where there
-    # is none; results are NaN where rows do not say where the last one begins. None: rows say too
+    # without compiling it. `before` [N, K, ...] are the K rows before each, NaN where there is
+    # none; results are NaN where rows do not say where the last one begins. None: rows say too
     # little of the state.
     replay: Replay | None = None
 

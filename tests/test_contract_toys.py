@@ -98,6 +98,18 @@ def gradient_of(after, name):
     return jax.tree.map(lambda m: np.asarray(m) / 0.1, after.rep.trained[name].moments.mu)
 
 
+def test_a_backbone_sees_rewards_in_their_spread_where_that_is_asked_for():
+    data, seen = dataset_of(*ragged_fields()), {}
+    for divided in (False, True):
+        made, hp = built("toy_embeddings", data, recorder(), normalize_rewards=divided)
+        seen[divided] = one_step(made, hp, data)[1].rl[0]
+    ends = np.asarray(data.episode_start)[:, -1]
+    rewards = np.concatenate([np.asarray(data.rows.reward)[t, :end] for t, end in enumerate(ends)])
+    assert 0.5 < rewards.std() < 1.5 and abs(rewards.std() - 1.0) > 0.01
+    expected = seen[False]._replace(reward=seen[False].reward / rewards.std())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), seen[True], expected)
+
+
 # --- z per row and at the next row; data at init
 
 

@@ -44,6 +44,12 @@ def some(env, count):
     return jax.tree.map(lambda leaf: leaf[:count], env.tasks)
 
 
+def history(rows, count=8):
+    """The rows [N, count, ...] before each one, NaN before the first."""
+    ahead = np.concatenate([np.full((count, *rows.shape[1:]), np.nan, rows.dtype), rows])
+    return np.stack([ahead[i : i + count] for i in range(len(rows))])
+
+
 def same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
@@ -58,11 +64,7 @@ def test_a_step_is_mujocos(name, settings):
     for task in range(2):
         obs, action, after, reward, terminal = (leaf[task] for leaf in every)
         rows = Transition(obs, action, reward, reward, after, terminal)
-        nothing = lambda x: np.full((8, *x.shape[1:]), np.nan, x.dtype)
-        ahead = jax.tree.map(lambda x: np.concatenate([nothing(x), x]), rows)
-        before = jax.tree.map(
-            lambda x, count=len(obs): np.stack([x[i : i + 8] for i in range(count)]), ahead
-        )
+        before = jax.tree.map(history, rows)
         out = env.replay(jax.tree.map(lambda leaf, task=task: leaf[task], env.tasks), before, rows)
         known = np.isfinite(np.asarray(out.reward))
         assert known.sum() >= len(obs) - 2

@@ -278,11 +278,13 @@ def test_presets_choose_the_physics_of_the_device(monkeypatch, preset, device, p
     assert config_lib.data_identity(config)["physics"] == physics_
 
 
-@pytest.mark.parametrize("backbone,scale", [("brac_sac", 5.0), ("sac", 1.0), ("iql", 5.0)])
+@pytest.mark.parametrize("backbone,scale", [("brac_sac", 50.0), ("sac", 10.0), ("iql", 5.0)])
 def test_quick_has_the_rates_and_reward_scale_of_every_backbone(backbone, scale):
     names = {"env": "cheetah_vel", "backbone": backbone}
-    found = assembly.make_config("focal", "quick", **names).backbone
-    assert (found.lr, found.policy_lr, found.reward_scale) == (1e-3, 1e-3, scale)
+    config = assembly.make_config("focal", "quick", **names)
+    found = config.backbone
+    assert (found.lr, found.policy_lr, found.reward_scale) == (3e-3, 2e-3, scale)
+    assert config.train.normalize_obs and config.train.normalize_rewards
 
 
 def test_a_flag_overrides_the_presets_physics_and_bad_names_are_told():

@@ -42,6 +42,20 @@ def test_parameters_are_scaled_over_the_training_tasks():
     np.testing.assert_array_equal(base.scaled_parameters(env), [[-1, 0], [3, 1], [1, 0]])
 
 
+@pytest.mark.parametrize("suite,asked,scaled", [
+    ("ctmrl", {}, False), ("ctmrl", {"train.normalize_obs": True}, True),
+    ("gentle", {}, True), ("gentle", {"train.normalize_obs": False}, False),
+])  # fmt: skip
+def test_the_suite_says_whether_observations_are_z_scores_and_a_user_may_differ(
+    suite, asked, scaled
+):
+    config = config_of(suite=suite, **asked)
+    made = assembly.make_sweep(config, fields_of(config))
+    rows = np.asarray(made.data.rows.obs)[:3].reshape(-1, 2)
+    assert np.allclose(rows.mean(0), 0.0, atol=1e-5) == scaled
+    assert np.allclose(rows.std(0), 1.0, atol=1e-4) == scaled
+
+
 @pytest.mark.parametrize("name", list(registry.ENVIRONMENTS))
 def test_all_that_varies_between_tasks_is_revealed(name):
     module = registry.load("environment", name)

@@ -52,16 +52,22 @@ QUICK = {
     "env.num_test": 2,
     "train.meta_batch": 6,
     "train.batch_size": 64,
-    "train.final_lr": 0.1,
-    "train.num_evals": 2,
-    "backbone.lr": 1e-3,
+    "train.normalize_obs": True,  # velocities of joints are ten times as large as angles
+    "train.normalize_rewards": True,
+    "backbone.lr": 3e-3,
     "backbone.tau": 0.01,
     "backbone.reward_scale": 5.0,
     "backbone.width": 128,
-    "brac_sac.policy_lr": 1e-3,
-    "sac.policy_lr": 1e-3,
-    "sac.reward_scale": 1.0,  # 5 for an entropy weight of 1 is 1 for one of 0.2
-    "iql.policy_lr": 1e-3,
+    # Rewards in their spread, 50 for an entropy weight of 1; the dual weight is in the same unit
+    "brac_sac.reward_scale": 50.0,
+    "brac_sac.alpha_init": 500.0,
+    "brac_sac.alpha_lr": 10.0,
+    "brac_sac.alpha_max": 20_000.0,
+    "brac_sac.dual_steps": 1,  # three are more than half of a step's time
+    "brac_sac.policy_lr": 2e-3,
+    "sac.policy_lr": 2e-3,
+    "sac.reward_scale": 10.0,  # 50 for an entropy weight of 1 is 10 for one of 0.2
+    "iql.policy_lr": 2e-3,
     "algo.lr": 1e-3,
     "behaviour.num_steps": 120_000,
     "behaviour.seed_steps": 3_200,

@@ -310,7 +310,7 @@ def _why_rewards(task, seen):
 
 
 def _shifted_rewards(seen, task, other, there, stored):
-    """Returns the error of stored rewards as those of neighbouring rows, NaN where few are known."""
+    """Returns the error of stored rewards as those of neighbouring rows, NaN of too few."""
     rows = jax.tree.map(lambda leaf: leaf[there], other)
     if seen.env.relabel is not None:
         predicted = _relabel(seen.env, task, Transition(*rows))

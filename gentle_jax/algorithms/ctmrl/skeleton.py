@@ -41,7 +41,7 @@ def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algori
         periodic = codebook.make_periodic(schedule, *settings)
 
     def stage(name, rep, codes_on, begin, end):
-        joint = learner.joint_step(rep, rl, train, spec.num_train_tasks, begin)
+        joint = learner.joint_step(rep, rl, train, spec, begin)
         step = joint
         if periodic is not None:
             step = _around(joint, periodic, _task_vectors(rep, spec), codes_on, begin)

@@ -36,7 +36,7 @@ def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algori
     fields = {"context": context, "predict_reward": predict_reward}
     fields["predicts_context_reward"] = True
     rep = compose.representation(encoder, terms, train, **fields)
-    joint = learner.joint_step(rep, rl, train, spec.num_train_tasks)
+    joint = learner.joint_step(rep, rl, train, spec)
     relabel = relabelling.make(config, spec, models, rep, rl)
 
     def dynamics_step(state, data, key, index):
