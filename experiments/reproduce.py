@@ -19,6 +19,7 @@ SUMMARY = (
 ALL = {name: (f"--algo={name}",) for name in registry.ALGORITHMS}
 # an agent without context that is told the task: the ceiling beside `multitask`, the floor
 ALL["multitask, task revealed"] = ("--algo=multitask", "--config.env.reveal_task=True")
+TWO_AGENTS = ("multitask", "multitask, task revealed")  # without context: a floor, a ceiling
 # GENTLE's claim: relabelling pays where tasks are few and data narrow
 LIMITED = {
     "gentle": ("--algo=gentle",),
@@ -32,6 +33,36 @@ OF_DATA["10 levels a task"] = tuple(
     for key, value in (("num_steps", 4000), ("first_level", 400), ("level_every", 400),
                        ("num_levels", 10), ("episodes_per_level", 10))
 )  # fmt: skip
+# Data that a preset was not made for: agents at the end of their training, all along it, half-way.
+KINDS = {
+    "experts": (),
+    "mixed": OF_DATA["10 levels a task"][:-1] + ("--config.behaviour.episodes_per_level=20",),
+    "medium": ("--config.behaviour.num_steps=1200", "--config.behaviour.first_level=1200"),
+}
+# Why a MuJoCo family is learned or not: an agent that is told its task, one change a row
+TOLD = ("--algo=multitask", "--config.env.reveal_task=True", "--protocol=online")
+OLD_RATES = ("--config.backbone.lr=1e-3", "--config.backbone.policy_lr=1e-3")
+OLD_SCALE = (
+    "--config.train.normalize_rewards=False",
+    *(f"--config.backbone.{key}={value}"
+      for key, value in (("reward_scale", 5), ("alpha_init", 50), ("alpha_lr", 1))),
+)  # fmt: skip
+OLD_DUAL, RAW = ("--config.backbone.dual_steps=3",), ("--config.train.normalize_obs=False",)
+OLD_END = ("--config.train.final_lr=0.1",)
+CAUSES = {
+    "preset": (),
+    "all of the next five": (*RAW, *OLD_SCALE, *OLD_RATES, *OLD_END, *OLD_DUAL),
+    "raw observations": RAW,
+    "raw rewards, scale 5": OLD_SCALE,
+    "rates of 1e-3": OLD_RATES,
+    "a tenth of the rates at the end": OLD_END,
+    "three dual steps": OLD_DUAL,
+    "no penalty": ("--config.backbone.use_brac=False",),
+    "tau 0.03": ("--config.backbone.tau=0.03",),
+    "discount 0.97": ("--config.backbone.discount=0.97",),
+    "td3_bc": ("--backbone=td3_bc",),
+    "iql": ("--backbone=iql",),
+}
 NO_CODES = ("--config.algo.use_codebook=False",)
 TABLES = {
     # row -> flags: what each part of CTMRL buys; Table 2 of its paper and more
@@ -59,6 +90,17 @@ TABLES = {
         for data, of_data in OF_DATA.items()
         for name, line in LIMITED.items()
     },
+    # settings that must hold on data that they were not made for
+    "robust": {
+        f"{name}, {kind}": (f"--algo={name}", "--suite=gentle", *of_data)
+        for kind, of_data in KINDS.items()
+        for name in ("gentle", "focal", "ctmrl")
+    },
+    "causes": {name: (*TOLD, *changes) for name, changes in CAUSES.items()},
+    "families": {name: ALL[name] for name in ("focal", "ctmrl", *TWO_AGENTS)},
+    "families_gentle": {
+        name: (*ALL[name], "--suite=gentle") for name in ("focal", "gentle", *TWO_AGENTS)
+    },
 }
 ENVIRONMENTS = {
     "components": ("point_robot", "point_robot_wind", "sparse_point_robot"),
@@ -66,6 +108,10 @@ ENVIRONMENTS = {
     "methods": ("point_robot",),
     "methods_gentle": ("point_robot",),
     "limited": ("point_robot",),
+    "robust": ("point_robot",),
+    "causes": ("cheetah_vel",),
+    "families": ("cheetah_vel", "ant_goal", "hopper_params", "walker_params", "sparse_point_robot"),
+    "families_gentle": ("cheetah_dir", "ant_dir"),
 }
 PROTOCOLS = {
     "components": ("random_then_policy", "given_context"),
