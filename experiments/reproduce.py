@@ -43,19 +43,22 @@ KINDS = {
 TOLD = ("--algo=multitask", "--config.env.reveal_task=True", "--protocol=online")
 OLD_RATES = ("--config.backbone.lr=1e-3", "--config.backbone.policy_lr=1e-3")
 OLD_SCALE = (
-    "--config.train.normalize_rewards=False",
-    *(f"--config.backbone.{key}={value}"
-      for key, value in (("reward_scale", 5), ("alpha_init", 50), ("alpha_lr", 1))),
+    "--config.train.normalize_rewards=False", "--config.backbone.reward_scale=5",
+    "--config.backbone.alpha_init=50", "--config.backbone.alpha_lr=10",
 )  # fmt: skip
+RELEASED = ("--config.backbone.clip_stored_alpha=False",)
+SLOW_WEIGHT = ("--config.backbone.alpha_lr=10", *RELEASED)
 OLD_DUAL, RAW = ("--config.backbone.dual_steps=3",), ("--config.train.normalize_obs=False",)
 OLD_END = ("--config.train.final_lr=0.1",)
+OLD = (*RAW, *OLD_SCALE[:-1], "--config.backbone.alpha_lr=1", *RELEASED, *OLD_RATES, *OLD_END)
 CAUSES = {
     "preset": (),
-    "all of the next five": (*RAW, *OLD_SCALE, *OLD_RATES, *OLD_END, *OLD_DUAL),
+    "all of the next six": (*OLD, *OLD_DUAL),
     "raw observations": RAW,
     "raw rewards, scale 5": OLD_SCALE,
     "rates of 1e-3": OLD_RATES,
     "a tenth of the rates at the end": OLD_END,
+    "dual weight slow, not clipped": SLOW_WEIGHT,
     "three dual steps": OLD_DUAL,
     "no penalty": ("--config.backbone.use_brac=False",),
     "tau 0.03": ("--config.backbone.tau=0.03",),
