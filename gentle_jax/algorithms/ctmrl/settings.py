@@ -88,6 +88,8 @@ PRESETS = {
         "algo.code_loss_weight": 0.001,
         "algo.cross_weight": 0.1,
     },
+    # few rows have a reward: its prediction must not drown
+    "quick:sparse_point_robot": {"algo.prediction_weight": 10.0, "algo.cross_weight": 1.0},
     "smoke": {"algo.encoder_width": 16, "algo.num_iterations": 10},
     # MuJoCo families have few tasks at these sizes
     **{f"quick:{env}": {"algo.num_codes": 3} for env in _FEW_TASKS},
