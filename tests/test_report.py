@@ -9,6 +9,7 @@ from experiments import report, reproduce, run
 from experiments.cli.command import main
 from experiments.runs import code_identity, outputs
 from experiments.show import tables
+from gentle_jax import config as config_lib
 
 ENTRY = {
     "task_set": "test", "metric": "final", "step": 20, "mean": -4.5, "std": 0.1,
@@ -130,6 +131,15 @@ def executed(monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce.computer, "on_accelerator", lambda: False)
     monkeypatch.chdir(tmp_path)
     return found
+
+
+@pytest.mark.parametrize("table", reproduce.TABLES)
+def test_every_row_of_a_table_is_a_run_of_its_own(table, monkeypatch):
+    monkeypatch.setattr(reproduce.computer, "on_accelerator", lambda: False)
+    cells = reproduce.cells(table, ["--preset=quick"])
+    assert len(cells) == len(reproduce.TABLES[table]) * len(reproduce.ENVIRONMENTS[table])
+    trees = [config_lib.to_dict(cell.config) for cell in cells.values()]
+    assert len({config_lib.fingerprint(tree) for tree in trees}) == len(trees)
 
 
 def reproduced(capsys, *arguments):
