@@ -66,6 +66,9 @@ def measure(name, suite):
 
 def main():
     """Prints a line for each suite whose robots begin at one place, and writes all."""
+    if sys.argv[1:]:
+        print(f"it takes no arguments, given {sys.argv[1]!r}", file=sys.stderr)
+        return 2
     rows = []
     for name in ("point_robot", "sparse_point_robot"):
         for suite in registry.load("environment", name).SETTINGS:

@@ -50,7 +50,8 @@ RELEASED = ("--config.backbone.clip_stored_alpha=False",)
 SLOW_WEIGHT = ("--config.backbone.alpha_lr=10", *RELEASED)
 OLD_DUAL, RAW = ("--config.backbone.dual_steps=3",), ("--config.train.normalize_obs=False",)
 OLD_END = ("--config.train.final_lr=0.1",)
-OLD = (*RAW, *OLD_SCALE[:-1], "--config.backbone.alpha_lr=1", *RELEASED, *OLD_RATES, *OLD_END)
+OLD_WEIGHT = ("--config.backbone.alpha_lr=1", "--config.backbone.alpha_max=2000", *RELEASED)
+OLD = (*RAW, *OLD_SCALE[:-1], *OLD_WEIGHT, *OLD_RATES, *OLD_END)
 CAUSES = {
     "preset": (),
     "all of the next six": (*OLD, *OLD_DUAL),
@@ -120,7 +121,9 @@ PROTOCOLS = {
     "components": ("random_then_policy", "given_context"),
     "gentle": ("given_context", "one_shot"),
     "limited": ("given_context", "one_shot"),
+    "robust": ("given_context", "one_shot"),
 }
+TASK_SETS = {"robust": "train"}  # of a table by protocols; others show test tasks
 EXTRA = (
     ("table", str, "components", "which table: " + " ".join(TABLES)),
     ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
@@ -182,8 +185,9 @@ def write(table, summaries, folder, note=None):
     """
     if table in PROTOCOLS:
         lines = by_protocol(table, summaries)
-        caption = "Test tasks, last checkpoint: normalized return (mean return ± half of the 95 % "
-        caption += "bootstrap interval over seeds)."
+        tasks = "Training" if TASK_SETS.get(table) == "train" else "Test"
+        caption = f"{tasks} tasks, last checkpoint: normalized return (mean return ± half of the "
+        caption += "95 % bootstrap interval over seeds)."
     else:
         lines = methods.lines(summaries)
         caption = (
@@ -215,7 +219,7 @@ def by_protocol(table, summaries):
     done = {row for row, _ in summaries}
     for row in (row for row in TABLES[table] if row in done):
         entries = [
-            methods.entry(summaries[row, env], protocol, "test")
+            methods.entry(summaries[row, env], protocol, TASK_SETS.get(table, "test"))
             if (row, env) in summaries
             else None
             for env, protocol in names

@@ -1,9 +1,10 @@
 """Frozen configs: defaults in code, layers of dotted overrides, strict keys, fingerprints.
 
-Order of layers, later wins: dataclass defaults (the paper's values), the environment's settings
-for the suite, the algorithm's settings for suite and environment, its fidelity, its settings for
-suite, environment and fidelity, the size preset, the user. Floats of the sections `algo` and
-`backbone` are leaves of `hp`, unless marked static: they can be swept in one program.
+Order of layers, later wins: dataclass defaults (the paper's values), the suite's normaliser, the
+environment's settings for the suite, the algorithm's settings for suite and environment, its
+fidelity, its settings for suite, environment and fidelity, the size preset, the user. Floats of the
+sections `algo` and `backbone` are leaves of `hp`, unless marked static: they can be swept in one
+program.
 """
 
 import dataclasses
@@ -341,13 +342,20 @@ def to_dict(config: ExperimentConfig) -> dict:
 def from_dict(tree: dict) -> ExperimentConfig:
     """Returns the config that `to_dict` wrote; raises UserError if it has other keys."""
     try:
-        run = RunConfig(**tree["run"] | {"protocols": tuple(tree["run"]["protocols"])})
-        sections = {name: kind(**tree[name]) for name, kind in _kinds(run).items()}
+        run = _whole(RunConfig, tree["run"] | {"protocols": tuple(tree["run"]["protocols"])})
+        sections = {name: _whole(kind, tree[name]) for name, kind in _kinds(run).items()}
     except (KeyError, TypeError) as error:
         raise errors.UserError(
             f"these settings are of another version of the code ({error}): use that version"
         ) from None
     return ExperimentConfig(run=run, **sections, tasks=tree.get("tasks"))
+
+
+def _whole(kind, values):
+    """Returns kind(**values); KeyError for a missing field: its default may be another value."""
+    for field in dataclasses.fields(kind):
+        values[field.name]
+    return kind(**values)
 
 
 def fingerprint(tree: Any) -> str:

@@ -123,7 +123,8 @@ def joint_step(
     """Returns step(state, data, key, index): one RL and one representation update on a batch.
 
     `offset` is the training step at which the stage begins. A backbone's rewards are divided by
-    their standard deviation with `train.normalize_rewards`; representations see them as they are.
+    their standard deviation with `train.normalize_rewards` (of the Spec's statistics, a constant of
+    the program); representations see them as they are, but dz is of a loss in the divided ones.
 
         tasks    ~ the training tasks
         context  ~ rep.context(tasks); K RL batches ~ all rows of the tasks

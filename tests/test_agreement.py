@@ -13,7 +13,7 @@ from data_command import shown
 from experiments.runs import imports
 from gentle_jax import assembly, registry, storage
 from gentle_jax import config as config_lib
-from gentle_jax.interop import agreement, table
+from gentle_jax.interop import agreement, reasons, samples, table
 from gentle_jax.types import Transition
 
 CHEETAH_STEPS = 12
@@ -206,6 +206,19 @@ def test_a_true_end_that_is_none_is_told():
     cut = changed(fields, terminal=lambda t: t + (np.arange(CHEETAH_STEPS) == CHEETAH_STEPS - 1))
     misfits = examine(env._replace(ends_early=True, horizon=200), cut)["misfits"]
     assert "true end" in misfits[0]["text"]
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_a_fall_needs_no_end_flag_at_the_time_limit_only(longer):
+    env, fields = bodies("hopper_params")
+    falls = lambda *rows: env.replay(*rows)._replace(terminal=np.ones(len(rows[2].reward)))
+    other = env._replace(ends_early=True, replay=falls, horizon=CHEETAH_STEPS + longer)
+    drawn = [samples.rows_of(fields, task, 36) for task in range(len(env.parameters))]
+    for one, (stored, predicted) in zip(drawn, reasons.Seen.of(other, drawn).ends, strict=True):
+        assert not stored.any() and (one.step == CHEETAH_STEPS - 1).sum() >= 3
+        np.testing.assert_array_equal(
+            predicted == 0, (one.step == CHEETAH_STEPS - 1) & (not longer)
+        )
 
 
 def test_tasks_that_are_nearly_right_are_told():

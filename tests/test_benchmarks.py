@@ -9,8 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import behaviour_sac, env_returns, env_step, machine, torch_step, train_step
-from gentle_jax import behaviour, learner, registry, rng, sweep
+from benchmarks import (
+    behaviour_sac,
+    context_free,
+    env_returns,
+    env_step,
+    machine,
+    torch_step,
+    train_step,
+)
+from gentle_jax import assembly, behaviour, learner, registry, rng, sweep
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax.types import Cond, MetaBatch
@@ -69,6 +77,27 @@ def test_bad_input_is_one_line_and_exit_code_two(flag, hint, capsys):
     assert train_step.main(["train_step", flag]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and hint in message
+
+
+def test_one_place_is_as_good_as_a_context_where_there_is_one_goal(monkeypatch, tmp_path, capsys):
+    for name, value in (("EPISODES", 2), ("TRIALS", 5), ("GRID", 5), ("OUT", tmp_path / "x.json")):
+        monkeypatch.setattr(context_free, name, value)
+    whole, goal = assembly.make_env, np.array([[0.5, 0.0]], np.float32)
+
+    def one_goal(name, suite):
+        env = whole(name, suite)
+        tasks = {"goal": goal, "wind": np.zeros_like(goal)}
+        shown = env.task_rules.shown(tasks)
+        return env._replace(tasks=tasks, test_ids=np.array([0]), **shown)
+
+    monkeypatch.setattr(context_free.assembly, "make_env", one_goal)
+    monkeypatch.setattr(context_free.sys, "argv", ["context_free"])
+    assert context_free.main() is None
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [row["place"] for row in rows] == [[0.5, 0.0]] * 4
+    np.testing.assert_allclose([row["one_place_normalized"] for row in rows], 1.0, atol=1e-4)
+    monkeypatch.setattr(context_free.sys, "argv", ["context_free", "--help"])
+    assert context_free.main() == 2 and "--help" in capsys.readouterr().err
 
 
 def test_products_count_loops_and_the_branch_taken():

@@ -27,8 +27,8 @@ def make(name, **settings):
     return module.make(next(iter(module.SETTINGS)), "mujoco", base.EnvConfig(**settings))
 
 
-def roll(env, task, key):
-    """Returns (obs, action, next obs, reward, terminal) of STEPS random actions."""
+def roll(env, task, key, steps=STEPS):
+    """Returns (obs, action, next obs, reward, terminal) of random actions."""
     state, obs = env.reset(task, key)
 
     def body(carry, key):
@@ -37,7 +37,7 @@ def roll(env, task, key):
         state, out = env.step(task, state, action)
         return (state, out.obs), (obs, action, out.obs, out.reward, out.terminal)
 
-    return jax.lax.scan(body, (state, obs), jax.random.split(key, STEPS))[1]
+    return jax.lax.scan(body, (state, obs), jax.random.split(key, steps))[1]
 
 
 def some(env, count):
@@ -70,6 +70,28 @@ def test_a_step_is_mujocos(name, settings):
         assert known.sum() >= len(obs) - 2
         np.testing.assert_allclose(out.obs[known], after[known], atol=2e-5)
         np.testing.assert_allclose(out.reward[known], reward[known], atol=2e-5)
+
+
+def test_clipped_speeds_follow_from_the_rows_before():
+    env = make("walker_params")
+    rolls = jax.jit(jax.vmap(functools.partial(roll, env, steps=14), (None, 0)))
+    task = jax.tree.map(lambda leaf: leaf[3], env.tasks)
+    every = jax.device_get(rolls(task, jax.random.split(jax.random.key(5), 6)))
+    clipped, unknown = 0, 0
+    for leaves in zip(*every, strict=True):
+        obs, action, after, reward, terminal = leaves
+        rows = Transition(obs, action, reward, reward, after, terminal)
+        out = env.replay(task, jax.tree.map(history, rows), rows)
+        known = np.isfinite(np.asarray(out.reward))
+        over = (np.abs(obs) >= 10.0).any(-1)
+        np.testing.assert_allclose(out.obs[known], after[known], atol=5e-3)
+        np.testing.assert_allclose(out.reward[known], reward[known], atol=5e-3)
+        clipped, unknown = clipped + (over & known).sum(), unknown + (~known).sum()
+        alone = env.replay(
+            task, jax.tree.map(lambda x: x[:, -1:] * np.nan, jax.tree.map(history, rows)), rows
+        )
+        np.testing.assert_array_equal(np.isfinite(np.asarray(alone.reward)), ~over)
+    assert clipped >= 10 and unknown < clipped
 
 
 def test_no_bit_depends_on_what_runs_beside_it():

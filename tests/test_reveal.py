@@ -32,6 +32,13 @@ def fields_of(config):
     return fields | {"mask": np.ones_like(fields["mask"]), "terminal": 0 * fields["terminal"]}
 
 
+def test_settings_of_a_version_that_had_fewer_are_refused_not_filled_in():
+    tree = config_lib.to_dict(config_of(suite="gentle"))
+    del tree["train"]["normalize_obs"]  # it followed from the suite
+    with pytest.raises(errors.UserError, match=r"another version.*normalize_obs"):
+        config_lib.from_dict(tree)
+
+
 def test_parameters_are_scaled_over_the_training_tasks():
     env = assembly.make_env("point_robot")._replace(
         tasks={"a": np.array([1.0, 5.0, 3.0]), "b": np.array([[7.0, 4.0], [8.0, 4.0], [7.0, 4.0]])},

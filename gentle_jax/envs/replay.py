@@ -2,7 +2,7 @@
 
 MJX is tested against it. What a row does not hold follows from the row before it: that one is
 stepped first, and leaves the solver's first guess and the positions that observations lack. Speeds
-that are clipped follow from the last row without any, from which all are stepped.
+that are clipped follow from the rows before: all are stepped from the earliest without any.
 """
 
 import contextlib
@@ -31,18 +31,17 @@ def by_mujoco(
 
     def replay(task, before, rows):
         model = physics.c_model_of(system, physics.fields_of(system, task))
+        begins = _begins(before, rows, model, hidden, speed_limit)
         with _quiet():
-            states, afters = stepped(model, before, rows)
+            states, afters = stepped(model, before, rows, begins)
         stack = lambda each: jax.tree.map(lambda *leaves: np.stack(leaves), *each)
         out = seen(task, stack(states), stack(afters), rows.obs, rows.action)
-        begin = _begins(before, rows, system.c_model, hidden, speed_limit)
-        blank = np.where(begin < 0, np.nan, 0.0).astype(np.float32)
+        blank = np.where(begins < 0, np.nan, 0.0).astype(np.float32)
         return out._replace(obs=out.obs + blank[:, None], reward=out.reward + blank)
 
-    def stepped(model, before, rows):
+    def stepped(model, before, rows, begins):
         """Returns the states before and after each row."""
         data, states, afters = mujoco.MjData(model), [], []
-        begins = _begins(before, rows, model, hidden, speed_limit)
         for i, begin in enumerate(begins):
             mujoco.mj_resetData(model, data)
             past = range(begin, before.obs.shape[1]) if begin >= 0 else ()
@@ -61,24 +60,28 @@ def by_mujoco(
 
 
 def _begins(before, rows, model, hidden, speed_limit):
-    """Returns [N], which row before each to begin with; K: with the row itself; -1: unknown."""
+    """Returns [N], which row before each to begin with; K: with the row itself; -1: unknown.
+
+    Where speeds are clipped, the earliest row that says all: the solver's first guess counts there.
+    """
     known = model.nq - hidden
     clear = lambda obs: (np.abs(obs[..., known : known + model.nv]) < speed_limit).all(-1)
-    there, count = np.isfinite(before.obs).all(-1), before.obs.shape[1]
-    able = there & clear(before.obs)
-    last = np.where(able.any(1), count - 1 - able[:, ::-1].argmax(1), -1)
-    return np.where(clear(rows.obs), np.where(there[:, -1], count - 1, count), last)
+    able, count = np.isfinite(before.obs).all(-1) & clear(before.obs), before.obs.shape[1]
+    if np.isinf(speed_limit):
+        able[:, : count - 1] = False
+    alone = np.where(clear(rows.obs), count, -1)
+    return np.where(able.any(1), able.argmax(1), alone)
 
 
 @contextlib.contextmanager
 def _quiet():
     """Keeps MuJoCo from writing its log file where rows of no simulation make it unstable."""
-    before = mujoco.get_mju_user_warning()
+    handler = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda text: None)
     try:
         yield
     finally:
-        mujoco.set_mju_user_warning(before)
+        mujoco.set_mju_user_warning(handler)
 
 
 def _place(model, data, obs, hidden, speed_limit):

@@ -55,10 +55,9 @@ class Seen(NamedTuple):
         for one, step in zip(drawn, out, strict=True):
             known = np.isfinite(np.asarray(step.reward))
             # whether a fall at the time limit is a true end, not every format says
-            falls = np.asarray(step.terminal) * (
-                np.isfinite(one.after.reward) | (one.rows.terminal > 0)
-            )
-            ends.append((one.rows.terminal[known], falls[known]))
+            at_limit = (one.step == env.horizon - 1) & (one.rows.terminal <= 0)
+            predicted = np.where(at_limit, 0.0, np.asarray(step.terminal))
+            ends.append((one.rows.terminal[known], predicted[known]))
         return _with_rewards(seen, rewards)._replace(
             transitions=np.array(errors), ends=tuple(ends) if env.ends_early else ()
         )
@@ -152,7 +151,7 @@ def of_tasks(stepped: Seen, labelled: Seen | None, limits: Limits) -> list[tuple
     for task in np.flatnonzero(seen.rewards > (equal[1] if labelled is None else close)).tolist():
         text, error = _why_rewards(task, seen) if task in worst else "", seen.rewards[task]
         exact = labelled is not None or moved[task] <= equal[0]  # only the task is unknown
-        if task not in told and (text or error > (equal[1] if exact else different)):
+        if task not in told and (text or error > (equal[1] if exact else max(different, equal[1]))):
             plain = f"rewards differ from the environment's by {seen.rewards[task]:.2f} of their "
             plain += f"spread (correlation {seen.correlations[task]:.3f})"
             found.append((task, text or plain, min(error, 50.0)))
@@ -207,7 +206,11 @@ def _grain(drawn):
 
 def _noisy(seen, grain, random, some):
     """Returns (transition error, reward error) that noise as large as a grain makes."""
-    moved = lambda leaf: (leaf + random.uniform(-grain, grain, leaf.shape)).astype(np.float32)
+    top = max(float(np.abs(one.rows.obs).max()) for one in seen.drawn)  # clipped ones stay so
+
+    def moved(leaf):
+        noise = random.uniform(-grain, grain, leaf.shape)
+        return np.where(np.abs(leaf) >= top, leaf, leaf + noise).astype(np.float32)
 
     def shake(rows):
         changed = {name: moved(getattr(rows, name)) for name in ("obs", "next_obs", "action")}
@@ -227,7 +230,12 @@ def _noisy(seen, grain, random, some):
 def _why_transitions(task, seen):
     """Returns what explains that next observations differ, "" where nothing tried does."""
     few, tried = jax.tree.map(lambda leaf: leaf[:FEW_ROWS], seen.drawn[task]), {}
-    error = lambda sample, **changes: seen.moved(seen.step(task, sample, **changes), sample)
+
+    def error(sample, **changes):
+        step = seen.step(task, sample, **changes)
+        enough = np.isfinite(np.asarray(step.reward)).sum() >= MIN_ROWS
+        return seen.moved(step, sample) if enough else np.inf
+
     for scale in SCALES if seen.env.system is not None else ():
         tried[f"its actions are scaled: about {scale:g} times them fits"] = error(few, scale=scale)
     if seen.env.system is None:  # a point moves in proportion to its action
@@ -238,7 +246,7 @@ def _why_transitions(task, seen):
             tried[f"its actions are shifted: those of the row {name} fit"] = error(shifted)
     others = range(len(seen.drawn)) if _tasks_move(seen, task) else ()
     tried |= {f"its rows are those of task {by}": error(few, by=by) for by in others if by != task}
-    text = min(tried, key=tried.get)
+    text = min(tried, key=lambda each: np.nan_to_num(tried[each], nan=np.inf))
     return text if tried[text] < min(BETTER * error(few), EXPLAINS) else ""
 
 
@@ -287,26 +295,32 @@ def _why_rewards(task, seen):
     """Returns what explains that rewards differ, "" where nothing tried does."""
     sample, limit = seen.drawn[task], min(BETTER * seen.rewards[task], EXPLAINS)
     known = np.isfinite(seen.predicted[task])  # others could not be stepped
-    every = sample.rows.reward.astype(np.float64)
-    own, stored = seen.predicted[task][known].astype(np.float64), every[known]
+    all_stored = sample.rows.reward.astype(np.float64)
+    own, stored = seen.predicted[task][known].astype(np.float64), all_stored[known]
     share = lambda gap: samples.trimmed(gap**2) / seen.reward_spread
+    tried = _lines(own, stored, share) if known.sum() >= MIN_ROWS else {"": np.inf}
+    for name, other in (("before", _row_before(sample)), ("after", sample.after)):
+        there = np.isfinite(other.reward)
+        if there.sum() >= MIN_ROWS:
+            text = f"its rewards are shifted: they are those of the row {name}"
+            tried[text] = _shifted_rewards(seen, task, other, there, all_stored)
+    if seen.env.relabel is not None:
+        by_task = jax.vmap(seen.env.relabel, (0, None))(seen.env.tasks, sample.rows)
+        gaps = np.array([share(all_stored - np.asarray(each, np.float64)) for each in by_task])
+        tried[f"its rewards are those of task {gaps.argmin()}"] = gaps.min()
+    text = min(tried, key=lambda each: np.nan_to_num(tried[each], nan=np.inf))
+    alike = f" (correlation {seen.correlations[task]:.3f})"
+    return text + alike if tried[text] < limit else ""
+
+
+def _lines(own, stored, share):
+    """Returns {text: error} of stored rewards as a line through the environment's."""
     scale = float(own @ stored / max(own @ own, 1e-12))
     tried = {f"its rewards are {scale:.4g} times the environment's": share(stored - scale * own)}
     slope, offset = np.polyfit(own, stored, 1) if own.std() > 1e-9 else (1.0, 0.0)
     text = f"its rewards are {slope:.4g} times the environment's and {offset:+.4g}"
     tried[text] = 2.0 * share(stored - slope * own - offset)  # two numbers explain more
-    for name, other in (("before", _row_before(sample)), ("after", sample.after)):
-        there = np.isfinite(other.reward)
-        if there.sum() >= MIN_ROWS:
-            text = f"its rewards are shifted: they are those of the row {name}"
-            tried[text] = _shifted_rewards(seen, task, other, there, every)
-    if seen.env.relabel is not None:
-        by_task = jax.vmap(seen.env.relabel, (0, None))(seen.env.tasks, sample.rows)
-        gaps = np.array([share(every - np.asarray(each, np.float64)) for each in by_task])
-        tried[f"its rewards are those of task {gaps.argmin()}"] = gaps.min()
-    text = min(tried, key=lambda each: np.nan_to_num(tried[each], nan=np.inf))
-    alike = f" (correlation {seen.correlations[task]:.3f})"
-    return text + alike if tried[text] < limit else ""
+    return tried
 
 
 def _shifted_rewards(seen, task, other, there, stored):

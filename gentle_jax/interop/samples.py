@@ -18,6 +18,7 @@ class Sample(NamedTuple):
     rows: Transition  # leaves [N, ...]
     before: Transition  # leaves [N, BEFORE, ...], the last one is the row before
     after: Transition
+    step: Int[HostArray, " N"] | None = None  # where in its episode a row is
 
 
 BEFORE = 8  # rows: what a row does not hold follows from them
@@ -66,7 +67,7 @@ def rows_of(fields: Fields, task: int, count: int) -> Sample:
     level, episode, step = place[np.resize(order, count)].T
     at = lambda shift: _at(fields, task, (level, episode, step + shift), size)
     earlier = level[:, None], episode[:, None], step[:, None] + np.arange(-BEFORE, 0)
-    return Sample(at(0), _at(fields, task, earlier, size), at(1))
+    return Sample(at(0), _at(fields, task, earlier, size), at(1), step)
 
 
 def _at(fields, task, place, size):
