@@ -44,14 +44,16 @@ TOLD = ("--algo=multitask", "--config.env.reveal_task=True", "--protocol=online"
 OLD_RATES = ("--config.backbone.lr=1e-3", "--config.backbone.policy_lr=1e-3")
 OLD_SCALE = (
     "--config.train.normalize_rewards=False", "--config.backbone.reward_scale=5",
-    "--config.backbone.alpha_init=50", "--config.backbone.alpha_lr=10",
+    "--config.backbone.alpha_init=50", "--config.backbone.alpha_lr=1",
+    "--config.backbone.alpha_max=2000",
 )  # fmt: skip
-RELEASED = ("--config.backbone.clip_stored_alpha=False",)
-SLOW_WEIGHT = ("--config.backbone.alpha_lr=10", *RELEASED)
+RELEASED = (
+    "--config.backbone.true_gradient_penalty=False", "--config.backbone.clip_stored_alpha=False",
+    "--config.backbone.dual_lr=1e-4",
+)  # fmt: skip
 OLD_DUAL, RAW = ("--config.backbone.dual_steps=3",), ("--config.train.normalize_obs=False",)
 OLD_END = ("--config.train.final_lr=0.1",)
-OLD_WEIGHT = ("--config.backbone.alpha_lr=1", "--config.backbone.alpha_max=2000", *RELEASED)
-OLD = (*RAW, *OLD_SCALE[:-1], *OLD_WEIGHT, *OLD_RATES, *OLD_END)
+OLD = (*RAW, *OLD_SCALE, *OLD_RATES, *OLD_END, *RELEASED)
 CAUSES = {
     "preset": (),
     "all of the next six": (*OLD, *OLD_DUAL),
@@ -59,7 +61,7 @@ CAUSES = {
     "raw rewards, scale 5": OLD_SCALE,
     "rates of 1e-3": OLD_RATES,
     "a tenth of the rates at the end": OLD_END,
-    "dual weight slow, not clipped": SLOW_WEIGHT,
+    "dual critic as released": RELEASED,
     "three dual steps": OLD_DUAL,
     "no penalty": ("--config.backbone.use_brac=False",),
     "tau 0.03": ("--config.backbone.tau=0.03",),

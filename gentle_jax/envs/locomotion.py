@@ -61,9 +61,13 @@ QUICK = {
     # Rewards in their spread, 50 for an entropy weight of 1; the dual weight is in the same unit
     "brac_sac.reward_scale": 50.0,
     "brac_sac.alpha_init": 500.0,
-    "brac_sac.alpha_lr": 100.0,  # a tenth of it let divergences run away within these few steps
-    "brac_sac.alpha_max": 100_000.0,
+    "brac_sac.alpha_lr": 10.0,
+    "brac_sac.alpha_max": 20_000.0,
     "brac_sac.clip_stored_alpha": True,  # else it winds up below 0, and answers late
+    # The released penalty leaves the dual critic flat beyond the data: policies that got there were
+    # not called back, whatever the weight
+    "brac_sac.true_gradient_penalty": True,
+    "brac_sac.dual_lr": 5e-4,
     "brac_sac.dual_steps": 1,  # three are more than half of a step's time
     "brac_sac.policy_lr": 2e-3,
     "sac.policy_lr": 2e-3,
