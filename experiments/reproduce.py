@@ -48,9 +48,9 @@ OLD_SCALE = (
     "--config.backbone.alpha_max=2000",
 )  # fmt: skip
 RELEASED = (
-    "--config.backbone.true_gradient_penalty=False", "--config.backbone.clip_stored_alpha=False",
-    "--config.backbone.dual_lr=1e-4",
-)  # fmt: skip
+    "--config.backbone.true_gradient_penalty=False",
+    "--config.backbone.clip_stored_alpha=False",
+)
 OLD_DUAL, RAW = ("--config.backbone.dual_steps=3",), ("--config.train.normalize_obs=False",)
 OLD_END = ("--config.train.final_lr=0.1",)
 OLD = (*RAW, *OLD_SCALE, *OLD_RATES, *OLD_END, *RELEASED)

@@ -67,7 +67,6 @@ QUICK = {
     # The released penalty leaves the dual critic flat beyond the data: policies that got there were
     # not called back, whatever the weight
     "brac_sac.true_gradient_penalty": True,
-    "brac_sac.dual_lr": 5e-4,
     "brac_sac.dual_steps": 1,  # three are more than half of a step's time
     "brac_sac.policy_lr": 2e-3,
     "sac.policy_lr": 2e-3,
@@ -103,7 +102,14 @@ EXPERTS = {  # the suite's data are the last agent's
     "behaviour.num_levels": 1,
     "behaviour.episodes_per_level": 50,
 }
-PRESETS = {"quick": QUICK, "quick:gentle": EXPERTS, "smoke": SMOKE}
+MIXED = {"train.num_steps": 12_000}  # data of all levels take longer than those of experts
+PRESETS = {
+    "quick": QUICK,
+    "quick:gentle": EXPERTS,
+    "quick:ctmrl": MIXED,
+    "quick:ctmrl_b": MIXED,
+    "smoke": SMOKE,
+}
 
 
 def make(
