@@ -214,7 +214,7 @@ def of_family(name, tell):
         if not task_tables.same(*map(task_tables.of_env, (env, other))):
             cases[f"suite {suite}"] = rows_of(other), OTHER_TASKS
     coarse = everywhere(GOOD["three digits"])  # rounding must not explain everything
-    for case in ("actions x 0.9", "tasks between"):
+    for case in ("actions x 0.5", "tasks between"):
         if case in cases and len(registry.load("environment", name).PHYSICS) > 1:
             cases[f"{case}, three digits"] = coarse(cases[case][0]), cases[case][1]
     for form in FORMATS:

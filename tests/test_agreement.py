@@ -67,7 +67,8 @@ def of_bodies(env, episodes=3, steps=CHEETAH_STEPS, tasks=None):
             for name, each in values.items():
                 fields[name][task, 0, :, step] = each
             fields["mask"][task, 0, :, step] = 1.0
-            before = before._replace(obs=obs[:, None], action=action[:, None])
+            join = lambda old, new: np.concatenate([old, new[:, None]], 1)
+            before = before._replace(obs=join(before.obs, obs), action=join(before.action, action))
             obs = np.asarray(out.obs)
     return env, fields
 
@@ -138,7 +139,7 @@ BODY_MISFITS = {
 
 
 @pytest.mark.parametrize("case", BODY_MISFITS)
-@pytest.mark.parametrize("name", ["cheetah_vel", "hopper_params"])
+@pytest.mark.parametrize("name", ["cheetah_vel", "hopper_params", "walker_params"])
 def test_a_misfit_of_bodies_is_told_with_its_reason(name, case):
     env, fields = bodies(name)
     change, reason = BODY_MISFITS[case]

@@ -240,9 +240,8 @@ def _why_transitions(task, seen):
         tried[f"its actions are scaled: about {scale:g} times them fits"] = error(few, scale=scale)
     if seen.env.system is None:  # a point moves in proportion to its action
         tried |= _distance(seen, task)
-    for name, other in (("before", _row_before(few)), ("after", few.after)):
-        shifted, inside = _shifted(few, other)
-        if inside:
+    for name, shifted in (("before", _with_earlier(few)), ("after", _with_later(few))):
+        if shifted is not None:
             tried[f"its actions are shifted: those of the row {name} fit"] = error(shifted)
     others = range(len(seen.drawn)) if _tasks_move(seen, task) else ()
     tried |= {f"its rows are those of task {by}": error(few, by=by) for by in others if by != task}
@@ -262,14 +261,33 @@ def _distance(seen, task):
     return {text: samples.trimmed((gap**2).mean(-1))}
 
 
-def _shifted(sample, other):
-    """Returns (a sample with the actions of neighbouring rows, whether there are any)."""
-    there = np.isfinite(other.reward)
+def _with_earlier(sample):
+    """Returns the rows of a sample that have a row before, all with its action; None for few."""
+    cut = _where(sample, np.isfinite(_row_before(sample).reward))
+    if cut is None:
+        return None
+    action, obs = np.roll(cut.before.action, 1, 1), cut.before.obs.copy()
+    obs[:, 0] = np.nan  # whose action is not in the sample
+    before = cut.before._replace(action=action, obs=obs)
+    rows = cut.rows._replace(action=cut.before.action[:, -1])
+    return cut._replace(rows=rows, before=before)
+
+
+def _with_later(sample):
+    """Returns the rows of a sample that have a row after, all with its action; None for few."""
+    cut = _where(sample, np.isfinite(sample.after.reward))
+    if cut is None:
+        return None
+    action = np.concatenate([cut.before.action[:, 1:], cut.rows.action[:, None]], 1)
+    rows = cut.rows._replace(action=cut.after.action)
+    return cut._replace(rows=rows, before=cut.before._replace(action=action))
+
+
+def _where(sample, there):
+    """Returns a sample without some rows, None where fewer than MIN_ROWS are left."""
     if there.sum() < MIN_ROWS:
-        return None, False
-    cut = jax.tree.map(lambda leaf: leaf[there], sample)
-    rows = cut.rows._replace(action=other.action[there])
-    return cut._replace(rows=rows, before=_unknown(cut.before)), True  # whose actions are unknown
+        return None
+    return jax.tree.map(lambda leaf: leaf[there], sample)
 
 
 def _row_before(sample):
