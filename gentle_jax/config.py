@@ -1,10 +1,9 @@
 """Frozen configs: defaults in code, layers of dotted overrides, strict keys, fingerprints.
 
 Order of layers, later wins: dataclass defaults (the paper's values), the suite's normaliser, the
-environment's settings for the suite, the algorithm's settings for suite and environment, its
-fidelity, its settings for suite, environment and fidelity, the size preset, the user. Floats of the
-sections `algo` and `backbone` are leaves of `hp`, unless marked static: they can be swept in one
-program.
+environment's settings for the suite, the algorithm's for suite and environment, its fidelity, its
+settings for all three, the size preset, the user. Floats of the sections `algo` and `backbone` are
+leaves of `hp`, unless marked static: they can be swept in one program.
 """
 
 import dataclasses
@@ -261,8 +260,7 @@ def resolve(
     sections = {"run": run} | {name: kind() for name, kind in _kinds(run).items()}
     names = {run.algorithm: "algo", run.backbone: "backbone"}
     layers = [("suite", {"train.normalize_obs": suites.get(run.suite).normalize_obs})]
-    of_env = registry.load("environment", run.env).SETTINGS[run.suite]
-    layers.append(("environment settings", of_env))
+    layers.append(("environment settings", _environment(run.env, run.suite).SETTINGS[run.suite]))
     published = getattr(algorithm, "SETTINGS", {})
     layers.append(("algorithm settings", published.get((run.suite, run.env), {})))
     layers.append(("fidelity", getattr(algorithm, "FIDELITY", {}).get(run.fidelity, {})))
@@ -340,22 +338,16 @@ def to_dict(config: ExperimentConfig) -> dict:
 
 
 def from_dict(tree: dict) -> ExperimentConfig:
-    """Returns the config that `to_dict` wrote; raises UserError if it has other keys."""
+    """Returns the config that `to_dict` wrote; UserError for other or missing keys: no defaults."""
     try:
-        run = _whole(RunConfig, tree["run"] | {"protocols": tuple(tree["run"]["protocols"])})
-        sections = {name: _whole(kind, tree[name]) for name, kind in _kinds(run).items()}
+        whole = lambda kind, v: kind(**{f.name: v[f.name] for f in dataclasses.fields(kind)} | v)
+        run = whole(RunConfig, tree["run"] | {"protocols": tuple(tree["run"]["protocols"])})
+        sections = {name: whole(kind, tree[name]) for name, kind in _kinds(run).items()}
     except (KeyError, TypeError) as error:
         raise errors.UserError(
             f"these settings are of another version of the code ({error}): use that version"
         ) from None
     return ExperimentConfig(run=run, **sections, tasks=tree.get("tasks"))
-
-
-def _whole(kind, values):
-    """Returns kind(**values); KeyError for a missing field: its default may be another value."""
-    for field in dataclasses.fields(kind):
-        values[field.name]
-    return kind(**values)
 
 
 def fingerprint(tree: Any) -> str:

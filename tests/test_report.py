@@ -9,7 +9,6 @@ from experiments import report, reproduce, run
 from experiments.cli.command import main
 from experiments.runs import code_identity, outputs
 from experiments.show import tables
-from gentle_jax import config as config_lib
 
 ENTRY = {
     "task_set": "test", "metric": "final", "step": 20, "mean": -4.5, "std": 0.1,
@@ -133,16 +132,6 @@ def executed(monkeypatch, tmp_path):
     return found
 
 
-@pytest.mark.parametrize("table", reproduce.TABLES)
-def test_every_row_of_a_table_is_a_run_of_its_own(table, monkeypatch):
-    monkeypatch.setattr(reproduce.computer, "on_accelerator", lambda: False)
-    cells = reproduce.cells(table, ["--preset=quick"])
-    assert len(cells) == len(reproduce.TABLES[table]) * len(reproduce.ENVIRONMENTS[table])
-    same = ("contexts from the whole history", "sparse_point_robot")  # what its preset has
-    trees = [config_lib.to_dict(cell.config) for at, cell in cells.items() if at != same]
-    assert len({config_lib.fingerprint(tree) for tree in trees}) == len(trees)
-
-
 def reproduced(capsys, *arguments):
     return shown(capsys, *arguments, command=reproduce.COMMAND, name="reproduce")
 
@@ -241,4 +230,6 @@ def test_every_cell_of_every_table_resolves():
         found = reproduce.cells(table, ["--preset=quick"])
         rows, envs = reproduce.TABLES[table], reproduce.ENVIRONMENTS[table]
         assert set(found) == set(itertools.product(rows, envs))
+        # sparse contexts are drawn over the whole history anyway: that row is its first one
+        found.pop(("contexts from the whole history", "sparse_point_robot"), None)
         assert len({outputs.json.dumps(run.identity(r)) for r in found.values()}) == len(found)
