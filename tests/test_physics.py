@@ -175,7 +175,17 @@ def test_every_randomised_parameter_changes_the_trajectory():
         assert moved > 1e-3, list(tasks)[which]
 
 
-def test_vmapped_tasks_and_copies_do_not_mix():
+def test_vmapped_tasks_do_not_mix():
+    _, tasks, states, _, actions = trajectories("hopper_params", "fast")
+    start = row(states, slice(None), 0)
+    other = {name: leaf.copy() for name, leaf in tasks.items()}
+    other["body_mass"][1:] *= 1.5
+    again, _ = jax.device_get(run("hopper_params", "fast")(other, start, actions))
+    np.testing.assert_array_equal(again.qpos[0], states.qpos[0, 1:])
+    assert not np.array_equal(again.qpos[1], states.qpos[1, 1:])
+
+
+def test_copies_of_a_task_keep_its_body():
     """Tasks outside and copies inside, as data are made: MJX's warp gave copies other tasks."""
     env, tasks, states, _, actions = trajectories("hopper_params", "fast")
     places = (0, 20)  # where the copies begin
