@@ -245,7 +245,7 @@ def _why_transitions(task, seen):
             tried[f"its actions are shifted: those of the row {name} fit"] = error(shifted)
     others = range(len(seen.drawn)) if _tasks_move(seen, task) else ()
     tried |= {f"its rows are those of task {by}": error(few, by=by) for by in others if by != task}
-    text = min(tried, key=lambda each: np.nan_to_num(tried[each], nan=np.inf))
+    text = _smallest(tried)
     return text if tried[text] < min(BETTER * error(few), EXPLAINS) else ""
 
 
@@ -316,7 +316,9 @@ def _why_rewards(task, seen):
     all_stored = sample.rows.reward.astype(np.float64)
     own, stored = seen.predicted[task][known].astype(np.float64), all_stored[known]
     share = lambda gap: samples.trimmed(gap**2) / seen.reward_spread
-    tried = _lines(own, stored, share) if known.sum() >= MIN_ROWS else {"": np.inf}
+    tried = {"": np.inf}  # where nothing can be tried
+    if known.sum() >= MIN_ROWS:
+        tried |= _lines(own, stored, share)
     for name, other in (("before", _row_before(sample)), ("after", sample.after)):
         there = np.isfinite(other.reward)
         if there.sum() >= MIN_ROWS:
@@ -326,9 +328,14 @@ def _why_rewards(task, seen):
         by_task = jax.vmap(seen.env.relabel, (0, None))(seen.env.tasks, sample.rows)
         gaps = np.array([share(all_stored - np.asarray(each, np.float64)) for each in by_task])
         tried[f"its rewards are those of task {gaps.argmin()}"] = gaps.min()
-    text = min(tried, key=lambda each: np.nan_to_num(tried[each], nan=np.inf))
+    text = _smallest(tried)
     alike = f" (correlation {seen.correlations[task]:.3f})"
     return text + alike if tried[text] < limit else ""
+
+
+def _smallest(tried):
+    """Returns the text with the smallest error; NaN is none."""
+    return min(tried, key=lambda text: np.nan_to_num(tried[text], nan=np.inf))
 
 
 def _lines(own, stored, share):
