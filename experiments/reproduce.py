@@ -10,122 +10,13 @@ from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import code_identity, outputs, remote
+from experiments.runs.comparisons import TABLES
 from experiments.show import methods
-from gentle_jax import errors, registry, storage, suites
+from gentle_jax import errors, storage, suites
 
 SUMMARY = (
     "Runs every row of a table on every environment of the suite, and writes Markdown and JSON."
 )
-ALL = {name: (f"--algo={name}",) for name in registry.ALGORITHMS}
-# an agent without context that is told the task: the ceiling beside `multitask`, the floor
-ALL["multitask, task revealed"] = ("--algo=multitask", "--config.env.reveal_task=True")
-TWO_AGENTS = ("multitask", "multitask, task revealed")  # without context: a floor, a ceiling
-# GENTLE's claim: relabelling pays where tasks are few and data narrow
-LIMITED = {
-    "gentle": ("--algo=gentle",),
-    "gentle without relabelling": ("--algo=gentle", "--config.algo.relabel=False"),
-    "focal": ("--algo=focal",),
-}
-OF_DATA = {f"{count} tasks": (f"--config.env.num_train={count}",) for count in (4, 6, 8, 10)}
-OF_DATA["10 expert episodes a task"] = ("--config.behaviour.episodes_per_level=10",)
-OF_DATA["10 levels a task"] = tuple(
-    f"--config.behaviour.{key}={value}"
-    for key, value in (("num_steps", 4000), ("first_level", 400), ("level_every", 400),
-                       ("num_levels", 10), ("episodes_per_level", 10))
-)  # fmt: skip
-# Data that a preset was not made for: agents at the end of their training, all along it, half-way.
-KINDS = {
-    "experts": (),
-    "mixed": OF_DATA["10 levels a task"][:-1] + ("--config.behaviour.episodes_per_level=20",),
-    "medium": ("--config.behaviour.num_steps=1200", "--config.behaviour.first_level=1200"),
-}
-# Why a MuJoCo family is learned or not: an agent that is told its task, one change a row
-TOLD = ("--algo=multitask", "--config.env.reveal_task=True", "--protocol=online")
-OLD_RATES = ("--config.backbone.lr=1e-3", "--config.backbone.policy_lr=1e-3")
-OLD_SCALE = (
-    "--config.train.normalize_rewards=False", "--config.backbone.reward_scale=5",
-    "--config.backbone.alpha_init=50", "--config.backbone.alpha_lr=1",
-    "--config.backbone.alpha_max=2000",
-)  # fmt: skip
-RELEASED = (
-    "--config.backbone.true_gradient_penalty=False",
-    "--config.backbone.clip_stored_alpha=False",
-)
-OLD_DUAL, RAW = ("--config.backbone.dual_steps=3",), ("--config.train.normalize_obs=False",)
-OLD_END = ("--config.train.final_lr=0.1",)
-OLD = (*RAW, *OLD_SCALE, *OLD_RATES, *OLD_END, *RELEASED)
-CAUSES = {
-    "preset": (),
-    "all of the next six": (*OLD, *OLD_DUAL),
-    "raw observations": RAW,
-    "raw rewards, scale 5": OLD_SCALE,
-    "rates of 1e-3": OLD_RATES,
-    "a tenth of the rates at the end": OLD_END,
-    "dual critic as released": RELEASED,
-    "three dual steps": OLD_DUAL,
-    "no penalty": ("--config.backbone.use_brac=False",),
-    "tau 0.03": ("--config.backbone.tau=0.03",),
-    "discount 0.97": ("--config.backbone.discount=0.97",),
-    "td3_bc": ("--backbone=td3_bc",),
-    "iql": ("--backbone=iql",),
-}
-NO_CODES = ("--config.algo.use_codebook=False",)
-TABLES = {
-    # row -> flags: what each part of CTMRL buys; Table 2 of its paper and more
-    "components": {
-        "paper equations": ("--algo=ctmrl", "--fidelity=paper"),
-        "release": ("--algo=ctmrl", "--fidelity=release"),
-        "no codebook at all": ("--algo=ctmrl", *NO_CODES),
-        "contexts from the whole history": ("--algo=ctmrl", "--config.train.context_draw=uniform"),
-        "without L_contra": ("--algo=ctmrl", "--config.algo.use_contrast=False"),
-        "without L_C": ("--algo=ctmrl", "--config.algo.use_code_loss=False"),
-        "without L_pre^cro": ("--algo=ctmrl", "--config.algo.use_cross_prediction=False"),
-        "without K-means": ("--algo=ctmrl", "--config.algo.use_kmeans=False"),
-    },
-    "gentle": {
-        "release": ("--algo=gentle", "--suite=gentle"),
-        "paper": ("--algo=gentle", "--suite=gentle", "--fidelity=paper"),
-        "without relabelling": ("--algo=gentle", "--suite=gentle", "--config.algo.relabel=False"),
-    },
-    # every method on the same data, backbone and protocols
-    "methods": ALL,
-    "methods_gentle": {name: (*line, "--suite=gentle") for name, line in ALL.items()},
-    # few training tasks, the test tasks unchanged; fewer and more diverse data of ten tasks
-    "limited": {
-        f"{name}, {data}": ("--suite=gentle", *line, *of_data)
-        for data, of_data in OF_DATA.items()
-        for name, line in LIMITED.items()
-    },
-    # settings that must hold on data that they were not made for
-    "robust": {
-        f"{name}, {kind}": (f"--algo={name}", "--suite=gentle", *of_data)
-        for kind, of_data in KINDS.items()
-        for name in ("gentle", "focal", "ctmrl")
-    },
-    "causes": {name: (*TOLD, *changes) for name, changes in CAUSES.items()},
-    "families": {name: ALL[name] for name in ("focal", "ctmrl", *TWO_AGENTS)},
-    "families_gentle": {
-        name: (*ALL[name], "--suite=gentle") for name in ("focal", "gentle", *TWO_AGENTS)
-    },
-}
-ENVIRONMENTS = {
-    "components": ("point_robot", "point_robot_wind", "sparse_point_robot"),
-    "gentle": ("point_robot",),
-    "methods": ("point_robot",),
-    "methods_gentle": ("point_robot",),
-    "limited": ("point_robot",),
-    "robust": ("point_robot",),
-    "causes": ("cheetah_vel",),
-    "families": ("cheetah_vel", "ant_goal", "hopper_params", "walker_params", "sparse_point_robot"),
-    "families_gentle": ("cheetah_dir", "ant_dir"),
-}
-PROTOCOLS = {
-    "components": ("random_then_policy", "given_context"),
-    "gentle": ("given_context", "one_shot"),
-    "limited": ("given_context", "one_shot"),
-    "robust": ("given_context", "one_shot"),
-}
-TASK_SETS = {"robust": "train"}  # of a table by protocols; others show test tasks
 EXTRA = (
     ("table", str, "components", "which table: " + " ".join(TABLES)),
     ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
@@ -148,17 +39,18 @@ def cells(table, words):
 
     Raises UserError for a flag that the table itself sets.
     """
-    requests = {}
-    for row, fixed in TABLES[table].items():
-        taken = {flag.partition("=")[0] for flag in fixed}
+    requests, of = {}, TABLES[table]
+    for row, fixed in of.rows.items():
+        own = {env: (*fixed, *of.of_env.get(env, {}).get(row, ())) for env in of.envs}
+        taken = {flag.partition("=")[0] for line in own.values() for flag in line}
         for word in words:
             if "--" + word.lstrip("-").partition("=")[0] in taken:
                 raise errors.UserError(
                     f"{word} is set by the rows of table {table!r}: leave it out, or choose with "
                     f"--rows and --envs"
                 )
-        for env in ENVIRONMENTS[table]:
-            line = ["run", *words, *fixed, f"--env={env}"]
+        for env, line in own.items():
+            line = ["run", *words, *line, f"--env={env}"]
             requests[row, env] = flags.parse(run.COMMAND, line, computer.on_accelerator)
     return requests
 
@@ -185,9 +77,10 @@ def write(table, summaries, folder, note=None):
 
     Args: note, a sentence below the table.
     """
-    if table in PROTOCOLS:
-        lines = by_protocol(table, summaries)
-        tasks = "Training" if TASK_SETS.get(table) == "train" else "Test"
+    of = TABLES[table]
+    if of.protocols:
+        lines = by_protocol(of, summaries)
+        tasks = "Training" if of.task_set == "train" else "Test"
         caption = f"{tasks} tasks, last checkpoint: normalized return (mean return ± half of the "
         caption += "95 % bootstrap interval over seeds)."
     else:
@@ -213,15 +106,15 @@ def write(table, summaries, folder, note=None):
     return "\n".join(lines)
 
 
-def by_protocol(table, summaries):
-    """Returns the Markdown lines of a table with a column for each environment and protocol."""
-    names = [(env, protocol) for env in ENVIRONMENTS[table] for protocol in PROTOCOLS[table]]
+def by_protocol(of, summaries):
+    """Returns the Markdown lines of a Comparison with columns for each environment's protocols."""
+    names = [(env, protocol) for env in of.envs for protocol in of.protocols]
     lines = ["| " + " | ".join(["row", *(f"{e}, {p}" for e, p in names)]) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
     done = {row for row, _ in summaries}
-    for row in (row for row in TABLES[table] if row in done):
+    for row in (row for row in of.rows if row in done):
         entries = [
-            methods.entry(summaries[row, env], protocol, TASK_SETS.get(table, "test"))
+            methods.entry(summaries[row, env], protocol, of.task_set)
             if (row, env) in summaries
             else None
             for env, protocol in names
@@ -237,7 +130,7 @@ def main(line):
     table = own["table"]
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)
-    for name, allowed in (("rows", TABLES[table]), ("envs", ENVIRONMENTS[table])):
+    for name, allowed in (("rows", TABLES[table].rows), ("envs", TABLES[table].envs)):
         for value in own[name]:
             if value not in allowed:
                 raise errors.unknown(name, value, allowed)

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "gentle_jax").rglob("*.py"))
 COMMANDS = sorted((ROOT / "experiments").rglob("*.py"))
 NAMES = tuple(registry.ALGORITHMS)
-REPORTS = {"experiments/reproduce.py"}  # how to make the papers' tables again
+REPORTS = {"experiments/runs/comparisons.py"}  # how to make the papers' tables again
 
 
 def short(path):

@@ -199,7 +199,7 @@ def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
     )
     assert code == 0, err
     assert {r.config.algo.relabel_every for r in executed} == {7}
-    assert len(executed) == len(reproduce.TABLES["gentle"])
+    assert len(executed) == len(reproduce.TABLES["gentle"].rows)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_bad_input_of_a_table_is_one_line_before_any_run(capsys, executed, argum
 def test_every_cell_of_every_table_resolves():
     for table in reproduce.TABLES:
         found = reproduce.cells(table, ["--preset=quick"])
-        rows, envs = reproduce.TABLES[table], reproduce.ENVIRONMENTS[table]
+        rows, envs = reproduce.TABLES[table].rows, reproduce.TABLES[table].envs
         assert set(found) == set(itertools.product(rows, envs))
         # sparse contexts are drawn over the whole history anyway: that row is its first one
         found.pop(("contexts from the whole history", "sparse_point_robot"), None)
