@@ -92,7 +92,7 @@ def gentle(small):
     torch = many["torch_over_jax"]
     absent = "PyTorch is not installed" if torch_step.torch is None else "absent"
     on = "cuda" if torch_step.torch and torch_step.torch.cuda.is_available() else "cpu"
-    beside = f"PyTorch on {on}, one process, in turns" if torch else absent
+    beside = f"PyTorch on {on}, in turn or in processes" if torch else absent
     how = f"extrapolated from {many['steps']} steps, relabelling and {first_steps} steps of models"
     verdict = Verdict(
         [

@@ -6,6 +6,8 @@ Data are random arrays of the papers' shapes; programs are built and chunked as 
 what is published for an environment of those shapes in the suite of the algorithm's first settings.
 A row is one (algorithm, shapes, seeds) in its main stage. Times are medians over rounds of torch,
 jax, torch, jax, ...; the machine's matrix-product rate is taken right before and after the rounds.
+Several seeds of PyTorch run in turn with all threads, and all at once, a process of one thread
+each: `torch ms`, of one step of one seed, is that of the faster way.
 FLOPs are those of the matrix products that the step's program asks for (`machine.products`): the
 actor counts at its share of steps, periodic work at none, and XLA may do fewer.
 """
@@ -189,21 +191,33 @@ class JaxLoop:
         return jax.tree.map(lambda x: x[0], self.state), self.data, self.keys[0]
 
 
-def _time(jax_loop, torch_loop, steps, rounds):
+def _time(jax_loop, torch_loops, steps, rounds):
     """Returns {name: [seconds per round]}; a warm-up chunk of each goes before."""
     piece = steps // PIECES
     jax_loop.run(FIRST, piece)
-    times = {"torch": [], "long": [], "pieces": [], "empty": []}
-    if torch_loop:
-        torch_loop.run(2)
+    times = {name: [] for name in (*torch_loops, "long", "pieces", "empty")}
+    for loop in torch_loops.values():
+        loop.run(2)
     for _ in range(rounds):
-        if torch_loop:
-            times["torch"].append(torch_loop.run(steps))
+        for name, loop in torch_loops.items():
+            times[name].append(loop.run(steps))
         times["long"].append(jax_loop.run(FIRST, steps))
         starts = [FIRST + i * piece for i in range(PIECES)]
         times["pieces"].append(sum(jax_loop.run(start, piece) for start in starts))
         times["empty"].append(jax_loop.run(FIRST, 0))
     return times
+
+
+def _torch_columns(times, steps, jax_seconds):
+    """Returns the columns about PyTorch, in seconds per seed-step; None where it did not run.
+
+    Args: times, of `_time`; jax_seconds, ours.
+    """
+    ways = (torch_step.IN_TURN, torch_step.PROCESSES)
+    found = {way: statistics.median(times[way]) / steps if way in times else None for way in ways}
+    best = min((seconds for seconds in found.values() if seconds is not None), default=None)
+    over = None if best is None else best / jax_seconds
+    return {**found, "torch_step_seconds": best, "torch_over_jax": over}
 
 
 def _periodic_row(problem, jax_loop, key, rounds):
@@ -226,19 +240,19 @@ def measure(name, algorithm, num_seeds, steps, rounds, small):
     """Returns the rows of one (shapes, algorithm, seeds): `step`, and `periodic` where it is."""
     problem = make_problem(name, algorithm, small)
     jax_loop = JaxLoop(problem, num_seeds)
-    torch_loop = torch_step.make_loop(problem, jax_loop.one_run()[0], cores())
     counts = machine.step_products(problem.stage, jax_loop.one_run(), range(FIRST, FIRST + 2))
     work = lambda shape: machine.flops({shape: counts[shape]})
     layers = sorted(counts, key=work)[-LAYERS:]
     square = lambda: machine.square_rate(64 if small else 0)
-    before = square()
-    times = _time(jax_loop, torch_loop, steps, rounds)
-    after = square()
+    rivals = torch_step.loops(problem, jax_loop.one_run()[0], cores(), num_seeds)
+    with rivals as torch_loops:
+        before = square()
+        times = _time(jax_loop, torch_loops, steps, rounds)
+        after = square()
     peak, layer = (before + after) / 2, max(machine.product_rate(*shape) for shape in layers)
     step = statistics.median(times["long"]) / steps
     rate = num_seeds * machine.flops(counts) / step / 1e9
     overhead = [b / a - 1.0 for a, b in zip(times["long"], times["pieces"], strict=True)]
-    torch_seconds = statistics.median(times["torch"]) / steps if torch_loop else None
     memory = jax_loop.program.call.memory_analysis()
     key = {"algorithm": algorithm, "shapes": name, "seeds": num_seeds}
     row = {
@@ -258,8 +272,7 @@ def measure(name, algorithm, num_seeds, steps, rounds, small):
         "layer_share": rate / layer,
         "chunk_overhead": statistics.median(overhead),
         "call_seconds": statistics.median(times["empty"]),
-        "torch_step_seconds": torch_seconds,
-        "torch_over_jax": torch_seconds / (step / num_seeds) if torch_loop else None,
+        **_torch_columns(times, steps, step / num_seeds),
     }
     periodic = [_periodic_row(problem, jax_loop, key, rounds)] if periodic_of(algorithm) else []
     return [row, *periodic]

@@ -108,7 +108,7 @@ TINY = {
 LONGEST = (
     "contracts", "physics", "run", "render", "predicted_rewards", "multihost", "locomotion",
     "accelerator_suite", "benchmarks", "envs", "protocols", "remote", "collect", "ctmrl", "cli",
-    "backbones", "grids", "soak", "networks", "sweep", "data_command",
+    "backbones", "grids", "torch_step", "soak", "networks", "sweep", "data_command",
 )  # fmt: skip
 OWN = {"borel": {"train.latent_dim": 4}}  # an algorithm's sizes of other sections
 
