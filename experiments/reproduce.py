@@ -66,9 +66,9 @@ def text(entry):
 
 
 def file_name(table, summaries):
-    """Returns a table's name, and the backbone's behind it where that is not the suite's."""
-    of_suite = lambda summary: suites.get(summary["suite"]).backbone
-    others = {s["backbone"] for s in summaries.values() if s["backbone"] != of_suite(s)}
+    """Returns a table's name, and the backbone's behind it where that is not the usual one."""
+    usual = {at: suites.backbone(s["suite"], at[1], s["preset"]) for at, s in summaries.items()}
+    others = {s["backbone"] for at, s in summaries.items() if s["backbone"] != usual[at]}
     return "_".join([table, *sorted(others)])
 
 

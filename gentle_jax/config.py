@@ -197,7 +197,7 @@ def fill_names(run: RunConfig) -> RunConfig:
     physics = run.physics or (modes[0] if run.preset == "paper" else usable_physics(modes)[-1])
     if physics not in modes:
         raise errors.unknown(f"physics of {run.env}", physics, modes)
-    backbone = run.backbone or suite.backbone
+    backbone = run.backbone or suites.backbone(run.suite, run.env, run.preset)
     registry.load("backbone", backbone)
     fidelity = run.fidelity or getattr(algorithm, "DEFAULT_FIDELITY", "paper")
     if fidelity not in FIDELITIES:

@@ -17,7 +17,8 @@ Each value is a module, imported on first use. What a module must define:
   backbone     `Config`, `make(config, latent_dim, spec)`
   environment  `SETTINGS` (suite -> default overrides), `PHYSICS` (its modes, the published one
                first, that of CPUs last), `make(suite, mode, env_config)`; optional: `PRESETS`,
-               {"preset" or "preset:X": dotted overrides}, as above; `OFFERS`, what a protocol may
+               {"preset" or "preset:X": dotted overrides}, as above; `BACKBONES`, {preset: backbone}
+               where its sizes need another one than the suite's; `OFFERS`, what a protocol may
                need of it, such as "relabel"
   protocol     `make(eval_config, env)`; optional: `NEEDS`, names that an environment or an
                algorithm must offer

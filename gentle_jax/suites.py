@@ -5,7 +5,7 @@ Source: docs/methods/environments.md, "Suites".
 
 from typing import NamedTuple
 
-from gentle_jax import errors
+from gentle_jax import errors, registry
 
 
 class Suite(NamedTuple):
@@ -28,3 +28,13 @@ def get(name: str) -> Suite:
     if name not in SUITES:
         raise errors.unknown("suite", name, SUITES)
     return SUITES[name]
+
+
+def backbone(suite: str, env: str, preset: str) -> str:
+    """Returns the backbone of a run that names none: the suite's.
+
+    An environment whose `BACKBONES` has the preset goes before: of its sizes the suite's does not
+    learn there.
+    """
+    of_env = getattr(registry.load("environment", env), "BACKBONES", {})
+    return of_env.get(preset, get(suite).backbone)

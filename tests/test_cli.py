@@ -284,7 +284,7 @@ def test_programs_can_be_built_with_the_fewest_tasks_of_every_preset(algorithm, 
 
 @pytest.mark.parametrize("preset,suite,env", COMBINATIONS)
 def test_every_preset_resolves_for_every_combination(preset, suite, env):
-    usual = suites.get(suite).backbone
+    usual = suites.backbone(suite, env, preset)
     chosen = itertools.product(registry.ALGORITHMS, [usual], config_lib.FIDELITIES)
     others = itertools.product(EVERY_BACKBONE, registry.BACKBONES, ["paper"])
     for algorithm, backbone, fidelity in {*chosen, *others}:
@@ -293,6 +293,13 @@ def test_every_preset_resolves_for_every_combination(preset, suite, env):
         assert config.run.fidelity == fidelity and config.run.backbone == backbone
         assert any(key.startswith("backbone.") for key in config_lib.swept_fields(config))
         assert config_lib.fingerprint(config_lib.to_dict(config))
+
+
+def test_an_environment_may_have_a_backbone_of_its_own_for_a_preset():
+    backbone = lambda *words: parse("--env=hopper_params", *words).config.run.backbone
+    assert backbone("--preset=quick") == "td3_bc"
+    assert backbone("--preset=quick", "--backbone=brac_sac") == "brac_sac"
+    assert backbone("--preset=paper") == "brac_sac"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ SHARED = {
     "eval.scored_steps": 800,
 }
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
-PRESETS = locomotion.PRESETS
+PRESETS, BACKBONES = locomotion.LONG_PRESETS, locomotion.BACKBONES
 RADIUS = 2.0
 
 
