@@ -17,7 +17,7 @@ PHYSICS = MODES
 SETTINGS = {
     "ctmrl": random_params.CTMRL, "ctmrl_b": random_params.CTMRL, "gentle": random_params.GENTLE,
 }  # fmt: skip
-PRESETS, BACKBONES = locomotion.LONG_PRESETS, locomotion.BACKBONES
+PRESETS, BACKBONES = random_params.PRESETS, locomotion.BACKBONES
 
 
 def make(

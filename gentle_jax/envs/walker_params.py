@@ -16,7 +16,7 @@ from gentle_jax.types import Env
 PHYSICS = MODES
 SHARED = {**random_params.CTMRL, "train.latent_dim": 40}
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED, "gentle": random_params.GENTLE}
-PRESETS, BACKBONES = locomotion.LONG_PRESETS, locomotion.BACKBONES
+PRESETS, BACKBONES = random_params.PRESETS, locomotion.BACKBONES
 
 
 def make(
