@@ -28,7 +28,7 @@ CTMRL = {
     "brac_sac.alpha_max": 10_000.0,
 }
 GENTLE = {**locomotion.GENTLE, "train.latent_dim": 10}
-# six bodies do not tell enough of others: test tasks were at 0.76 of the hopper's, with 12 at 0.90
+# six bodies do not tell enough of others: policies knew them, and fell with new ones
 MORE_BODIES = {"env.num_train": 10, "train.meta_batch": 10}
 PRESETS = {
     **locomotion.LONG_PRESETS,
