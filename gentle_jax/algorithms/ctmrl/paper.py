@@ -13,7 +13,7 @@ from gentle_jax.types import Spec
 
 def make(config: Config, train: TrainConfig, spec: Spec, bag_rows: int) -> parts.Form:
     """Returns the Form. Args: bag_rows, of the vectors that wait for K-means."""
-    nets = parts.decoders(config, train, spec)
+    nets = parts.decoders(config, train.latent_dim, spec)
     always = {"prediction": _prediction(nets)}
     coded = {"codebook": _codebook(config, train.latent_dim, bag_rows)}
     if config.use_code_loss:

@@ -15,8 +15,6 @@ from gentle_jax.compose import Seen, Term
 from gentle_jax.config import TrainConfig
 from gentle_jax.types import Metrics, RandomKey, Spec, Transition, pytree
 
-STD_FLOOR = 1e-6  # of rewards
-
 
 @pytree
 class Shelf:
@@ -46,19 +44,11 @@ class Decoders(NamedTuple):
     init: Callable[[RandomKey], dict]
     reward: Predict  # -> [T, B]
     next_obs: Predict  # -> [T, B, obs]
-    reward_std: float  # the unit of errors of r
 
 
-def decoders(config: Config, train: TrainConfig, spec: Spec) -> Decoders:
-    """Returns the Decoders.
-
-    With `train.normalize_rewards` the network of r predicts z-scored ones, as UNICORN's: where all
-    rewards are near 2, z had become the constant that was missing, and stayed in a corner of tanh.
-    """
-    seen = train.latent_dim + spec.obs_dim + spec.action_dim  # z, s, a in this order
-    mean, std = 0.0, 1.0
-    if train.normalize_rewards:
-        mean, std = spec.statistics.reward_mean, max(spec.statistics.reward_std, STD_FLOOR)
+def decoders(config: Config, latent_dim: int, spec: Spec) -> Decoders:
+    """Returns the Decoders."""
+    seen = latent_dim + spec.obs_dim + spec.action_dim  # z, s, a in this order
     shape = {"width": config.width, "depth": config.depth}
     form = {"hidden_init": spec.init, "precision": spec.precision}
     reward = networks.mlp(seen, out_dims=1, **shape, **form)
@@ -68,14 +58,10 @@ def decoders(config: Config, train: TrainConfig, spec: Spec) -> Decoders:
         k_reward, k_transition = jax.random.split(key)
         return {"reward": reward.init(k_reward), "transition": transition.init(k_transition)}
 
-    def guess(params, z, rows):
-        return mean + std * reward.apply(params["reward"], z, rows.obs, rows.action)[..., 0]
-
     return Decoders(
         init,
-        guess,
+        lambda params, z, rows: reward.apply(params["reward"], z, rows.obs, rows.action)[..., 0],
         lambda params, z, rows: transition.apply(params["transition"], z, rows.obs, rows.action),
-        std,
     )
 
 
@@ -84,8 +70,7 @@ def prediction_error(
 ) -> Float[Array, ""]:
     """Mean squared errors of r and s' predicted from (z, s, a), Eq. 4-9 as means."""
     reward, next_obs = nets.reward(params, z, rows), nets.next_obs(params, z, rows)
-    reward_error = losses.mse(reward, rows.reward) / nets.reward_std**2
-    return reward_error + losses.mse(next_obs, rows.next_obs)
+    return losses.mse(reward, rows.reward) + losses.mse(next_obs, rows.next_obs)
 
 
 def matched_codes(seen: Seen) -> tuple[Float[Array, "N Z"], Int[Array, " T"]]:

@@ -16,7 +16,7 @@ FORWARDS = 3  # passes of z through the codebook before the losses: the main one
 
 def make(config: Config, train: TrainConfig, spec: Spec, bag_rows: int) -> parts.Form:
     """Returns the Form. Args: bag_rows, of the vectors that wait for K-means."""
-    nets = parts.decoders(config, train, spec)
+    nets = parts.decoders(config, train.latent_dim, spec)
     shape = config.encoder_width, config.encoder_depth
     always = {
         "prediction": _prediction(nets),

@@ -26,7 +26,7 @@ def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algori
     )
     terms, coded = form.always | form.coded, form.coded if config.use_codebook else {}
 
-    decode = parts.decoders(config, train, spec).reward
+    decode = parts.decoders(config, train.latent_dim, spec).reward
     fields = {
         "describe": _describe(config),
         "predict_reward": lambda state, z, rows: decode(state.params["prediction"], z[None], rows),
