@@ -112,19 +112,21 @@ def representation(
     train: TrainConfig,
     active: Iterable[str] | None = None,
     frozen: Iterable[str] = (),
+    rates: dict[str, str] | None = None,
     **fields: Any,
 ) -> Representation:
     """Returns the Representation whose encoder descends the sum of terms, {name: Term}.
 
     Args: active, names of the terms in use (default: all), so that stages can
-    share one state; frozen, parts of the encoder that do not learn; fields, those of a
-    Representation to replace.
+    share one state; frozen, parts of the encoder that do not learn; rates, {name of a part or
+    term: name of the setting that multiplies its learning rate}; fields, those of a Representation
+    to replace.
     """
     used = dict(terms) if active is None else {name: terms[name] for name in active}
     bundle = Representation(
         init=_init(encoder, terms),
         context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
-        update=_update(encoder, used, {*terms, *frozen} - {*used}),
+        update=_update(encoder, used, {*terms, *frozen} - {*used}, rates or {}),
         prior=lambda state: encoder.prior(state.params),
         extend=lambda state, *args: encoder.extend(state.params, *args),
         sample=lambda state, *args: encoder.sample(state.params, *args),
@@ -152,8 +154,9 @@ def _init(encoder, terms):
     return init
 
 
-def _update(encoder, used, fixed):
+def _update(encoder, used, fixed, rates):
     """Returns `update` of a Representation. Args: used, {name: Term}; fixed, names not to train."""
+    rate = lambda name, hp: hp["lr"] * hp[rates[name]] if name in rates else hp["lr"]
 
     def update(state, hp, batch, dz, data, key, index):
         keys = _keys(used, key)
@@ -178,7 +181,7 @@ def _update(encoder, used, fixed):
         grads, (values, aux) = jax.grad(loss, has_aux=True)({n: state.params[n] for n in learning})
         trained = dict(state.trained)
         for name in learning:
-            trained[name] = trained[name].step(grads[name], hp["lr"])
+            trained[name] = trained[name].step(grads[name], rate(name, hp))
         seen = seen._replace(aux=aux)
         for name in _with(used, "after"):
             leaves = trained[name].params if name in trained else {}, own[name]

@@ -33,7 +33,8 @@ def make(config: Config, train: TrainConfig, spec: Spec, rl: Backbone) -> Algori
     }
 
     def representation(*names):
-        return compose.representation(encoder, terms, train, names, **fields)
+        rates = {"encoder": "encoder_rate"}
+        return compose.representation(encoder, terms, train, names, rates=rates, **fields)
 
     periodic = None
     if config.use_codebook and config.use_kmeans:
