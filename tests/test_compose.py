@@ -214,6 +214,18 @@ def test_frozen_parts_of_an_encoder_do_not_move_and_gradients_pass_them():
     assert not same(new.trained["shift"].params, state.trained["shift"].params)
 
 
+def test_a_part_may_have_a_rate_of_its_own():
+    terms = {"a": pull("a"), "b": pull("b")}
+    rep, state = rep_of(terms)
+    slow, _ = rep_of(terms, rates={"encoder": "encoder_rate"})
+    plain, _ = update(rep, state)
+    new, _ = update(slow, state, HP | {"encoder_rate": jnp.float32(0.25)})
+    moved = lambda after: after.params["encoder"] - state.params["encoder"]
+    np.testing.assert_allclose(moved(new), 0.25 * moved(plain), rtol=1e-5)
+    assert same([new.trained[n] for n in "ab"], [plain.trained[n] for n in "ab"])
+    assert same(update(slow, state, HP | {"encoder_rate": jnp.float32(1.0)})[0], plain)
+
+
 def test_separate_adams_are_one_adam_of_everything():
     def loss(params, own, hp, seen, key):
         return jnp.sin(seen.z * params).sum() + seen.params["b"] * params
