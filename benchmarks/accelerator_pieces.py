@@ -64,12 +64,12 @@ def _dynamics_seconds(problem, seeds, small):
     return statistics.median(times) * stage.num_steps, stage.num_steps
 
 
-def _seeds(algorithm, small):
+def _seeds(algorithm, small, rival=True):
     """Returns train_step's rows of 1 and 8 seeds, (step rows {seeds: row}, all rows)."""
     shapes, steps, counts = "ant_dir", 10 if small else 500, (1, 2 if small else PAPER_SEEDS)
     rows = []
     for count in counts:
-        rows += train_step.measure(shapes, algorithm, count, steps, 3, small)
+        rows += train_step.measure(shapes, algorithm, count, steps, 3, small, rival)
     steps = [row for row in rows if row["kind"] == "step"]
     return steps[0], steps[1], rows
 
@@ -107,7 +107,7 @@ def gentle(small):
 
 def ctmrl(small):
     """CTMRL at the paper's sizes and Ant-Dir's shapes."""
-    one, many, rows = _seeds("ctmrl", small)
+    one, many, rows = _seeds("ctmrl", small, rival=False)
     over = many["step_seconds"] / one["step_seconds"]
     return {"rows": rows}, Verdict([], {"eight_over_one": (over, LOWER)})
 

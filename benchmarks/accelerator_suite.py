@@ -16,22 +16,21 @@ time, 42 interrupted.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 from absl import flags
 
 from benchmarks import machine
+from benchmarks.parent import die_with_parent
 from experiments.cli import exit_codes
 from gentle_jax import errors
 
 PIECES = {  # name: (seconds that must be left to start it, what it measures)
-    "gentle": (80, "GENTLE at paper shapes: 8 seeds beside one, beside PyTorch, 200,000 steps"),
+    "gentle": (120, "GENTLE at paper shapes: 8 seeds beside one, beside PyTorch, 200,000 steps"),
     "behaviour": (110, "data of a MuJoCo family: SAC of preset `fast`, 40 tasks"),
     "scaling": (70, "GENTLE at paper shapes, 1 to 64 runs side by side"),
     "env_step": (100, "environment steps of MJX, 512 to 8192 simulations"),
@@ -134,18 +133,6 @@ def summarise(records, args):
     }
     machine.write(report, Path(args.out) / "suite.json")
     return report
-
-
-def die_with_parent():
-    """Ends this process when the one that started it is gone: nothing holds the device then."""
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(exit_codes.FAILED)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def measure_one(args):

@@ -1,7 +1,7 @@
 """BRAC-SAC's update in eager PyTorch, and FOCAL's gradient step on it.
 
 Source: docs/methods/backbones.md, "BRAC-SAC"; docs/methods/focal.md, "Distance loss". The
-mathematics, shapes and order of operations are those of `gentle_jax`. Results that nobody reads are
+mathematics and order of updates are those of `gentle_jax`. Results that nobody reads are
 not computed: no gradient of the critics' loss in z, of the further batches of the dual critic only
 states and actions, and one pass of the policy for its own step and the dual critic's first.
 """

@@ -1,7 +1,7 @@
 """CTMRL's gradient step in eager PyTorch, fidelity `paper`, once its codes are in use.
 
 Source: docs/methods/ctmrl.md; the parts are those of `gentle_jax.algorithms.ctmrl.paper`, all on.
-The mathematics, shapes and order of operations are those of `gentle_jax`. K-means is left out: it
+The mathematics and order of updates are those of `gentle_jax`. K-means is left out: it
 is due every thousands of steps, and no timed step of either side has it.
 """
 

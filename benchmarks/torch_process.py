@@ -4,7 +4,7 @@
 
 The job is a pickled file of `torch_step.job_of`. Once it is loaded the process says so; then each
 line that it reads is a number of steps, which it takes and answers with their seconds. It ends with
-its input, so also when whoever started it is killed.
+its input, and within a second when whoever started it is gone.
 """
 
 import pickle
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import torch_brac, torch_ctmrl, torch_td3
+from benchmarks.parent import die_with_parent
 from benchmarks.torch_parts import Loop, torch
 
 LEARNERS = {  # name of an algorithm: its learner, on the backbone of its own suite
@@ -30,6 +31,7 @@ def loop_of(job, device, threads):
 
 def main(argv):
     """Answers on standard output until standard input ends."""
+    die_with_parent()
     path, seed, device = argv[1:]
     torch.manual_seed(int(seed))
     loop = loop_of(pickle.loads(Path(path).read_bytes()), device, 1)

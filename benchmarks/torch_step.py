@@ -23,6 +23,11 @@ from gentle_jax import errors
 
 ROOT = Path(__file__).parents[1]
 IN_TURN, PROCESSES = "torch_in_turn_seconds", "torch_processes_seconds"  # columns of a row
+CHANGED = (  # (section, setting, what PyTorch's steps take it for)
+    ("train", "final_lr", 1.0), ("train", "normalize_rewards", False),
+    ("train", "precision", "float32"), ("algo", "use_next_obs", False),
+    ("algo", "encoder_rate", 1.0),
+)  # fmt: skip
 RL_COLUMNS = ("obs", "action", "reward", "next_obs", "terminal")
 
 
@@ -58,9 +63,18 @@ def make_loop(problem, state, threads):
     """Returns the Loop of a `train_step.Problem`, or None without torch or for another algorithm.
 
     Args: state, an AgentState of one run, whose parameters it starts from; threads, on a CPU.
+    Raises UserError for settings of CHANGED: PyTorch's steps have none of them.
     """
-    if torch is None or problem.config.run.algorithm not in torch_process.LEARNERS:
+    config = problem.config
+    if torch is None or config.run.algorithm not in torch_process.LEARNERS:
         return None
+    for section, name, usual in CHANGED:
+        value = getattr(getattr(config, section), name, usual)
+        if value != usual:
+            raise errors.UserError(
+                f"{section}.{name} is {value}: PyTorch's step only has {usual}; leave it, or "
+                f"measure without torch"
+            )
     return torch_process.loop_of(job_of(problem, state), device(), threads)
 
 
@@ -77,8 +91,10 @@ class Processes:
                 [*line, str(seed), device()],
                 cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
-            self.children = [start(seed) for seed in range(count)]
+            self.children = []
             try:
+                for seed in range(count):
+                    self.children.append(start(seed))
                 self._answers()
             except BaseException:
                 self.close()
@@ -99,8 +115,8 @@ class Processes:
         All wait for their line, so they begin together.
         """
         begin = time.perf_counter()
-        with contextlib.suppress(BrokenPipeError):  # then there is no answer
-            for child in self.children:
+        for child in self.children:
+            with contextlib.suppress(BrokenPipeError):  # then there is no answer
                 child.stdin.write(f"{num_steps}\n")
                 child.stdin.flush()
         self._answers()

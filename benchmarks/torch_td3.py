@@ -1,7 +1,7 @@
 """GENTLE's gradient step in eager PyTorch, on TD3+BC.
 
 Source: docs/methods/gentle.md, "Task auto-encoder"; docs/methods/backbones.md, "TD3+BC". The
-mathematics, shapes and order of operations are those of `gentle_jax`. Results that nobody reads are
+mathematics and order of updates are those of `gentle_jax`. Results that nobody reads are
 not computed: the policy runs only on actor steps, and the actor's gradient skips the critics. The
 release runs its policy at every step and uses it at every second one, so this step is the faster of
 the two and the comparison the stricter one.

@@ -12,6 +12,7 @@ FLOPs are those of the matrix products that the step's program asks for (`machin
 actor counts at its share of steps, periodic work at none, and XLA may do fewer.
 """
 
+import contextlib
 import statistics
 import sys
 import time
@@ -236,7 +237,7 @@ def _periodic_row(problem, jax_loop, key, rounds):
     }
 
 
-def measure(name, algorithm, num_seeds, steps, rounds, small):
+def measure(name, algorithm, num_seeds, steps, rounds, small, rival=True):
     """Returns the rows of one (shapes, algorithm, seeds): `step`, and `periodic` where it is."""
     problem = make_problem(name, algorithm, small)
     jax_loop = JaxLoop(problem, num_seeds)
@@ -245,7 +246,7 @@ def measure(name, algorithm, num_seeds, steps, rounds, small):
     layers = sorted(counts, key=work)[-LAYERS:]
     square = lambda: machine.square_rate(64 if small else 0)
     rivals = torch_step.loops(problem, jax_loop.one_run()[0], cores(), num_seeds)
-    with rivals as torch_loops:
+    with rivals if rival else contextlib.nullcontext({}) as torch_loops:
         before = square()
         times = _time(jax_loop, torch_loops, steps, rounds)
         after = square()

@@ -124,7 +124,7 @@ def representation(
     """
     used = dict(terms) if active is None else {name: terms[name] for name in active}
     bundle = Representation(
-        init=_init(encoder, terms),
+        init=_init(encoder, terms, rates or {}),
         context=lambda state, data, task_id, key: data_lib.context_of(data, task_id, train, key),
         update=_update(encoder, used, {*terms, *frozen} - {*used}, rates or {}),
         prior=lambda state: encoder.prior(state.params),
@@ -137,7 +137,7 @@ def representation(
     return bundle._replace(**fields)
 
 
-def _init(encoder, terms):
+def _init(encoder, terms, rates):
     """Returns `init` of a Representation."""
 
     def init(hp, key, data):
@@ -148,6 +148,8 @@ def _init(encoder, terms):
             raise ValueError(f"an encoder's part and a term share a name: {sorted(both)}")
         begun = {name: t.init(k, data) for (name, t), k in zip(terms.items(), keys, strict=True)}
         params = parts | {name: p for name, (p, _) in begun.items()}
+        if lost := rates.keys() - params.keys():
+            raise ValueError(f"rates of what is neither a part nor a term: {sorted(lost)}")
         trained = {name: Trained.of(p) for name, p in params.items() if jax.tree.leaves(p)}
         return RepState(trained, {name: own for name, (_, own) in begun.items()})
 

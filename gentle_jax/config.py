@@ -62,7 +62,7 @@ class RunConfig:
     algorithm: str = next(iter(registry.ALGORITHMS))
     suite: str = "ctmrl"
     env: str = "point_robot"
-    backbone: str = ""  # "" = the suite's
+    backbone: str = ""  # "" = the suite's, or the environment's for the preset
     fidelity: str = ""  # "" = the algorithm's default
     preset: str = "quick"
     physics: str = ""  # "" = published for preset `paper`, else the last one that the device has

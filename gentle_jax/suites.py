@@ -33,8 +33,8 @@ def get(name: str) -> Suite:
 def backbone(suite: str, env: str, preset: str) -> str:
     """Returns the backbone of a run that names none: the suite's.
 
-    An environment whose `BACKBONES` has the preset goes before: of its sizes the suite's does not
-    learn there.
+    An environment whose `BACKBONES` has the preset goes before: at that preset's sizes the suite's
+    backbone does not learn there.
     """
     of_env = getattr(registry.load("environment", env), "BACKBONES", {})
     return of_env.get(preset, get(suite).backbone)

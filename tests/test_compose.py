@@ -224,6 +224,8 @@ def test_a_part_may_have_a_rate_of_its_own():
     np.testing.assert_allclose(moved(new), 0.25 * moved(plain), rtol=1e-5)
     assert same([new.trained[n] for n in "ab"], [plain.trained[n] for n in "ab"])
     assert same(update(slow, state, HP | {"encoder_rate": jnp.float32(1.0)})[0], plain)
+    with pytest.raises(ValueError, match="encode_"):
+        rep_of(terms, rates={"encode_": "encoder_rate"})
 
 
 def test_separate_adams_are_one_adam_of_everything():

@@ -321,6 +321,12 @@ def test_an_update_of_the_paper_is_its_equations(tiny):
     np.testing.assert_allclose(step, -0.01 * signs(total, bias), atol=1e-5)
 
 
+def test_the_encoder_may_learn_slower_than_the_rest(tiny):
+    old, new, _ = updated(tiny("ctmrl", **{"algo.encoder_rate": 0.0}))
+    assert same(old.params["encoder"], new.params["encoder"])
+    assert not same(old.params["prediction"], new.params["prediction"])
+
+
 def test_frozen_bilinear_form_is_never_trained(tiny):
     made = tiny("ctmrl", fidelity="release")
     old, new, _ = updated(made)

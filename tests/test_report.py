@@ -174,6 +174,14 @@ def test_files_and_caption_of_a_table_tell_which_backbone_it_is_of(
     assert f"backbone brac_sac; on {device}." in (folder / "components.md").read_text()
     stored = json.loads((folder / "components_iql.json").read_text())
     assert stored["table"] == "components" and stored["cells"][0]["backbone"] == "iql"
+    # td3_bc is what the preset has for one of two environments: no other name, and both are told
+    made = {("ctmrl", env): make_summary(env=env, backbone=name, preset="quick")
+            for env, name in (("ant_goal", "td3_bc"), ("cheetah_vel", "brac_sac"))}  # fmt: skip
+    for entry in (entry for summary in made.values() for entry in summary["results"]):
+        entry["normalized_ci95"] = [0.1, 0.2]
+    text = reproduce.write("families", made, folder)
+    assert "backbone brac_sac (cheetah_vel); suite ctmrl, backbone td3_bc (ant_goal)" in text
+    assert (folder / "families.md").exists()
 
 
 @pytest.mark.parametrize("place", ["run now", "finished before"])

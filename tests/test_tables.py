@@ -189,6 +189,9 @@ def test_markdown_has_one_row_per_native_entry():
         ("--algo=ctmrl --config.algo.use_codebook=False", None),
         ("--algo=ctmrl --config.algo.use_kmeans=False --config.algo.num_codes=2", None),
         ("--algo=ctmrl --backbone=td3_bc", None),
+        ("--algo=ctmrl --env=ant_goal", "ctmrl"),  # on td3_bc, as the preset says
+        ("--algo=ctmrl --env=ant_goal --backbone=brac_sac", "ctmrl"),
+        ("--algo=ctmrl --env=ant_goal --backbone=iql", None),
         ("--algo=ctmrl --config.env.reveal_task=True", None),
         ("--algo=multitask --config.env.reveal_task=True", None),
         ("--algo=ctmrl --fidelity=release --config.algo.width=32 --config.algo.lr=0.1", "ctmrl"),

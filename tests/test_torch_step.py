@@ -225,20 +225,21 @@ def test_an_algorithm_without_a_pytorch_step_has_none():
 
 
 @pytest.mark.slow
-def test_processes_take_steps_without_jax_and_end_with_what_started_them():
+@pytest.mark.parametrize("lost", [0, 1])
+def test_processes_take_steps_without_jax_and_end_with_what_started_them(lost):
     check = "import benchmarks.torch_process, sys; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], cwd=torch_step.ROOT, check=True)
     problem = train_step.make_problem("point_robot", "focal", True)
     processes = torch_step.Processes(torch_step.job_of(problem, initial(problem)), 2)
-    first, second = processes.children
+    other, dead = processes.children[1 - lost], processes.children[lost]
     try:
         assert processes.run(2) > 0
-        second.kill()
-        second.wait()
+        dead.kill()
+        dead.wait()
         with pytest.raises(errors.UserError, match="ended early"):
             processes.run(2)
-        first.stdin.close()  # as where this process is killed
-        assert first.wait(timeout=60) == 0
+        other.stdin.close()  # as where this process is killed
+        assert other.wait(timeout=60) == 0
     finally:
         processes.close()
 

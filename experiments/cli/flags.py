@@ -27,7 +27,8 @@ GROUPS = {
          "file of other task parameters and splits than the suite's (.npz .csv); default: those of "
          "the data, or the suite's"),
         ("backbone", str, "",
-         "RL learner: " + " ".join(registry.BACKBONES) + "; default: the suite's"),
+         "RL learner: " + " ".join(registry.BACKBONES) + "; default: the suite's, for "
+         "some environments with quick another: `BACKBONES` there"),
         ("fidelity", str, "",
          "paper (equations) or release (the authors' code); default: per algorithm"),
         ("preset", str, "auto",

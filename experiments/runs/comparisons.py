@@ -41,9 +41,9 @@ OF_DATA["10 levels a task"] = levels(4000, 400, 400, 10, 10)
 # Data that a preset was not made for: agents at the end of their training, all along it, half-way
 KINDS = {
     "point_robot": {
-        "experts": levels(4000, 4000, 400, 1, 100),
+        "experts": levels(4000, 4000, 200, 1, 100),
         "mixed": levels(4000, 400, 400, 10, 20),
-        "medium": levels(1200, 1200, 400, 1, 100),
+        "medium": levels(1200, 1200, 200, 1, 100),
     },
     "cheetah_vel": {
         "experts": levels(120_000, 120_000, 20_000, 1, 50),

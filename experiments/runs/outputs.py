@@ -101,11 +101,12 @@ def paper_name(config):
     """Returns the paper's name of what is run: the algorithm, one of its VARIANTS, or None.
 
     Sizes, rates and loss weights do not count; switches, and what a variant names, do. None where
-    the backbone is not the usual one, observations tell the task, or tasks are not the suite's.
+    the backbone is neither the suite's nor the preset's, observations tell the task, or tasks are
+    not the suite's.
     """
     run = config.run
-    usual = suites.backbone(run.suite, run.env, run.preset)
-    if run.backbone != usual or config.env.reveal_task or config.tasks:
+    usual = suites.get(run.suite).backbone, suites.backbone(run.suite, run.env, run.preset)
+    if run.backbone not in usual or config.env.reveal_task or config.tasks:
         return None
     module = registry.load("algorithm", run.algorithm)
     plain = config_lib.resolve(run, presets.layers(run.preset, run)).algo

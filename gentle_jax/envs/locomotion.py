@@ -104,7 +104,7 @@ EXPERTS = {  # the suite's data are the last agent's
 }
 MIXED = {"train.num_steps": 12_000}  # data of all levels take longer than those of experts
 # Gaits that fall, and ants: td3_bc takes twice as many steps in a second as brac_sac, whose seeds
-# part there (docs/methods/backbones.md, "BRAC-SAC"). Small batches, many steps.
+# end far apart there (docs/methods/backbones.md, "BRAC-SAC"). Small batches, many steps.
 BACKBONES = {"quick": "td3_bc"}
 MANY_STEPS = {"train.num_steps": 40_000, "train.batch_size": 32, "td3_bc.lr": 1e-3}
 PRESETS = {
