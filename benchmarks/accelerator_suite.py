@@ -30,7 +30,7 @@ from experiments.cli import exit_codes
 from gentle_jax import errors
 
 PIECES = {  # name: (seconds that must be left to start it, what it measures)
-    "gentle": (120, "GENTLE at paper shapes: 8 seeds beside one, beside PyTorch, 200,000 steps"),
+    "gentle": (90, "GENTLE at paper shapes: 8 seeds beside one, beside PyTorch, 200,000 steps"),
     "behaviour": (110, "data of a MuJoCo family: SAC of preset `fast`, 40 tasks"),
     "scaling": (70, "GENTLE at paper shapes, 1 to 64 runs side by side"),
     "env_step": (100, "environment steps of MJX, 512 to 8192 simulations"),
