@@ -48,7 +48,7 @@ class BracSac:
         """Returns the draws of one update: those of `update`."""
         draw = lambda *names: tables.draw(task_id, self.train["batch_size"], *names)
         more = [draw("obs", "action") for _ in range(1, self.dual_steps)]
-        batches = [draw("obs", "action", "reward", "next_obs", "terminal"), *more]
+        batches = [draw(*parts.RL_COLUMNS), *more]
         rows = len(batches[0]["reward"])
         mix = [torch.rand(rows, 1, device=self.device) for _ in range(self.dual_steps)]
         noise = [torch.randn_like(batch["action"]) for batch in batches]

@@ -16,6 +16,7 @@ except ImportError:
     torch = F = None
 
 FUSED = True  # Adam in one pass over the parameters, the fastest of PyTorch's three
+RL_COLUMNS = ("obs", "action", "reward", "next_obs", "terminal")
 
 
 def network(tree, device, trained=True, heads=1):

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks import torch_process
-from benchmarks.torch_parts import torch
+from benchmarks.torch_parts import RL_COLUMNS, torch
 from gentle_jax import errors
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,6 @@ CHANGED = (  # (section, setting, what PyTorch's steps take it for)
     ("train", "precision", "float32"), ("algo", "use_next_obs", False),
     ("algo", "encoder_rate", 1.0),
 )  # fmt: skip
-RL_COLUMNS = ("obs", "action", "reward", "next_obs", "terminal")
 
 
 def job_of(problem, state):

@@ -48,8 +48,7 @@ class Gentle:
         """Returns the batch, context and noise of one step."""
         del index
         task_id = self.tables.tasks(self.train["meta_batch"])
-        names = ("obs", "action", "reward", "next_obs", "terminal")
-        batch = self.tables.draw(task_id, self.train["batch_size"], *names)
+        batch = self.tables.draw(task_id, self.train["batch_size"], *parts.RL_COLUMNS)
         real = self.train["context_size"] - self.made
         context = (self.relabelled.context(task_id, self.made), self.tables.context(task_id, real))
         by_task = [rows.view(len(task_id), -1, rows.shape[-1]) for rows in context]

@@ -92,11 +92,11 @@ def write(table, summaries, folder, note=None):
         caption += "episode; the paper's column is its own number, from other data and sizes."
     sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in summaries.values()})
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
-    names = sorted({(s["suite"], s["backbone"]) for s in summaries.values()})
-    for suite, backbone in names:
-        pair = lambda s: (s["suite"], s["backbone"])
-        of = sorted({env for (_, env), s in summaries.items() if pair(s) == (suite, backbone)})
-        where = f" ({', '.join(of)})" if len(names) > 1 else ""
+    places = {}  # of each suite and backbone
+    for (_, env), s in summaries.items():
+        places.setdefault((s["suite"], s["backbone"]), set()).add(env)
+    for (suite, backbone), envs in sorted(places.items()):
+        where = f" ({', '.join(sorted(envs))})" if len(places) > 1 else ""
         kept += f"; suite {suite}, backbone {backbone}{where}"
     devices = {s["device"] for s in summaries.values() if "device" in s}  # bits depend on them
     kept += "".join(f"; on {device}" for device in sorted(devices))

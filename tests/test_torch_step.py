@@ -224,6 +224,13 @@ def test_an_algorithm_without_a_pytorch_step_has_none():
         assert found == {}
 
 
+def test_settings_that_the_pytorch_step_lacks_are_refused():
+    for key, value in (("train.final_lr", 0.5), ("algo.encoder_rate", 0.3)):
+        problem = train_step.make_problem("point_robot", "ctmrl", True, {key: value})
+        with pytest.raises(errors.UserError, match=f"{key} is {value}"):
+            torch_step.make_loop(problem, None, 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_processes_take_steps_without_jax_and_end_with_what_started_them(lost):

@@ -30,11 +30,12 @@ CTMRL = {
 GENTLE = {**locomotion.GENTLE, "train.latent_dim": 10}
 # six bodies do not tell enough of others: policies knew them, and fell with new ones
 MORE_BODIES = {"env.num_train": 10, "train.meta_batch": 10}
+STEPS = locomotion.MANY_STEPS | {"train.num_steps": 32_000}
 PRESETS = {
-    **locomotion.LONG_PRESETS,
+    **locomotion.PRESETS,
     "quick": locomotion.QUICK | MORE_BODIES,
-    "quick:ctmrl": locomotion.MANY_STEPS | {"train.num_steps": 32_000},
-    "quick:ctmrl_b": locomotion.MANY_STEPS | {"train.num_steps": 32_000},
+    "quick:ctmrl": STEPS,
+    "quick:ctmrl_b": STEPS,
 }
 
 
