@@ -87,7 +87,8 @@ def ensure(config, root, save_every=30, tell=events.silent, fresh=False, accept_
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
     print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
     print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)
-    with computer.disk_may_fill(folder), computer.alone(folder):
+    light = computer.light_compiling(config.run.preset)
+    with computer.disk_may_fill(folder), computer.alone(folder), light:
         _collect(config, env, folder, wanted, save_every, tell)
     fields, meta = storage.load(folder, config)
     return fields, meta, time.perf_counter() - begin

@@ -251,7 +251,8 @@ def train(request, folder, hits, tell=events.silent):
         storage.write_json(folder / "config.json", json_files.sealed(identity(request)))
         environments.write(folder, request.config.run, meta)
     session = Session(request, folder, sweep, assembly.task_sets(env)["test"], tell)
-    programs, compiled = compile_programs(sweep, hits)
+    with computer.light_compiling(request.config.run.preset):
+        programs, compiled = compile_programs(sweep, hits)
     check_memory(sweep, programs)
     spent = {"collect": collected, "compile": compiled}
     with preemption.held():  # what was trained since the last save is worth one

@@ -10,6 +10,8 @@ from gentle_jax import errors, registry
 from gentle_jax.config import RunConfig
 
 PRESETS = ("auto", "paper", "fast", "quick", "smoke")
+# What compiles for longer than it runs is compiled lightly: other bits, a third less time
+COMPILED_LIGHTLY = ("smoke",)
 
 # A run that ends within minutes on two CPU cores. Some 8,000 steps instead of 65,000 to 200,000
 # leave no time for the released initialisation (signals of small inputs shrink by 0.4 a layer), for

@@ -36,6 +36,22 @@ def switch():
         jax.config.update(name, value)
 
 
+LIGHT = "jax_disable_most_optimizations"
+
+
+@pytest.mark.parametrize(("preset", "light"), [("smoke", True), ("quick", False)])
+def test_smoke_alone_is_compiled_lightly(preset, light):
+    before = jax.config.values[LIGHT]
+    jax.config.update(LIGHT, False)  # the tests themselves run with it
+    try:
+        with pytest.raises(KeyError), computer.light_compiling(preset):
+            assert jax.config.values[LIGHT] == light
+            raise KeyError  # a compilation that fails
+        assert not jax.config.values[LIGHT]
+    finally:
+        jax.config.update(LIGHT, before)
+
+
 def test_keys_name_their_implementation(switch):
     wanted = rng.run_keys(2, 5), behaviour.task_keys(BehaviourConfig(), 2)
     switch("jax_default_prng_impl", "rbg")

@@ -15,7 +15,7 @@ import jax
 
 import gentle_jax
 from experiments.host import hosts, switches
-from gentle_jax import errors
+from gentle_jax import errors, presets
 
 try:
     import fcntl
@@ -81,6 +81,21 @@ def cores():
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def light_compiling(preset):
+    """Within it XLA does less for programs of a preset that compile for longer than they run.
+
+    On CPUs only: of other devices nothing was measured.
+    """
+    before = jax.config.values["jax_disable_most_optimizations"]
+    short = preset in presets.COMPILED_LIGHTLY and jax.default_backend() == "cpu"
+    jax.config.update("jax_disable_most_optimizations", before or short)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def count_cache_hits():
