@@ -85,11 +85,13 @@ def ensure(config, root, save_every=30, tell=events.silent, fresh=False, accept_
     missing = 1.2 * size - storage.stored_bytes(folder)
     computer.prepare_folder(folder, missing + 3 * state_bytes(config, env), "--data")
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
-    print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
-    print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)
     light = computer.light_compiling(config.run.preset)
-    with computer.disk_may_fill(folder), computer.alone(folder), light:
-        _collect(config, env, folder, wanted, save_every, tell)
+    held = computer.alone(folder, f"data: another process makes {folder}: waiting for it")
+    with computer.disk_may_fill(folder), held, light:
+        if not storage.is_complete(folder):
+            print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
+            print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)
+            _collect(config, env, folder, wanted, save_every, tell)
     fields, meta = storage.load(folder, config)
     return fields, meta, time.perf_counter() - begin
 

@@ -5,11 +5,11 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 
 import pathlib
 
-from experiments import run
+from experiments import collect, run
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import code_identity, outputs, remote
+from experiments.runs import cells, code_identity, outputs, remote
 from experiments.runs.comparisons import TABLES
 from experiments.show import methods
 from gentle_jax import errors, storage, suites
@@ -19,6 +19,15 @@ SUMMARY = (
 )
 EXTRA = (
     ("table", str, "components", "which table: " + " ".join(TABLES)),
+    ("list", bool, False, "only say which tables there are"),
+    ("dry_run", bool, False, "only say each cell's command, state and about how long it takes"),
+    (
+        "shard",
+        str,
+        "",
+        "k/n: only every n-th cell, from the k-th on; the table is then made of "
+        "whatever is finished below --out",
+    ),
     ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
     ("envs", list, [], "only these environments; repeatable"),
     ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
@@ -34,12 +43,12 @@ REFUSED = (
 )  # fmt: skip
 
 
-def cells(table, words):
-    """Returns {(row, env): Request} of a table. Args: words, flags that reach every cell.
+def cells_of(table, words):
+    """Returns {(row, env): Cell} of a table. Args: words, flags that reach every cell.
 
     Raises UserError for a flag that the table itself sets.
     """
-    requests, of = {}, TABLES[table]
+    found, of = {}, TABLES[table]
     for row, fixed in of.rows.items():
         own = {env: (*fixed, *of.of_env.get(env, {}).get(row, ())) for env in of.envs}
         taken = {flag.partition("=")[0] for line in own.values() for flag in line}
@@ -50,9 +59,10 @@ def cells(table, words):
                     f"--rows and --envs"
                 )
         for env, line in own.items():
-            line = ["run", *words, *line, f"--env={env}"]
-            requests[row, env] = flags.parse(run.COMMAND, line, computer.on_accelerator)
-    return requests
+            line = (*words, *line, f"--env={env}")
+            request = flags.parse(run.COMMAND, ["run", *line], computer.on_accelerator)
+            found[row, env] = cells.Cell(line, request)
+    return found
 
 
 def text(entry):
@@ -127,19 +137,27 @@ def by_protocol(of, summaries):
     return lines
 
 
-def main(line):
-    """The command; returns its exit code, DIVERGED if a run of the table became NaN."""
-    own = line.own
-    computer.start(require=line.shared["require"])
-    table = own["table"]
-    if table not in TABLES:
-        raise errors.unknown("table", table, TABLES)
-    for name, allowed in (("rows", TABLES[table].rows), ("envs", TABLES[table].envs)):
+def choose(own, found):
+    """Returns the names (row, env) of the cells that the flags `own` choose, in order.
+
+    Raises UserError for a name that the table lacks.
+    """
+    of = TABLES[own["table"]]
+    for name, allowed in (("rows", of.rows), ("envs", of.envs)):
         for value in own[name]:
             if value not in allowed:
                 raise errors.unknown(name, value, allowed)
-    requests = cells(table, line.words)
-    out = next(iter(requests.values())).out
+    rows, envs = own["rows"] or of.rows, own["envs"] or of.envs
+    return cells.part([at for at in found if at[0] in rows and at[1] in envs], own["shard"])
+
+
+def dataset_of(request):
+    """Returns the folder of a Request's dataset."""
+    return collect.dataset_folder(request.config, request.data)
+
+
+def folder_of_tables(own, out):
+    """Returns the local folder of a table's files, made; raises UserError where it cannot be."""
     if remote.is_remote(own["to"] or out):
         raise errors.UserError(
             f"--to is {own['to'] or 'missing'}: the table's files go to a folder of this machine, "
@@ -147,22 +165,54 @@ def main(line):
         )
     to = pathlib.Path(own["to"] or pathlib.Path(out) / "tables")
     computer.prepare_folder(to, 1e6, "--to")
+    return to
+
+
+def main(line):
+    """The command; returns its exit code, DIVERGED if a run of the table became NaN."""
+    own = line.own
+    if own["list"]:
+        print("\n".join(described()))
+        return exit_codes.DONE
+    computer.start(require=line.shared["require"])
+    table = own["table"]
+    if table not in TABLES:
+        raise errors.unknown("table", table, TABLES)
+    found = cells_of(table, line.words)
+    chosen = choose(own, found)
+    if own["dry_run"]:
+        wanted = {at: found[at] for at in chosen}
+        print("\n".join(cells.lines(wanted, cells.plans(wanted, run.folder_of, dataset_of))))
+        return exit_codes.DONE
+    to = folder_of_tables(own, next(iter(found.values())).request.out)
     summaries = {}
-    for (row, env), cell in requests.items():
-        chosen = row in (own["rows"] or [row]) and env in (own["envs"] or [env])
-        folder = run.folder_of(cell)
-        if chosen:
+    for (row, env), (_, request) in found.items():
+        folder = run.folder_of(request)
+        if (row, env) in chosen:
             print(f"\n=== {table}: {row} on {env}", flush=True)
-            summaries[row, env] = run.execute(cell)
+            summaries[row, env] = run.execute(request)
             write(table, summaries, to)  # a kill loses the cell that is running, not the table
         elif (folder / "summary.json").exists():
             summaries[row, env] = outputs.read_summary(folder)
-    runs = [(run.folder_of(requests[at]), code_identity.hash_of(s)) for at, s in summaries.items()]
+    if not summaries:
+        print("nothing to do: no cell of the table is in this shard")
+        return exit_codes.DONE
+    runs = [(run.folder_of(found[at].request), code_identity.hash_of(s))
+            for at, s in summaries.items()]  # fmt: skip
     note = code_identity.note(runs)
     written = to / f"{file_name(table, summaries)}.md"
     print("\n" + write(table, summaries, to, note) + f"\n\ntable: {written}")
     diverged = any(summary["failed_seeds"] for summary in summaries.values())
     return exit_codes.DIVERGED if diverged else exit_codes.DONE
+
+
+def described():
+    """Returns a line for each table: its size, and what it is."""
+    wide = max(map(len, TABLES))
+    return [
+        f"{name:{wide}}  {len(of.rows)} rows x {len(of.envs)} environments: {of.about}"
+        for name, of in TABLES.items()
+    ]
 
 
 COMMAND = Command(

@@ -1,5 +1,6 @@
 """Behaviour data: deterministic, resumable, and honest about what it holds."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -317,6 +318,27 @@ def test_a_finished_dataset_is_reused(small, dataset, capsys):
         assert "reusing" in shown and "making" not in shown and seconds == 0
         check_same(again, fields)
         assert again_meta == meta
+
+
+def test_data_that_another_process_makes_are_waited_for_and_taken(
+    small, dataset, tmp_path, monkeypatch, capsys
+):
+    config, _ = small
+    root, fields, _ = dataset
+    folder = storage.folder_of(tmp_path, config)
+    lock = collect.computer.alone
+
+    @contextlib.contextmanager
+    def late(held, waiting=""):
+        with lock(held, waiting):
+            assert str(held) in waiting
+            shutil.copytree(storage.folder_of(root, config), held, dirs_exist_ok=True)
+            yield
+
+    monkeypatch.setattr(collect.computer, "alone", late)
+    found, _, _ = collect.ensure(config, tmp_path)
+    assert "making" not in capsys.readouterr().out and folder.is_dir()
+    check_same(found, fields)
 
 
 def test_one_dataset_folder_of_another_configuration_is_refused(small, dataset):

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 
 import pytest
 
@@ -41,6 +42,26 @@ def test_a_lock_of_a_folder_that_was_moved_is_not_the_one_of_its_place(tmp_path)
         (folder / ".lock").write_text("of another process that has just come")
     assert (folder / ".lock").exists()
     refused(tmp_path / "never", "is gone, another process has moved it")
+
+
+def test_who_waits_for_a_folder_says_so_once_and_gets_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(computer, "PAUSE", 0.01)
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with computer.alone(tmp_path):
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(60)
+    threading.Timer(0.2, leave.set).start()
+    with computer.alone(tmp_path, "waiting for the other one"):
+        assert leave.is_set()
+        refused(tmp_path, "another process works in")
+    thread.join()
+    assert capsys.readouterr().out == "waiting for the other one\n"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import shlex
 
 import pytest
 
 from experiments import report, reproduce, run
+from experiments.cli import flags
 from experiments.cli.command import main
-from experiments.runs import code_identity, outputs
+from experiments.runs import cells, code_identity, outputs
 from experiments.show import tables
 
 ENTRY = {
@@ -193,11 +195,66 @@ def test_the_code_of_a_table_tells_of_seeds_that_diverged(
     if place == "run now":
         monkeypatch.setattr(run, "execute", lambda _: failed)
     else:
-        other = reproduce.cells("components", ["--preset=quick"])
-        store(run.folder_of(other["paper equations", "point_robot"]), failed)
+        other = reproduce.cells_of("components", ["--preset=quick"])
+        store(run.folder_of(other["paper equations", "point_robot"].request), failed)
     code, out, err = reproduced(capsys, *chosen)
     assert code == 3 and not err and "table: " in out
     assert (tmp_path / "runs/tables/components.json").exists()
+
+
+def test_the_list_names_every_table(capsys, executed):
+    code, out, _ = reproduced(capsys, "--list")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == list(reproduce.TABLES)
+    assert not executed
+
+
+def test_shards_share_out_the_cells_and_the_last_one_has_the_whole_table(
+    capsys, executed, tmp_path
+):
+    table = ("--table=gentle", "--preset=smoke")
+    rows = list(reproduce.TABLES["gentle"].rows)
+    for number in (1, 2):
+        assert reproduced(capsys, *table, f"--shard={number}/2")[0] == 0
+    assert len(executed) == len(rows) == 3  # each of them once
+    text = (tmp_path / "runs/tables/gentle.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in text[2:5]] == rows
+    code, out, _ = reproduced(capsys, *table, "--rows=paper", "--shard=2/2")
+    assert code == 0 and "gentle.md" in out  # no cell of its own, but finished ones of others
+    assert len(executed) == 3
+
+
+def test_a_shard_without_any_cell_says_so(capsys, executed):
+    code, out, _ = reproduced(capsys, "--table=gentle", "--preset=smoke", "--shard=9/9")
+    assert code == 0 and "nothing to do" in out and not executed
+
+
+def test_a_dry_run_tells_states_times_and_commands_and_runs_nothing(
+    capsys, executed, tmp_path, monkeypatch
+):
+    chosen = ("--table=gentle", "--preset=smoke", "--num_seeds=4")
+    monkeypatch.setattr(cells, "RESULTS", tmp_path / "none")
+    code, out, _ = reproduced(capsys, *chosen, "--dry_run")
+    assert code == 0 and "3 missing; about 0 minutes" in out and "3 cells of which nothing" in out
+    found = reproduce.cells_of("gentle", chosen[1:])
+    release, paper, _ = (run.folder_of(cell.request) for cell in found.values())
+    spent = {"collect": 300.0, "compile": 60.0, "train": 120.0, "evaluate": 60.0, "total": 540.0}
+    done = make_summary(algorithm="gentle", suite="gentle", env="point_robot", preset="smoke",
+                        backbone="td3_bc", num_seeds=2, num_steps=10, seconds=spent)  # fmt: skip
+    store(release, done)
+    (paper / "checkpoints/100").mkdir(parents=True)
+    (paper / "config.json").write_text('{"train": {"num_steps": 20}}')
+    (paper / "metrics.jsonl").write_text('{"step": 5}\n{"step": 15}\n')
+    code, out, _ = reproduced(capsys, *chosen, "--dry_run")
+    lines = out.splitlines()
+    # 20 steps of 4 seeds after 10 of 2: 1 + 4 * 2 + 2 minutes, and 5 for the data, once
+    assert [line.split()[:3] for line in lines[:6:2]] == [
+        ["finished", "0", "min"], ["resumable", "4", "min"], ["missing", "11", "min"],
+    ]  # fmt: skip
+    assert "3 cells: 1 finished, 1 resumable, 1 missing; about 15 minutes" in lines[6]
+    again = shlex.split(lines[5])
+    assert again[:3] == ["python", "-m", "experiments.run"]
+    assert flags.parse(run.COMMAND, again[2:]).config == list(found.values())[2].request.config
+    assert not executed
 
 
 @pytest.mark.parametrize("form", ["--table=gentle", "--table gentle"])
@@ -223,6 +280,9 @@ def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
         ("--nonsense=1", "'nonsense'"),
         ("--num_seeds=0", "at least 1"),
         ("--to=/proc/nope", "pass another --to"),
+        ("--shard=3/2", "--shard is 3/2: expected K/N"),
+        ("--shard=0/2", "expected K/N with 1 <= K <= N"),
+        ("--shard=half", "such as --shard=1/4"),
         ("--multihost", "reproduce does not use --multihost"),
         ("--multihost=true", "reproduce does not use --multihost"),
     ],
@@ -235,9 +295,11 @@ def test_bad_input_of_a_table_is_one_line_before_any_run(capsys, executed, argum
 
 def test_every_cell_of_every_table_resolves():
     for table in reproduce.TABLES:
-        found = reproduce.cells(table, ["--preset=quick"])
+        found = reproduce.cells_of(table, ["--preset=quick"])
         rows, envs = reproduce.TABLES[table].rows, reproduce.TABLES[table].envs
         assert set(found) == set(itertools.product(rows, envs))
         # sparse contexts are drawn over the whole history anyway: that row is its first one
         found.pop(("contexts from the whole history", "sparse_point_robot"), None)
-        assert len({outputs.json.dumps(run.identity(r)) for r in found.values()}) == len(found)
+        assert len({outputs.json.dumps(run.identity(c.request)) for c in found.values()}) == len(
+            found
+        )

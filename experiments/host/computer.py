@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 
 import jax
 
@@ -25,6 +26,7 @@ except ImportError:  # not on this system: two processes in one folder are not n
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "mujoco",
             "mujoco-mjx", "brax")  # fmt: skip
 TRIES = 1000  # to lock the file that is at a path
+PAUSE = 1.0  # seconds between looks at a folder that another process has
 
 
 def start(multihost=False, require=""):
@@ -210,10 +212,13 @@ def prepare_folder(path, needed_bytes, flag):
 
 
 @contextlib.contextmanager
-def alone(folder):
-    """Holds a folder for this process; raises UserError while another one works in it."""
+def alone(folder, waiting=""):
+    """Holds a folder for this process; raises UserError while another one works in it.
+
+    Args: waiting, a sentence: instead of the error it is printed, and the other one waited for.
+    """
     path = pathlib.Path(folder) / ".lock"
-    with _locked(path) as file:
+    with _locked(path, waiting) as file:
         try:
             yield  # the end of the process frees the lock, whatever ends it
         finally:
@@ -222,24 +227,30 @@ def alone(folder):
 
 
 @contextlib.contextmanager
-def _locked(path):
-    """Yields the open file at `path`, locked; raises UserError while another process has it.
+def _locked(path, waiting):
+    """Yields the open file at `path`, locked; waits for another process, or raises UserError.
 
     Who leaves removes the file. A lock of a file that is not there any more holds nothing: whoever
     comes next makes a new one. So what was locked must be what is at the path.
     """
-    for attempt in range(TRIES):
+    moved, told = 0, False
+    while True:
         with _opened(path) as file:
             free = _lock(file)
-            if not _is_at(file, path) and attempt < TRIES - 1:  # at last: files without numbers
+            if not _is_at(file, path) and moved < TRIES - 1:  # at last: files without numbers
+                moved += 1
                 continue
-            if not free:
-                raise errors.UserError(
-                    f"another process works in {path.parent}: wait until it ends, or change a "
-                    f"setting"
-                )
-            yield file
-            return
+            if free:
+                yield file
+                return
+        if not waiting:
+            raise errors.UserError(
+                f"another process works in {path.parent}: wait until it ends, or change a setting"
+            )
+        if not told:
+            print(waiting, flush=True)
+        told = True
+        time.sleep(PAUSE)
 
 
 def _opened(path):

@@ -8,6 +8,7 @@ from gentle_jax import registry
 class Comparison(NamedTuple):
     """A table of one cell for each row and environment."""
 
+    about: str  # what it compares, in one line
     rows: dict  # name -> flags of `experiments.run`
     envs: tuple
     protocols: tuple = ()  # its columns, for each environment; (): each method's own
@@ -110,16 +111,21 @@ POINT = ("point_robot",)
 OF_CONTEXTS = ("given_context", "one_shot")
 TABLES = {
     "components": Comparison(
+        "what each part of CTMRL buys",
         COMPONENTS,
         ("point_robot", "point_robot_wind", "sparse_point_robot"),
         ("random_then_policy", "given_context"),
     ),
-    "gentle": Comparison(GENTLE, POINT, OF_CONTEXTS),
+    "gentle": Comparison(
+        "GENTLE as released, as in its paper, without relabelling",GENTLE, POINT, OF_CONTEXTS),
     # every method on the same data, backbone and protocols
-    "methods": Comparison(ALL, POINT),
-    "methods_gentle": Comparison(on_gentle(ALL), POINT),
+    "methods": Comparison(
+        "every method on the same data, suite ctmrl",ALL, POINT),
+    "methods_gentle": Comparison(
+        "every method on the same data, suite gentle",on_gentle(ALL), POINT),
     # few training tasks, the test tasks unchanged; fewer and more diverse data of ten tasks
     "limited": Comparison(
+        "does relabelling pay where tasks are few or data narrow?",
         {
             f"{name}, {data}": ("--suite=gentle", *line, *of_data)
             for data, of_data in OF_DATA.items()
@@ -130,6 +136,7 @@ TABLES = {
     ),
     # settings that must hold on data that they were not made for
     "robust": Comparison(
+        "do settings hold on data that they were not made for?",
         {
             f"{name}, {kind}": (f"--algo={name}", "--suite=gentle")
             for kind in KINDS["point_robot"]
@@ -144,13 +151,16 @@ TABLES = {
         },
     ),
     "causes": Comparison(
+        "why Cheetah-Vel is learned or not: one change of the settings a row",
         {name: (*TOLD, *changes) for name, changes in CAUSES.items()}, ("cheetah_vel",)
     ),
     "families": Comparison(
+        "FOCAL and CTMRL, a floor and a ceiling, suite ctmrl",
         {name: ALL[name] for name in ("focal", "ctmrl", *TWO_AGENTS)},
         ("cheetah_vel", "ant_goal", "hopper_params", "walker_params", "sparse_point_robot"),
     ),
     "families_gentle": Comparison(
+        "FOCAL and GENTLE, a floor and a ceiling, suite gentle",
         on_gentle({name: ALL[name] for name in ("focal", "gentle", *TWO_AGENTS)}),
         ("cheetah_dir", "ant_dir"),
     ),
