@@ -11,7 +11,7 @@ from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import cells, code_identity, outputs, remote
 from experiments.runs.comparisons import TABLES
-from experiments.show import methods
+from experiments.show import methods, paper_view, scores
 from gentle_jax import errors, storage, suites
 
 SUMMARY = (
@@ -28,6 +28,14 @@ EXTRA = (
         "k/n: only every n-th cell, from the k-th on; the table is then made of "
         "whatever is finished below --out",
     ),
+    (
+        "from",
+        str,
+        "",
+        "a table's .json file, such as those of `experiments/results`: its statistics "
+        "again, from it and the .npz file beside it, and nothing is run",
+    ),
+    ("export", str, "", "rliable: also a file {row: scores [runs, tasks]} for each protocol"),
     ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
     ("envs", list, [], "only these environments; repeatable"),
     ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
@@ -82,17 +90,36 @@ def file_name(table, summaries):
     return "_".join([table, *sorted(others)])
 
 
-def write(table, summaries, folder, note=None):
-    """Writes `file_name`.json and .md from {(row, env): summary}; returns the Markdown.
+def write(table, summaries, folder, note=None, found=None):
+    """Writes `file_name`.json, .md and .npz from {(row, env): summary}; returns the Markdown.
 
-    Args: note, a sentence below the table.
+    Args: note, a sentence below the table; found, its scores, of `scores.of_run`.
     """
+    lines = text_of(table, summaries, found or {})
+    lines += ["", note] if note else []
+    name = file_name(table, summaries)
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
+    stored = [{"row": row, "env": env, **summary} for (row, env), summary in summaries.items()]
+    content = {"table": table, "environment": computer.environment(), "cells": stored}
+    storage.write_json(folder / f"{name}.json", content)
+    if found:
+        scores.write(folder / f"{name}.npz", found)
+    return "\n".join(lines)
+
+
+def text_of(table, summaries, found):
+    """Returns the Markdown lines of a table."""
     of = TABLES[table]
-    if of.protocols:
-        lines = by_protocol(of, summaries)
-        tasks = "Training" if of.task_set == "train" else "Test"
-        caption = f"{tasks} tasks, last checkpoint: normalized return (mean return ± half of the "
-        caption += "95 % bootstrap interval over seeds)."
+    if of.paper:
+        lines = paper_view.lines(table, of, summaries, found)
+        kinds = {paper_view.spread_of(of, {row: s}) for (row, _), s in summaries.items()}
+        spread = " or ".join(paper_view.SPREADS[kind] for kind in sorted(kinds))
+        caption = f"Last checkpoint: mean return ± {spread} (normalized return), and the paper's "
+        caption += "own numbers, which are of other data and sizes."
+    elif of.columns:
+        lines = by_column(of, summaries)
+        caption = "Last checkpoint: normalized return (mean return ± half of the 95 % bootstrap "
+        caption += "interval over seeds)."
     else:
         lines = methods.lines(summaries)
         caption = (
@@ -100,6 +127,11 @@ def write(table, summaries, folder, note=None):
         )
         caption += "environment steps/episodes/oracle queries in a tested task before the reported "
         caption += "episode; the paper's column is its own number, from other data and sizes."
+    return [*lines, "", f"{caption} {conditions(summaries)}. `-`: not run."]
+
+
+def conditions(summaries):
+    """Returns the sizes, backbones and devices of a table's runs, as text."""
     sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in summaries.values()})
     kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
     places = {}  # of each suite and backbone
@@ -109,29 +141,21 @@ def write(table, summaries, folder, note=None):
         where = f" ({', '.join(sorted(envs))})" if len(places) > 1 else ""
         kept += f"; suite {suite}, backbone {backbone}{where}"
     devices = {s["device"] for s in summaries.values() if "device" in s}  # bits depend on them
-    kept += "".join(f"; on {device}" for device in sorted(devices))
-    lines += ["", f"{caption} {kept}. `-`: not run."]
-    lines += ["", note] if note else []
-    name = file_name(table, summaries)
-    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
-    stored = [{"row": row, "env": env, **summary} for (row, env), summary in summaries.items()]
-    content = {"table": table, "environment": computer.environment(), "cells": stored}
-    storage.write_json(folder / f"{name}.json", content)
-    return "\n".join(lines)
+    return kept + "".join(f"; on {device}" for device in sorted(devices))
 
 
-def by_protocol(of, summaries):
-    """Returns the Markdown lines of a Comparison with columns for each environment's protocols."""
-    names = [(env, protocol) for env in of.envs for protocol in of.protocols]
-    lines = ["| " + " | ".join(["row", *(f"{e}, {p}" for e, p in names)]) + " |"]
+def by_column(of, summaries):
+    """Returns the Markdown lines of a Comparison with columns for each environment."""
+    names = [(env, *column) for env in of.envs for column in of.columns]
+    lines = ["| " + " | ".join(["row", *(f"{e}, {p}, {t}" for e, p, t in names)]) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
     done = {row for row, _ in summaries}
     for row in (row for row in of.rows if row in done):
         entries = [
-            methods.entry(summaries[row, env], protocol, of.task_set)
+            methods.entry(summaries[row, env], protocol, task_set)
             if (row, env) in summaries
             else None
-            for env, protocol in names
+            for env, protocol, task_set in names
         ]
         lines.append("| " + " | ".join([row, *map(text, entries)]) + " |")
     return lines
@@ -174,8 +198,13 @@ def main(line):
     if own["list"]:
         print("\n".join(described()))
         return exit_codes.DONE
+    if own["from"]:
+        print(again(pathlib.Path(own["from"])))
+        return exit_codes.DONE
     computer.start(require=line.shared["require"])
     table = own["table"]
+    if own["export"] not in ("", scores.RLIABLE):
+        raise errors.unknown("export", own["export"], [scores.RLIABLE])
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)
     found = cells_of(table, line.words)
@@ -197,20 +226,45 @@ def main(line):
     if not summaries:
         print("nothing to do: no cell of the table is in this shard")
         return exit_codes.DONE
-    runs = [(run.folder_of(found[at].request), code_identity.hash_of(s))
-            for at, s in summaries.items()]  # fmt: skip
-    note = code_identity.note(runs)
-    written = to / f"{file_name(table, summaries)}.md"
-    print("\n" + write(table, summaries, to, note) + f"\n\ntable: {written}")
+    finish(own, table, to, summaries, {at: run.folder_of(found[at].request) for at in summaries})
     diverged = any(summary["failed_seeds"] for summary in summaries.values())
     return exit_codes.DIVERGED if diverged else exit_codes.DONE
+
+
+def again(path):
+    """Returns the Markdown of a table's .json file; raises UserError for a file that is none."""
+    content = storage.read_json(path) if path.exists() else {}
+    known = content if isinstance(content, dict) else {}
+    table, cells = known.get("table"), known.get("cells")
+    if table not in TABLES or not cells:
+        raise errors.UserError(
+            f"{path} is no table of this version: expected the .json file that "
+            f"`python -m experiments.reproduce` wrote"
+        )
+    arrays = path.with_suffix(".npz")
+    found = scores.read(arrays) if arrays.exists() else {}
+    return "\n".join(text_of(table, {(c["row"], c["env"]): c for c in cells}, found))
+
+
+def finish(own, table, to, summaries, folders):
+    """Writes and prints the whole table. Args: folders, {(row, env): run folder}."""
+    hashes = [(folders[at], code_identity.hash_of(s)) for at, s in summaries.items()]
+    metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
+    found = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
+    note = code_identity.note(hashes)
+    print("\n" + write(table, summaries, to, note, found))
+    print(f"\ntable: {to / file_name(table, summaries)}.md")
+    if own["export"]:
+        for path in scores.export(to, file_name(table, summaries), found):
+            print(f"export: {path}")
 
 
 def described():
     """Returns a line for each table: its size, and what it is."""
     wide = max(map(len, TABLES))
+    places = lambda of: "1 environment" if len(of.envs) == 1 else f"{len(of.envs)} environments"
     return [
-        f"{name:{wide}}  {len(of.rows)} rows x {len(of.envs)} environments: {of.about}"
+        f"{name:{wide}}  {len(of.rows)} rows x {places(of)}: {of.about}"
         for name, of in TABLES.items()
     ]
 

@@ -17,6 +17,7 @@ CHUNK = 2_000_000  # numbers drawn at once: bounds the memory of many tasks
 PerSeed = Float[HostArray, " S"] | list
 PerTask = Float[HostArray, " T"] | list
 Scores = Float[HostArray, "S T"] | list
+OtherScores = Float[HostArray, "S2 T"] | list
 
 
 def _interval(samples):
@@ -120,3 +121,44 @@ def summarize(
         "normalized_ci95": list(bootstrap_ci(normalized_per_seed(returns, random, reference))),
         "per_seed": [float(value) for value in per_seed],
     }
+
+
+def improvement(ours: Scores, theirs: OtherScores) -> float:
+    """Returns the probability that a run of `ours` is above one of `theirs` in a task.
+
+    Mean over tasks; equal values count half. Source: rliable (Agarwal et al. 2021), "probability
+    of improvement". Args: scores [S, T] of the same tasks; numbers of seeds may differ.
+    """
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return float("nan")
+    return float(_above(ours[None], theirs[None])[0])
+
+
+def improvement_samples(
+    ours: Scores, theirs: OtherScores, num_resamples: int = 2_000, seed: int = 0
+) -> Float[HostArray, " R"]:
+    """Returns bootstrap samples of `improvement`, runs resampled within each task."""
+    random, drawn = np.random.default_rng(seed), []
+    for scores in (np.asarray(ours, np.float64), np.asarray(theirs, np.float64)):
+        count, num_tasks = scores.shape
+        runs = random.integers(count, size=(num_resamples, count, num_tasks))
+        drawn.append(scores[runs, np.arange(num_tasks)])
+    return _above(*drawn)
+
+
+def _above(ours, theirs):
+    """Returns [R]: how often ours [R, S, T] are above theirs [R, S', T], equal ones half."""
+    difference = ours[:, :, None] - theirs[:, None]
+    return ((np.sign(difference) + 1.0) / 2.0).mean((1, 2, 3))
+
+
+def holm(p_values: Float[HostArray, " N"] | list, level: float = 1.0 - LEVEL) -> list[bool]:
+    """Returns which of some hypotheses are refused, all of them right with 1 - `level` (Holm)."""
+    order = np.argsort(p_values)
+    refused = [False] * len(order)
+    for rank, index in enumerate(order):
+        if p_values[index] > level / (len(order) - rank):
+            break
+        refused[index] = True
+    return refused

@@ -20,7 +20,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "gentle_jax").rglob("*.py"))
 COMMANDS = sorted((ROOT / "experiments").rglob("*.py"))
 NAMES = tuple(registry.ALGORITHMS)
-REPORTS = {"experiments/runs/comparisons.py"}  # how to make the papers' tables again
+REPORTS = {  # how to make the papers' tables again
+    "experiments/runs/comparisons.py",
+    "experiments/runs/paper_comparisons.py",
+}
 
 
 def short(path):

@@ -1,20 +1,8 @@
 """The comparisons that `experiments.reproduce` knows: their rows, each a line of flags."""
 
-from typing import NamedTuple
-
+from experiments.runs import paper_comparisons
+from experiments.runs.comparison import Comparison, on_gentle
 from gentle_jax import registry
-
-
-class Comparison(NamedTuple):
-    """A table of one cell for each row and environment."""
-
-    about: str  # what it compares, in one line
-    rows: dict  # name -> flags of `experiments.run`
-    envs: tuple
-    protocols: tuple = ()  # its columns, for each environment; (): each method's own
-    task_set: str = "test"  # what the columns of `protocols` show
-    of_env: dict = {}  # noqa: RUF012 read only; environment -> {row: flags for it alone}
-
 
 ALL = {name: (f"--algo={name}",) for name in registry.ALGORITHMS}
 # an agent without context that is told the task: the ceiling beside `multitask`, the floor
@@ -102,19 +90,15 @@ GENTLE = {
 }
 
 
-def on_gentle(rows):
-    """Returns rows with the suite `gentle`."""
-    return {name: (*line, "--suite=gentle") for name, line in rows.items()}
-
-
 POINT = ("point_robot",)
-OF_CONTEXTS = ("given_context", "one_shot")
+OF_CONTEXTS = (("given_context", "test"), ("one_shot", "test"))
 TABLES = {
+    **paper_comparisons.TABLES,
     "components": Comparison(
         "what each part of CTMRL buys",
         COMPONENTS,
         ("point_robot", "point_robot_wind", "sparse_point_robot"),
-        ("random_then_policy", "given_context"),
+        (("random_then_policy", "test"), ("given_context", "test")),
     ),
     "gentle": Comparison(
         "GENTLE as released, as in its paper, without relabelling",GENTLE, POINT, OF_CONTEXTS),
@@ -143,8 +127,7 @@ TABLES = {
             for name in ON_ALL_KINDS
         },
         tuple(KINDS),
-        ("given_context",),
-        "train",
+        (("given_context", "train"),),
         {
             env: {f"{name}, {kind}": of[kind] for kind in of for name in ON_ALL_KINDS}
             for env, of in KINDS.items()

@@ -1,0 +1,135 @@
+"""A table beside a paper's numbers: orders, differences beyond chance, the paper's claims."""
+
+import numpy as np
+
+from experiments.show import methods, paper_tables, scores, tables
+from gentle_jax import statistics
+
+FEW = 5  # seeds; an interval of fewer says little
+FEW_MARK = "†"
+OPEN = "undecided"
+SPREADS = {"ci95": "half of the 95 % bootstrap interval over seeds", "std": "std over seeds"}
+
+
+def lines(table, of, summaries, found):
+    """Returns Markdown lines: a table for each environment, and what follows from it.
+
+    Args: of, the Comparison; found, {(row, env): {"<task set>/<protocol>": scores [S, T]}}.
+    """
+    text = []
+    for env in (env for env in of.envs if any(at[1] == env for at in summaries)):
+        chosen = {name: summary for (name, at), summary in summaries.items() if at == env}
+        own = {name: found.get((name, env), {}) for name in chosen}
+        text += [f"### {env}", "", *grid(of, chosen), ""]
+        orders = [order for task_set in tables.TASK_SETS for order in methods.orders_of(
+            chosen, task_set)]  # fmt: skip
+        text += [*orders, *differences(of, own), ""]
+    text += claims(table, of, found)
+    few = any(s["num_seeds"] < FEW for s in summaries.values())
+    text += ["", f"{FEW_MARK} fewer than {FEW} seeds: what follows `±` says little."] if few else []
+    return text
+
+
+def grid(of, chosen):
+    """Returns the Markdown lines of one environment's table. Args: chosen, {row: summary}."""
+    rows = [["row"]]
+    for protocol, task_set in of.columns:
+        rows[0] += [f"{protocol}, {task_set}", "paper"]
+    rows[0] += ["own protocol", "test"]
+    kind = spread_of(of, chosen)
+    for name, summary in chosen.items():
+        row = [name]
+        for column in of.columns:
+            one = methods.entry(summary, *column)
+            row += [ours(one, kind), papers(one)]
+        native = summary["protocols"][0]
+        rows.append([*row, f"`{native}`", ours(methods.entry(summary, native, "test"), kind)])
+    return [tables.markdown_grid(rows)]
+
+
+def spread_of(of, chosen):
+    """Returns the kind of spread that the paper gives in these columns."""
+    entries = (methods.entry(s, *column) for s in chosen.values() for column in of.columns)
+    kinds = (one["paper"]["kind"] for one in entries if one and one["paper"])
+    return next(kinds, "ci95")
+
+
+def ours(one, kind):
+    """Returns an entry as text: mean, spread, normalized return."""
+    if one is None:
+        return "-"
+    low, high = one["ci95"]
+    spread = {"ci95": (high - low) / 2, "std": one["std"]}[kind]
+    mark = FEW_MARK if len(one["per_seed"]) < FEW else ""
+    return f"{one['mean']:.2f} ± {spread:.2f}{mark} ({one['normalized']:.2f})"
+
+
+def papers(one):
+    """Returns the paper's number as text."""
+    cell = one and one["paper"]
+    return f"{cell['mean']:.2f} ± {cell['spread']:.2f}" if cell else "-"
+
+
+def differences(of, own):
+    """Returns a sentence for each column: which pairs of rows differ beyond chance."""
+    sentences = []
+    for protocol, task_set in of.columns:
+        key = f"{task_set}/{protocol}"
+        rows = [name for name, known in own.items() if key in known]
+        pairs = [(a, b) for i, a in enumerate(rows) for b in rows[i + 1 :]]
+        pairs = [(a, b) for a, b in pairs if comparable(own[a][key], own[b][key])]
+        if not pairs:
+            continue
+        tests = [scores.two_sided(own[a][key], own[b][key]) for a, b in pairs]
+        beyond = []
+        for (a, b), (value, _, _), sure in zip(
+            pairs, tests, statistics.holm([p for *_, p in tests]), strict=True
+        ):
+            if sure:
+                above, below, share = (a, b, value) if value > 0.5 else (b, a, 1.0 - value)
+                beyond.append(f"{above} above {below} ({share:.2f})")
+        shown = "; ".join(beyond) or "none"
+        sentences.append(
+            f"- Beyond chance, `{protocol}`, {task_set} tasks, {len(beyond)} of {len(pairs)} "
+            f"pairs (probability of improvement, Holm): {shown}."
+        )
+    return sentences
+
+
+def comparable(a, b):
+    """Whether scores are enough to compare: finite, of the same tasks, of FEW seeds or more."""
+    enough = min(len(a), len(b)) >= FEW and a.shape[1] == b.shape[1]
+    return bool(enough and np.isfinite(a).all() and np.isfinite(b).all())
+
+
+def claims_of(table):
+    """Returns the claims of a paper about a table: dicts, as `experiments/papers/claims.csv`."""
+    return [row for row in paper_tables.rows("claims") if row["table"] == table]
+
+
+def claims(table, of, found):
+    """Returns the Markdown lines of a paper's claims: which hold, which fail, which are open."""
+    rows = [["claim", "environment, tasks", "source", "verdict", "probability of improvement"]]
+    tests, where = [], []
+    for claim in claims_of(table):
+        for env in of.envs:
+            for task_set in (task_set for p, task_set in of.columns if p == claim["protocol"]):
+                key = f"{task_set}/{claim['protocol']}"
+                sides = [found.get((claim[side], env), {}).get(key) for side in ("better", "worse")]
+                if any(side is None for side in sides):
+                    continue
+                if comparable(*sides):
+                    where.append(len(rows))
+                    tests.append(scores.two_sided(*sides))
+                what = f"{claim['better']} above {claim['worse']}"
+                place = f"{env}, {task_set}, `{claim['protocol']}`"
+                rows.append([what, place, claim["source"], OPEN, "-"])
+    if len(rows) == 1:
+        return []
+    sure = statistics.holm([p for *_, p in tests])
+    for index, (value, (low, high), _), certain in zip(where, tests, sure, strict=True):
+        verdict = ("holds" if value > 0.5 else "fails") if certain else OPEN
+        rows[index][3:] = [verdict, f"{value:.2f} [{low:.2f}, {high:.2f}]"]
+    counts = {v: sum(row[3] == v for row in rows[1:]) for v in ("holds", "fails", OPEN)}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return [f"### Claims: {told}", "", tables.markdown_grid(rows)]

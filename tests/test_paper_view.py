@@ -1,0 +1,149 @@
+"""Tables beside a paper's: statistics by hand, verdicts of claims, files to compute them from."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from experiments import reproduce
+from experiments.cli.command import main
+from experiments.runs import comparisons
+from experiments.show import paper_tables, paper_view, scores
+from gentle_jax import statistics
+from tests.test_report import make_summary
+
+TABLE, ENV, COLUMN = "ctmrl_table1", "point_robot", "test/random_then_policy"
+
+
+def drawn(level, num_seeds=6, num_tasks=3, seed=0):
+    random = np.random.default_rng(seed)
+    return (level + 0.01 * random.normal(size=(num_seeds, num_tasks))).astype(np.float32)
+
+
+def test_probability_of_improvement_counts_pairs_of_runs_in_each_task():
+    ours, theirs = [[1.0, 5.0], [2.0, 5.0]], [[0.0, 5.0], [1.0, 6.0], [3.0, 4.0]]
+    tasks = []
+    for task in range(2):
+        pairs = itertools.product((run[task] for run in ours), (run[task] for run in theirs))
+        tasks.append(np.mean([1.0 * (a > b) + 0.5 * (a == b) for a, b in pairs]))
+    assert statistics.improvement(ours, theirs) == pytest.approx(np.mean(tasks))
+    assert statistics.improvement(theirs, ours) == pytest.approx(1.0 - np.mean(tasks))
+    assert np.isnan(statistics.improvement([[np.nan]], [[1.0]]))
+
+
+def test_samples_resample_runs_within_tasks():
+    ours, theirs = drawn(0.5, 4), drawn(0.5, 5, seed=1)
+    samples = statistics.improvement_samples(ours, theirs, 4000)
+    assert samples.shape == (4000,) and samples.std() > 0.05
+    assert samples.mean() == pytest.approx(statistics.improvement(ours, theirs), abs=0.02)
+    # each task's best run is far above: only a mixture of tasks would ever be below
+    apart = np.arange(3) * 10.0
+    assert (statistics.improvement_samples(drawn(1.0) + apart, drawn(0.0) + apart) == 1.0).all()
+
+
+def test_holm_refuses_the_smallest_while_they_are_small_enough():
+    assert statistics.holm([0.04, 0.001, 0.02]) == [True, True, True]  # .05/3, .05/2, .05/1
+    assert statistics.holm([0.04, 0.03, 0.001]) == [False, False, True]  # 0.03 > 0.05 / 2
+    assert statistics.holm([0.02, 0.02, 0.02]) == [False, False, False]
+    assert statistics.holm([]) == []
+
+
+def cells(levels, num_seeds=6):
+    """Returns (summaries, scores) of the table's rows in ENV. Args: levels, {row: return}."""
+    summaries, found = {}, {}
+    for number, (row, level) in enumerate(levels.items()):
+        summary = make_summary(algorithm=row, num_seeds=num_seeds)
+        per_seed = [level] * num_seeds
+        entry = summary["results"][0] | {"mean": level, "normalized": level, "per_seed": per_seed}
+        entry["paper"] = paper_tables.lookup("ctmrl", ENV, row, "random_then_policy", "test")
+        summary["results"] = [entry, entry | {"task_set": "train"}]
+        summaries[row, ENV] = summary
+        found[row, ENV] = {COLUMN: drawn(level, num_seeds, seed=number)}
+    return summaries, found
+
+
+def view(levels, num_seeds=6):
+    summaries, found = cells(levels, num_seeds)
+    return "\n".join(
+        paper_view.lines(TABLE, comparisons.TABLES[TABLE], summaries, found)
+    ).splitlines()
+
+
+def test_verdicts_and_differences_follow_from_the_scores():
+    lines = view({"ctmrl": 0.9, "er_trl": 0.5, "unicorn": 0.99, "csro": 0.9})
+    verdicts = {
+        line.split("|")[1].strip(): line.split("|")[4].strip()
+        for line in lines
+        if line.startswith("| ctmrl above")
+    }
+    assert verdicts == {
+        "ctmrl above er_trl": "holds",
+        "ctmrl above unicorn": "fails",
+        "ctmrl above csro": "undecided",
+    }
+    assert "### Claims: 1 holds, 1 fails, 1 undecided" in lines
+    (beyond,) = [line for line in lines if line.startswith("- Beyond chance")]
+    assert "5 of 6 pairs" in beyond and "unicorn above csro (1.00)" in beyond
+    assert "csro above ctmrl" not in beyond and "ctmrl above csro" not in beyond
+    own = paper_tables.lookup("ctmrl", ENV, "ctmrl", "random_then_policy", "test")
+    (row,) = [line for line in lines if line.startswith("| ctmrl |")]
+    assert f"{own['mean']:.2f} ± {own['spread']:.2f}" in row and "`random_then_policy`" in row
+
+
+def test_few_seeds_decide_nothing_and_are_marked():
+    lines = view({"ctmrl": 0.9, "er_trl": 0.1}, num_seeds=3)
+    assert "### Claims: 0 holds, 0 fails, 1 undecided" in lines
+    assert not any(line.startswith("- Beyond chance") for line in lines)
+    assert paper_view.FEW_MARK in next(line for line in lines if line.startswith("| ctmrl |"))
+    assert any(line.startswith(f"{paper_view.FEW_MARK} fewer than 5 seeds") for line in lines)
+
+
+def test_a_run_that_diverged_decides_nothing():
+    summaries, found = cells({"ctmrl": 0.9, "er_trl": 0.1})
+    found["er_trl", ENV][COLUMN][0, 0] = np.nan
+    text = paper_view.lines(TABLE, comparisons.TABLES[TABLE], summaries, found)
+    assert "### Claims: 0 holds, 0 fails, 1 undecided" in text
+
+
+def test_every_claim_is_of_a_table_that_has_its_rows_and_protocol():
+    for claim in paper_tables.rows("claims"):
+        of = comparisons.TABLES[claim["table"]]
+        assert {claim["better"], claim["worse"]} <= set(of.rows), claim
+        assert claim["protocol"] in {protocol for protocol, _ in of.columns}, claim
+
+
+def test_files_of_a_table_give_the_same_text_again(tmp_path, capsys):
+    summaries, found = cells({"ctmrl": 0.9, "er_trl": 0.5})
+    text = reproduce.write(TABLE, summaries, tmp_path, found=found)
+    path = tmp_path / f"{TABLE}.json"
+    assert main(reproduce.COMMAND, ["reproduce", f"--from={path}"]) == 0
+    assert capsys.readouterr().out.strip() == text.strip()
+    assert "holds" in text
+    path.with_suffix(".npz").write_bytes(b"no archive")
+    assert main(reproduce.COMMAND, ["reproduce", f"--from={path}"]) == 2
+    assert "holds no scores of a table" in capsys.readouterr().err
+    for content in ("[]", json.dumps({"table": "other", "cells": [1]})):
+        path.write_text(content)
+        assert main(reproduce.COMMAND, ["reproduce", f"--from={path}"]) == 2
+        assert "is no table of this version" in capsys.readouterr().err
+    assert main(reproduce.COMMAND, ["reproduce", f"--from={tmp_path / 'none.json'}"]) == 2
+
+
+def test_scores_of_a_run_are_normalized_and_exported_for_rliable(tmp_path):
+    ids = {"train_ids": np.array([0]), "test_ids": np.array([2, 1])}
+    bounds = {"random_return": np.array([0.0, -2.0, -4.0]), "reference_return": np.array([1, 2, 4])}
+    returns = np.zeros((2, 3, 2, 4))  # [point, seed, task, episode]
+    returns[-1, 1, :, -1] = [4.0, -2.0]
+    arrays = {COLUMN: returns, "eval_steps": np.array([1, 2]), **ids, **bounds}
+    np.savez(tmp_path / "returns.npz", **arrays)
+    found = scores.of_run(tmp_path, "final")
+    np.testing.assert_allclose(found[COLUMN][1], [1.0, 0.0])  # tasks 2 and 1
+    np.testing.assert_allclose(found[COLUMN][0], [0.5, 0.5])
+    assert scores.of_run(tmp_path / "none", "final") == {}
+    table = {(row, env): found for row in ("a", "b") for env in ("one", "two")}
+    del table["b", "two"]
+    (path,) = scores.export(tmp_path, "t", table)
+    assert path.name == "t_rliable_test_random_then_policy.npz"
+    with np.load(path) as exported:
+        assert set(exported) == {"a"} and exported["a"].shape == (3, 4)  # b lacks a family
