@@ -26,7 +26,10 @@ SHARED = {
     "eval.scored_steps": 800,
 }
 SETTINGS = {"ctmrl": SHARED, "ctmrl_b": SHARED}
-PRESETS, BACKBONES = locomotion.LONG_PRESETS, locomotion.BACKBONES
+# The first level is the end of the random phase, as the contexts that tests begin with
+RANDOM_FIRST = {"behaviour.first_level": 3_200, "behaviour.level_every": 23_360}
+PRESETS = locomotion.LONG_PRESETS | {"quick": locomotion.QUICK | RANDOM_FIRST}
+BACKBONES = locomotion.BACKBONES
 RADIUS = 2.0
 
 
