@@ -11,7 +11,7 @@ from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import cells, code_identity, outputs, remote
 from experiments.runs.comparisons import TABLES
-from experiments.show import methods, paper_view, scores
+from experiments.show import methods, paper_view, scores, tables
 from gentle_jax import errors, storage, suites
 
 SUMMARY = (
@@ -80,7 +80,8 @@ def text(entry):
     if len(entry["per_seed"]) == 1:
         return f"{entry['normalized']:.3f} ({entry['mean']:.2f})"
     low, high = entry["ci95"]
-    return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {(high - low) / 2:.2f})"
+    half = f"{(high - low) / 2:.2f}{tables.mark(entry)}"
+    return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {half})"
 
 
 def file_name(table, summaries):
@@ -127,6 +128,8 @@ def text_of(table, summaries, found):
         )
         caption += "environment steps/episodes/oracle queries in a tested task before the reported "
         caption += "episode; the paper's column is its own number, from other data and sizes."
+    few = any(1 < s["num_seeds"] < tables.FEW for s in summaries.values())
+    caption += f" {tables.FEW_NOTE}." if few else ""
     return [*lines, "", f"{caption} {conditions(summaries)}. `-`: not run."]
 
 

@@ -29,7 +29,7 @@ def summary(ours, theirs):
 def test_a_row_has_its_native_protocol_and_given_context():
     texts = methods.row("a", summary(5.0, 4.0))
     assert dict(zip(methods.COLUMNS[:6], texts, strict=False)) == {
-        "method": "a", "native protocol": "`online`", "test": "0.500", "95 % CI": "0.400 to 0.600",
+        "method": "a", "native protocol": "`online`", "test": "0.500", "95 % CI": "0.400 to 0.600†",
         "train": "0.500", "spent": "40/2/0",
     }  # fmt: skip
     # one seed has no interval; what was not run is a dash

@@ -62,7 +62,7 @@ def interval(one):
     if one is None or len(one["per_seed"]) == 1:
         return "-"
     low, high = one["normalized_ci95"]
-    return f"{low:.3f} to {high:.3f}"
+    return f"{low:.3f} to {high:.3f}{tables.mark(one)}"
 
 
 def lines(summaries):

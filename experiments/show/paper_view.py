@@ -5,8 +5,6 @@ import numpy as np
 from experiments.show import methods, paper_tables, scores, tables
 from gentle_jax import statistics
 
-FEW = 5  # seeds; an interval of fewer says little
-FEW_MARK = "†"
 OPEN = "undecided"
 SPREADS = {"ci95": "half of the 95 % bootstrap interval over seeds", "std": "std over seeds"}
 
@@ -25,23 +23,23 @@ def lines(table, of, summaries, found):
             chosen, task_set)]  # fmt: skip
         text += [*orders, *differences(of, own), ""]
     text += claims(table, of, found)
-    few = any(s["num_seeds"] < FEW for s in summaries.values())
-    text += ["", f"{FEW_MARK} fewer than {FEW} seeds: what follows `±` says little."] if few else []
     return text
 
 
 def grid(of, chosen):
     """Returns the Markdown lines of one environment's table. Args: chosen, {row: summary}."""
-    rows = [["row"]]
-    for protocol, task_set in of.columns:
-        rows[0] += [f"{protocol}, {task_set}", "paper"]
-    rows[0] += ["own protocol", "test"]
-    kind = spread_of(of, chosen)
+    entries = {name: [methods.entry(s, *c) for c in of.columns] for name, s in chosen.items()}
+    with_paper = [
+        any(one and one["paper"] for one in each) for each in zip(*entries.values(), strict=True)
+    ]
+    heading = ["row"]
+    for (protocol, task_set), beside in zip(of.columns, with_paper, strict=True):
+        heading += [f"{protocol}, {task_set}", *["paper"] * beside]
+    rows, kind = [[*heading, "own protocol", "test"]], spread_of(of, chosen)
     for name, summary in chosen.items():
         row = [name]
-        for column in of.columns:
-            one = methods.entry(summary, *column)
-            row += [ours(one, kind), papers(one)]
+        for one, beside in zip(entries[name], with_paper, strict=True):
+            row += [ours(one, kind), *[papers(one)] * beside]
         native = summary["protocols"][0]
         rows.append([*row, f"`{native}`", ours(methods.entry(summary, native, "test"), kind)])
     return [tables.markdown_grid(rows)]
@@ -60,8 +58,7 @@ def ours(one, kind):
         return "-"
     low, high = one["ci95"]
     spread = {"ci95": (high - low) / 2, "std": one["std"]}[kind]
-    mark = FEW_MARK if len(one["per_seed"]) < FEW else ""
-    return f"{one['mean']:.2f} ± {spread:.2f}{mark} ({one['normalized']:.2f})"
+    return f"{one['mean']:.2f} ± {spread:.2f}{tables.mark(one)} ({one['normalized']:.2f})"
 
 
 def papers(one):
@@ -97,8 +94,8 @@ def differences(of, own):
 
 
 def comparable(a, b):
-    """Whether scores are enough to compare: finite, of the same tasks, of FEW seeds or more."""
-    enough = min(len(a), len(b)) >= FEW and a.shape[1] == b.shape[1]
+    """Whether scores are enough to compare: finite, of the same tasks, of five seeds or more."""
+    enough = min(len(a), len(b)) >= tables.FEW and a.shape[1] == b.shape[1]
     return bool(enough and np.isfinite(a).all() and np.isfinite(b).all())
 
 

@@ -8,7 +8,12 @@ from gentle_jax.protocols import base
 from gentle_jax.types import Cost
 
 TASK_SETS = ("test", "train")  # the order of tables: what generalises first
-COLUMNS = ("task set", "protocol", "mean", "std", "95% CI", "IQM", "normalized", "spent", "paper")
+COLUMNS = (
+    "task set", "protocol", "mean", "std", "95% CI", "IQM", "its 95% CI", "normalized", "spent",
+    "paper",
+)  # fmt: skip
+FEW, FEW_MARK = 5, "†"  # seeds of which an interval says little, and what it then has
+FEW_NOTE = f"{FEW_MARK} fewer than {FEW} seeds: such an interval says little"
 EPISODES = {
     "final": "return of the last episode",
     "all": "mean return of all episodes",
@@ -76,18 +81,31 @@ def spent(entry):
     return "/".join(f"{round(cost[kind], 1):g}" for kind in Cost._fields) if cost else "-"
 
 
+def interval(entry, name):
+    """Returns an entry's interval as text, marked where there are few seeds; "-" for one seed."""
+    if len(entry["per_seed"]) == 1 or name not in entry:  # or of a version that had none
+        return "-"
+    low, high = entry[name]
+    return f"[{number(low)}, {number(high)}]{mark(entry)}"
+
+
+def mark(entry):
+    """Returns what an entry's interval has behind it: nothing, or that of few seeds."""
+    return FEW_MARK if 1 < len(entry["per_seed"]) < FEW else ""
+
+
 def row(entry):
     """Returns the texts of COLUMNS for one entry; one seed has neither std nor interval."""
     alone = len(entry["per_seed"]) == 1
-    low, high = entry["ci95"]
     paper = entry["paper"]
     return [
         entry["task_set"],
         entry["protocol"],
         number(entry["mean"]),
         "-" if alone else number(entry["std"]),
-        "-" if alone else f"[{number(low)}, {number(high)}]",
+        interval(entry, "ci95"),
         number(entry["iqm"]),
+        interval(entry, "iqm_ci95"),
         number(entry["normalized"]),
         spent(entry),
         f"{paper['mean']:.2f} +- {paper['spread']:.2f} ({paper['kind']})" if paper else "-",
@@ -111,10 +129,12 @@ def note(entries):
     steps = f"{spell(entry['step'] - before(entry) for entry in entries)} steps"
     if any(map(before, entries)):
         steps += f" (and {spell(map(before, entries))} of pretraining)"
+    few = any(map(mark, entries))
     return (
         f"{EPISODES.get(metric, metric)}, {seeds} seed(s), after {steps} "
         f"(last, not best); normalized: 0 = random policy, 1 = reference; spent: environment "
         f"steps/episodes/oracle queries in the tested task before a reported episode"
+        + (f"; {FEW_NOTE}" if few else "")
     )
 
 
