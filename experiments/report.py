@@ -2,17 +2,19 @@
 
 Without `--run` it lists the finished runs below `--out` as one table: those that have the given
 `--algo`, `--env`, `--suite`, `--backbone`, `--fidelity`, `--preset`, `--num_seeds`, `--num_steps`.
+`--compare` shows runs side by side, and how likely one is above another.
 """
 
 from experiments.cli import flags
 from experiments.cli.command import Command, start
 from experiments.runs import code_identity, outputs, remote
-from experiments.show import tables
+from experiments.show import compare, tables
 from gentle_jax import errors
 
 SUMMARY = "Prints the table of a finished run, or one line for every finished run below --out."
 EXTRA = (
     ("run", str, "", "a run folder; default: list all below --out"),
+    ("compare", list, [], "a run folder, or a folder of runs, to show beside others; repeatable"),
     ("markdown", bool, False, "print Markdown instead of plain text"),
 )
 COLUMNS = (
@@ -47,9 +49,38 @@ def overview(root, given):
     return rows, runs
 
 
+def runs_below(places):
+    """Returns [(folder, summary)] of run folders and of all runs below other folders.
+
+    Raises UserError for a place without a finished run.
+    """
+    found = {}
+    for place in map(remote.path, places):
+        here = [place] if (place / "summary.json").exists() else [
+            path.parent for path in sorted(place.glob("**/summary.json"))
+        ]  # fmt: skip
+        if not here:
+            outputs.read_summary(place)  # says that there is none
+        found |= {str(folder): (folder, outputs.read_summary(folder)) for folder in here}
+    if len(found) < 2:
+        raise errors.UserError(
+            f"--compare has {len(found)} run: expected two or more, as "
+            f"--compare=RUN --compare=RUN, or a folder of runs"
+        )
+    return list(found.values())
+
+
 def run(line):
     """The command."""
     folder, as_markdown = line.own["run"], line.own["markdown"]
+    if line.own["compare"]:
+        for name in ("run", "markdown", *CHOOSE, "out"):
+            if name in line.given:
+                raise errors.UserError(f"report does not use --{name} with --compare: leave it out")
+        runs = runs_below(line.own["compare"])
+        print("\n".join(compare.lines(runs)))
+        tell(runs)
+        return
     if folder:
         for name in (name for name in (*CHOOSE, "out") if name in line.given):
             raise errors.UserError(
