@@ -60,9 +60,12 @@ def ensure(config, root, save_every=30, tell=events.silent, fresh=False, accept_
     Args: save_every, seconds between checkpoints while it is made; tell, of `events`; fresh and
     accept_code, what is done with data of other code. Raises UserError for these without either.
     """
-    begin = time.perf_counter()
     folder = dataset_folder(config, root)
+    waiting = f"data: another process makes {folder}: waiting for it"
     if hosts.leader():
+        if (folder / data_code.PROGRESS).is_dir():
+            with computer.alone(folder, waiting):
+                pass  # nobody makes them now
         data_code.settle(config, folder, fresh, accept_code)
     hosts.agree(0)  # the others look only after the leader has settled it
     hosts.wait_for(lambda: storage.is_complete(folder), f"it makes {folder}")
@@ -86,8 +89,8 @@ def ensure(config, root, save_every=30, tell=events.silent, fresh=False, accept_
     computer.prepare_folder(folder, missing + 3 * state_bytes(config, env), "--data")
     steps, tasks = config.behaviour.num_steps, num_tasks(env)
     light = computer.light_compiling(config.run.preset)
-    held = computer.alone(folder, f"data: another process makes {folder}: waiting for it")
-    with computer.disk_may_fill(folder), held, light:
+    with computer.disk_may_fill(folder), computer.alone(folder, waiting), light:
+        begin = time.perf_counter()
         if not storage.is_complete(folder):
             print(f"data: making {folder}: {tasks} tasks x {steps} steps of SAC,", end=" ")
             print(f"physics {config.run.physics}, {console.megabytes(size)}", flush=True)

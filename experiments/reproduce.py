@@ -66,8 +66,10 @@ def cells_of(table, words):
                     f"{word} is set by the rows of table {table!r}: leave it out, or choose with "
                     f"--rows and --envs"
                 )
+        seeded = any(word.lstrip("-").partition("=")[0] == "num_seeds" for word in words)
+        seeds = () if seeded else (f"--num_seeds={of.num_seeds}",)
         for env, line in own.items():
-            line = (*words, *line, f"--env={env}")
+            line = (*seeds, *words, *line, f"--env={env}")
             request = flags.parse(run.COMMAND, ["run", *line], computer.on_accelerator)
             found[row, env] = cells.Cell(line, request)
     return found
@@ -113,8 +115,7 @@ def text_of(table, summaries, found):
     of = TABLES[table]
     if of.paper:
         lines = paper_view.lines(table, of, summaries, found)
-        kinds = {paper_view.spread_of(of, {row: s}) for (row, _), s in summaries.items()}
-        spread = " or ".join(paper_view.SPREADS[kind] for kind in sorted(kinds))
+        spread = paper_view.SPREADS[of.paper]
         caption = f"Last checkpoint: mean return ± {spread} (normalized return), and the paper's "
         caption += "own numbers, which are of other data and sizes."
     elif of.columns:
@@ -217,48 +218,63 @@ def main(line):
         print("\n".join(cells.lines(wanted, cells.plans(wanted, run.folder_of, dataset_of))))
         return exit_codes.DONE
     to = folder_of_tables(own, next(iter(found.values())).request.out)
-    summaries = {}
-    for (row, env), (_, request) in found.items():
-        folder = run.folder_of(request)
-        if (row, env) in chosen:
-            print(f"\n=== {table}: {row} on {env}", flush=True)
-            summaries[row, env] = run.execute(request)
-            write(table, summaries, to)  # a kill loses the cell that is running, not the table
-        elif (folder / "summary.json").exists():
-            summaries[row, env] = outputs.read_summary(folder)
+    ran = {}
+    try:
+        for at in chosen:
+            print(f"\n=== {table}: {' on '.join(at)}", flush=True)
+            if why := cells.impossible(found[at].request, run.folder_of(found[at].request)):
+                print(f"left out: {why}", flush=True)
+            else:
+                ran[at] = run.execute(found[at].request)
+    finally:  # whatever ends the command: what is finished, by now, of any shard
+        summaries = finished(found, ran)
+        if summaries:
+            finish(own, table, to, found, summaries)
     if not summaries:
         print("nothing to do: no cell of the table is in this shard")
-        return exit_codes.DONE
-    finish(own, table, to, summaries, {at: run.folder_of(found[at].request) for at in summaries})
     diverged = any(summary["failed_seeds"] for summary in summaries.values())
     return exit_codes.DIVERGED if diverged else exit_codes.DONE
 
 
+def finished(found, ran):
+    """Returns {(row, env): summary} of the cells that are finished, in the table's order."""
+    summaries = {}
+    for at, cell in found.items():
+        folder = run.folder_of(cell.request)
+        if at in ran:
+            summaries[at] = ran[at]
+        elif (folder / "summary.json").exists():
+            summaries[at] = outputs.read_summary(folder)
+    return summaries
+
+
 def again(path):
     """Returns the Markdown of a table's .json file; raises UserError for a file that is none."""
-    content = storage.read_json(path) if path.exists() else {}
+    content = storage.read_json(path) if path.is_file() else {}
     known = content if isinstance(content, dict) else {}
-    table, cells = known.get("table"), known.get("cells")
-    if table not in TABLES or not cells:
+    table, stored = known.get("table"), known.get("cells")
+    good = isinstance(table, str) and table in TABLES and isinstance(stored, list)
+    if not (good and stored and all(map(outputs.is_cell, stored))):
         raise errors.UserError(
             f"{path} is no table of this version: expected the .json file that "
             f"`python -m experiments.reproduce` wrote"
         )
     arrays = path.with_suffix(".npz")
     found = scores.read(arrays) if arrays.exists() else {}
-    return "\n".join(text_of(table, {(c["row"], c["env"]): c for c in cells}, found))
+    summaries = {(cell["row"], cell["env"]): outputs.with_nan(cell) for cell in stored}
+    return "\n".join(text_of(table, summaries, found))
 
 
-def finish(own, table, to, summaries, folders):
-    """Writes and prints the whole table. Args: folders, {(row, env): run folder}."""
+def finish(own, table, to, found, summaries):
+    """Writes and prints the whole table. Args: found, {(row, env): Cell}."""
+    folders = {at: run.folder_of(found[at].request) for at in summaries}
     hashes = [(folders[at], code_identity.hash_of(s)) for at, s in summaries.items()]
     metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
-    found = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
-    note = code_identity.note(hashes)
-    print("\n" + write(table, summaries, to, note, found))
+    known = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
+    print("\n" + write(table, summaries, to, code_identity.note(hashes), known))
     print(f"\ntable: {to / file_name(table, summaries)}.md")
     if own["export"]:
-        for path in scores.export(to, file_name(table, summaries), found):
+        for path in scores.export(to, file_name(table, summaries), known):
             print(f"export: {path}")
 
 

@@ -13,7 +13,7 @@ from experiments.show import paper_tables, paper_view, scores, tables
 from gentle_jax import statistics
 from tests.test_report import make_summary
 
-TABLE, ENV, COLUMN = "ctmrl_table1", "point_robot", "test/random_then_policy"
+TABLE, ENV, COLUMN = "ctmrl_table1", "cheetah_vel", "test/random_then_policy"
 
 
 def drawn(level, num_seeds=6, num_tasks=3, seed=0):
@@ -32,14 +32,32 @@ def test_probability_of_improvement_counts_pairs_of_runs_in_each_task():
     assert np.isnan(statistics.improvement([[np.nan]], [[1.0]]))
 
 
-def test_samples_resample_runs_within_tasks():
+def test_samples_resample_whole_runs():
     ours, theirs = drawn(0.5, 4), drawn(0.5, 5, seed=1)
     samples = statistics.improvement_samples(ours, theirs, 4000)
     assert samples.shape == (4000,) and samples.std() > 0.05
     assert samples.mean() == pytest.approx(statistics.improvement(ours, theirs), abs=0.02)
-    # each task's best run is far above: only a mixture of tasks would ever be below
+    # only runs of one task are compared, never those of different ones
     apart = np.arange(3) * 10.0
     assert (statistics.improvement_samples(drawn(1.0) + apart, drawn(0.0) + apart) == 1.0).all()
+    # a run that is good in one task is good in all: many tasks are no more evidence than one
+    level = np.array([[0.0], [1.0], [0.1], [1.1]])
+    one, many = (statistics.improvement_samples(level, level + 0.5, 4000), 0)
+    many = statistics.improvement_samples(np.tile(level, 20), np.tile(level, 20) + 0.5, 4000)
+    assert many.std() == pytest.approx(one.std(), rel=0.1)
+
+
+def test_equal_methods_whose_tasks_go_together_seldom_differ():
+    random, wrong = np.random.default_rng(0), 0
+    for _ in range(100):
+        sides = [random.normal(size=(8, 1)) + random.normal(size=(8, 20)) for _ in range(2)]
+        wrong += scores.two_sided(*sides)[2] < 0.05
+    assert wrong <= 15  # runs drawn apart in each task: some 40
+
+
+def test_the_smallest_p_is_small_enough_for_every_claim_of_a_table():
+    surely = scores.two_sided(drawn(1.0), drawn(0.0))[2]
+    assert statistics.holm([surely] * 200) == [True] * 200
 
 
 def test_holm_refuses_the_smallest_while_they_are_small_enough():
@@ -53,11 +71,13 @@ def cells(levels, num_seeds=6):
     """Returns (summaries, scores) of the table's rows in ENV. Args: levels, {row: return}."""
     summaries, found = {}, {}
     for number, (row, level) in enumerate(levels.items()):
-        summary = make_summary(algorithm=row, num_seeds=num_seeds)
+        summary = make_summary(algorithm=row, num_seeds=num_seeds, env=ENV)
         per_seed = [level] * num_seeds
         entry = summary["results"][0] | {"mean": level, "normalized": level, "per_seed": per_seed}
-        entry["paper"] = paper_tables.lookup("ctmrl", ENV, row, "random_then_policy", "test")
-        summary["results"] = [entry, entry | {"task_set": "train"}]
+        entry["paper"] = paper_tables.lookup(
+            "ctmrl", ENV, row.split(",")[0], "random_then_policy", "test"
+        )
+        summary["results"] = [entry, entry | {"task_set": "train", "paper": None}]
         summaries[row, ENV] = summary
         found[row, ENV] = {COLUMN: drawn(level, num_seeds, seed=number)}
     return summaries, found
@@ -107,6 +127,39 @@ def test_a_run_that_diverged_decides_nothing():
     assert "### Claims: 0 holds, 0 fails, 1 undecided" in text
 
 
+def test_only_what_the_paper_says_is_a_claim():
+    of = comparisons.TABLES[TABLE]
+    summaries, _ = cells({"ctmrl": 0.9, "er_trl": 0.1})
+    assert len(paper_view.claimed(TABLE, of, summaries)) == 1
+    lower = summaries["er_trl", ENV]["results"]
+    better = {"mean": 0.0, "spread": 1.0, "kind": "ci95", "num_seeds": 6}  # costs are below 0
+    summaries["er_trl", ENV]["results"] = [entry | {"paper": better} for entry in lower]
+    assert paper_view.claimed(TABLE, of, summaries) == []
+    figure = comparisons.TABLES["gentle_fig3"]
+    shown = {(row, env): summaries["ctmrl", ENV] for row in figure.rows for env in figure.envs}
+    places = paper_view.claimed("gentle_fig3", figure, shown)
+    assert {(env, task_set) for _, env, task_set in places} == {
+        ("ant_dir", "test"), ("ant_dir", "train"),
+    }  # fmt: skip
+
+
+def test_rows_that_a_paper_has_no_number_of_have_none_beside_them():
+    of = comparisons.TABLES["ctmrl_table2"]
+    summary = make_summary()
+    summary["results"] = [entry | {"paper": {"mean": 1.0}} for entry in summary["results"]]
+    for row, wanted in (("ctmrl", {"mean": 1.0}), ("ctmrl, release", None)):
+        found = paper_view.with_paper(of, row, summary)["results"]
+        assert all(entry["paper"] == wanted for entry in found)
+
+
+def test_rows_of_different_suites_are_no_pair():
+    summaries, found = cells({"ctmrl": 0.9, "er_trl": 0.1})
+    own = {row: of for (row, _), of in found.items()}
+    chosen = {row: summary for (row, _), summary in summaries.items()}
+    chosen["er_trl"]["suite"] = "ctmrl_b"
+    assert paper_view.differences(comparisons.TABLES[TABLE], own, chosen) == []
+
+
 def test_every_claim_is_of_a_table_that_has_its_rows_and_protocol():
     for claim in paper_tables.rows("claims"):
         of = comparisons.TABLES[claim["table"]]
@@ -124,11 +177,20 @@ def test_files_of_a_table_give_the_same_text_again(tmp_path, capsys):
     path.with_suffix(".npz").write_bytes(b"no archive")
     assert main(reproduce.COMMAND, ["reproduce", f"--from={path}"]) == 2
     assert "holds no scores of a table" in capsys.readouterr().err
-    for content in ("[]", json.dumps({"table": "other", "cells": [1]})):
+    for content in ("[]", *(json.dumps({"table": table, "cells": [1]})
+                            for table in ("other", TABLE, [TABLE]))):  # fmt: skip
         path.write_text(content)
         assert main(reproduce.COMMAND, ["reproduce", f"--from={path}"]) == 2
         assert "is no table of this version" in capsys.readouterr().err
-    assert main(reproduce.COMMAND, ["reproduce", f"--from={tmp_path / 'none.json'}"]) == 2
+    for place in (tmp_path / "none.json", tmp_path):
+        assert main(reproduce.COMMAND, ["reproduce", f"--from={place}"]) == 2
+
+
+def test_a_diverged_seed_in_the_files_of_a_table_is_nan_again(tmp_path, capsys):
+    summaries, found = cells({"ctmrl": float("nan"), "er_trl": 0.5})
+    reproduce.write(TABLE, summaries, tmp_path, found=found)
+    assert main(reproduce.COMMAND, ["reproduce", f"--from={tmp_path / f'{TABLE}.json'}"]) == 0
+    assert "| ctmrl | nan ± " in capsys.readouterr().out
 
 
 def test_scores_of_a_run_are_normalized_and_exported_for_rliable(tmp_path):
@@ -139,8 +201,12 @@ def test_scores_of_a_run_are_normalized_and_exported_for_rliable(tmp_path):
     arrays = {COLUMN: returns, "eval_steps": np.array([1, 2]), **ids, **bounds}
     np.savez(tmp_path / "returns.npz", **arrays)
     found = scores.of_run(tmp_path, "final")
-    np.testing.assert_allclose(found[COLUMN][1], [1.0, 0.0])  # tasks 2 and 1
-    np.testing.assert_allclose(found[COLUMN][0], [0.5, 0.5])
+    np.testing.assert_allclose(found[COLUMN][1], [4.0, -2.0])  # as they are
+    share = scores.normalized(found, COLUMN)
+    np.testing.assert_allclose(share[1], [1.0, 0.0])  # tasks 2 and 1
+    np.testing.assert_allclose(share[0], [0.5, 0.5])
+    worse = {**found, "bounds/test": np.array([[0.0, 0.0], [-1.0, 1.0]])}
+    assert np.isnan(scores.normalized(worse, COLUMN)[:, 0]).all()
     assert scores.of_run(tmp_path / "none", "final") == {}
     table = {(row, env): found for row in ("a", "b") for env in ("one", "two")}
     del table["b", "two"]

@@ -11,6 +11,7 @@ from experiments.cli import flags
 from experiments.cli.command import main
 from experiments.runs import cells, code_identity, outputs
 from experiments.show import tables
+from gentle_jax import errors
 
 ENTRY = {
     "task_set": "test", "metric": "final", "step": 20, "mean": -4.5, "std": 0.1,
@@ -223,6 +224,55 @@ def test_shards_share_out_the_cells_and_the_last_one_has_the_whole_table(
     assert len(executed) == 3
 
 
+def test_what_other_shards_finish_meanwhile_is_in_the_table(
+    capsys, executed, tmp_path, monkeypatch
+):
+    table, rows = ("--table=gentle", "--preset=smoke"), list(reproduce.TABLES["gentle"].rows)
+    found = reproduce.cells_of("gentle", ["--preset=smoke"])
+
+    def execute(request):  # the second of three ends while the last one runs
+        store(run.folder_of(found[rows[1], "point_robot"].request), make_summary())
+        return make_summary()
+
+    monkeypatch.setattr(run, "execute", execute)
+    assert reproduced(capsys, *table, "--shard=3/3")[0] == 0
+    text = (tmp_path / "runs/tables/gentle.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in text[2:4]] == rows[1:]
+
+
+def test_a_cell_that_can_never_run_is_left_out_and_the_others_go_on(capsys, executed):
+    chosen = ("--table=ctmrl_table3", "--envs=point_robot", "--preset=smoke")
+    rows = ("--rows=N = 64, ctmrl", "--rows=N = 2, ctmrl")
+    code, out, _ = reproduced(capsys, *chosen, *rows, "--dry_run")
+    assert code == 0 and "1 missing, 1 impossible" in out and "expected 2 to" in out
+    code, out, _ = reproduced(capsys, *chosen, *rows)
+    assert code == 0 and out.count("left out: ") == 1
+    assert [request.config.algo.num_codes for request in executed] == [2]
+
+
+def test_what_a_command_that_fails_has_finished_is_in_its_table(
+    capsys, executed, tmp_path, monkeypatch
+):
+    count = iter(range(3))
+
+    def execute(request):
+        if next(count) == 1:
+            raise errors.UserError("the disk is full")
+        return make_summary()
+
+    monkeypatch.setattr(run, "execute", execute)
+    code, _, err = reproduced(capsys, "--table=gentle", "--preset=smoke")
+    assert code == 2 and err == "error: the disk is full\n"
+    assert "| release |" in (tmp_path / "runs/tables/gentle.md").read_text()
+
+
+def test_a_table_of_a_paper_has_its_number_of_seeds():
+    for table, seeds in (("ctmrl_table1", 6), ("gentle_table1", 8)):
+        for words, wanted in (([], seeds), (["--num_seeds=3"], 3), (["--num_seeds", "4"], 4)):
+            found = reproduce.cells_of(table, ["--preset=smoke", *words])
+            assert {c.request.config.run.num_seeds for c in found.values()} == {wanted}
+
+
 def test_a_shard_without_any_cell_says_so(capsys, executed):
     code, out, _ = reproduced(capsys, "--table=gentle", "--preset=smoke", "--shard=9/9")
     assert code == 0 and "nothing to do" in out and not executed
@@ -236,6 +286,8 @@ def test_a_dry_run_tells_states_times_and_commands_and_runs_nothing(
     code, out, _ = reproduced(capsys, *chosen, "--dry_run")
     assert code == 0 and "3 missing; about 0 minutes" in out and "3 cells of which nothing" in out
     found = reproduce.cells_of("gentle", chosen[1:])
+    monkeypatch.setattr(cells.code_identity, "recorded", lambda _: {"now"})
+    monkeypatch.setattr(cells.code_identity, "of", lambda _: {cells.code_identity.HASH: "now"})
     release, paper, _ = (run.folder_of(cell.request) for cell in found.values())
     spent = {"collect": 300.0, "compile": 60.0, "train": 120.0, "evaluate": 60.0, "total": 540.0}
     done = make_summary(algorithm="gentle", suite="gentle", env="point_robot", preset="smoke",
@@ -243,17 +295,21 @@ def test_a_dry_run_tells_states_times_and_commands_and_runs_nothing(
     store(release, done)
     (paper / "checkpoints/100").mkdir(parents=True)
     (paper / "config.json").write_text('{"train": {"num_steps": 20}}')
-    (paper / "metrics.jsonl").write_text('{"step": 5}\n{"step": 15}\n')
+    steps = [{"step": 5, "stage": "warmup"}, {"step": 15, "stage": "main"}]  # 10 of 20
+    (paper / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
     code, out, _ = reproduced(capsys, *chosen, "--dry_run")
     lines = out.splitlines()
     # 20 steps of 4 seeds after 10 of 2: 1 + 4 * 2 + 2 minutes, and 5 for the data, once
     assert [line.split()[:3] for line in lines[:6:2]] == [
-        ["finished", "0", "min"], ["resumable", "4", "min"], ["missing", "11", "min"],
+        ["finished", "0", "min"], ["resumable", "8", "min"], ["missing", "11", "min"],
     ]  # fmt: skip
-    assert "3 cells: 1 finished, 1 resumable, 1 missing; about 15 minutes" in lines[6]
+    assert "3 cells: 1 finished, 1 resumable, 1 missing; about 19 minutes" in lines[6]
     again = shlex.split(lines[5])
     assert again[:3] == ["python", "-m", "experiments.run"]
     assert flags.parse(run.COMMAND, again[2:]).config == list(found.values())[2].request.config
+    monkeypatch.setattr(cells.code_identity, "recorded", lambda _: {"before"})
+    code, out, _ = reproduced(capsys, *chosen, "--dry_run")
+    assert "1 missing, 2 other code" in out
     assert not executed
 
 
@@ -283,6 +339,7 @@ def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
         ("--shard=3/2", "--shard is 3/2: expected K/N"),
         ("--shard=0/2", "expected K/N with 1 <= K <= N"),
         ("--shard=half", "such as --shard=1/4"),
+        ("--shard=²/3", "expected K/N"),
         ("--multihost", "reproduce does not use --multihost"),
         ("--multihost=true", "reproduce does not use --multihost"),
     ],

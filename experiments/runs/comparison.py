@@ -11,7 +11,9 @@ class Comparison(NamedTuple):
     envs: tuple
     columns: tuple = ()  # (protocol, task set), for each environment; (): each method's own
     of_env: dict = {}  # noqa: RUF012 read only; environment -> {row: flags for it alone}
-    paper: bool = False  # whether a paper's numbers stand beside ours
+    paper: str = ""  # kind of spread of a paper whose numbers stand beside ours: "ci95" or "std"
+    paper_rows: tuple | None = None  # the rows that its numbers are of; None: all
+    num_seeds: int = 8  # as in the paper, unless --num_seeds says otherwise
 
 
 def on_gentle(rows):

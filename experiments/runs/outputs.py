@@ -308,6 +308,17 @@ def read_summary(folder):
             f"{path} is of an older version (it has no {lacking[0]}): use that version to show it, "
             f"or {again}"
         )
+    return with_nan(summary)
+
+
+def is_cell(content):
+    """Whether what a file holds can be the summary of one cell of a table."""
+    known = isinstance(content, dict) and isinstance(content.get("results"), list)
+    return known and {"row", "env", *SUMMARY_KEYS} <= set(content)
+
+
+def with_nan(summary):
+    """Returns a summary with NaN in the place of null, where there are numbers."""
     return summary | {"results": [_with_nan(entry) for entry in summary["results"]]}
 
 

@@ -14,6 +14,7 @@ def lines(table, of, summaries, found):
 
     Args: of, the Comparison; found, {(row, env): {"<task set>/<protocol>": scores [S, T]}}.
     """
+    summaries = {at: with_paper(of, at[0], summary) for at, summary in summaries.items()}
     text = []
     for env in (env for env in of.envs if any(at[1] == env for at in summaries)):
         chosen = {name: summary for (name, at), summary in summaries.items() if at == env}
@@ -21,35 +22,35 @@ def lines(table, of, summaries, found):
         text += [f"### {env}", "", *grid(of, chosen), ""]
         orders = [order for task_set in tables.TASK_SETS for order in methods.orders_of(
             chosen, task_set)]  # fmt: skip
-        text += [*orders, *differences(of, own), ""]
-    text += claims(table, of, found)
+        text += [*orders, *differences(of, own, chosen), ""]
+    text += claims(table, of, found, summaries)
     return text
+
+
+def with_paper(of, row, summary):
+    """Returns a summary with the paper's numbers only where they are of this row."""
+    if of.paper_rows is None or row in of.paper_rows:
+        return summary
+    return summary | {"results": [entry | {"paper": None} for entry in summary["results"]]}
 
 
 def grid(of, chosen):
     """Returns the Markdown lines of one environment's table. Args: chosen, {row: summary}."""
     entries = {name: [methods.entry(s, *c) for c in of.columns] for name, s in chosen.items()}
-    with_paper = [
+    told = [
         any(one and one["paper"] for one in each) for each in zip(*entries.values(), strict=True)
     ]
     heading = ["row"]
-    for (protocol, task_set), beside in zip(of.columns, with_paper, strict=True):
+    for (protocol, task_set), beside in zip(of.columns, told, strict=True):
         heading += [f"{protocol}, {task_set}", *["paper"] * beside]
-    rows, kind = [[*heading, "own protocol", "test"]], spread_of(of, chosen)
+    rows, kind = [[*heading, "own protocol", "test"]], of.paper
     for name, summary in chosen.items():
         row = [name]
-        for one, beside in zip(entries[name], with_paper, strict=True):
+        for one, beside in zip(entries[name], told, strict=True):
             row += [ours(one, kind), *[papers(one)] * beside]
         native = summary["protocols"][0]
         rows.append([*row, f"`{native}`", ours(methods.entry(summary, native, "test"), kind)])
     return [tables.markdown_grid(rows)]
-
-
-def spread_of(of, chosen):
-    """Returns the kind of spread that the paper gives in these columns."""
-    entries = (methods.entry(s, *column) for s in chosen.values() for column in of.columns)
-    kinds = (one["paper"]["kind"] for one in entries if one and one["paper"])
-    return next(kinds, "ci95")
 
 
 def ours(one, kind):
@@ -67,14 +68,22 @@ def papers(one):
     return f"{cell['mean']:.2f} ± {cell['spread']:.2f}" if cell else "-"
 
 
-def differences(of, own):
-    """Returns a sentence for each column: which pairs of rows differ beyond chance."""
+def differences(of, own, chosen):
+    """Returns a sentence for each column: which pairs of rows differ beyond chance.
+
+    Args: own, {row: scores}; chosen, {row: summary}. Rows of different suites are no pairs: their
+    tasks differ.
+    """
     sentences = []
     for protocol, task_set in of.columns:
         key = f"{task_set}/{protocol}"
         rows = [name for name, known in own.items() if key in known]
         pairs = [(a, b) for i, a in enumerate(rows) for b in rows[i + 1 :]]
-        pairs = [(a, b) for a, b in pairs if comparable(own[a][key], own[b][key])]
+        pairs = [
+            (a, b)
+            for a, b in pairs
+            if comparable(own[a][key], own[b][key]) and chosen[a]["suite"] == chosen[b]["suite"]
+        ]
         if not pairs:
             continue
         tests = [scores.two_sided(own[a][key], own[b][key]) for a, b in pairs]
@@ -104,23 +113,40 @@ def claims_of(table):
     return [row for row in paper_tables.rows("claims") if row["table"] == table]
 
 
-def claims(table, of, found):
-    """Returns the Markdown lines of a paper's claims: which hold, which fail, which are open."""
-    rows = [["claim", "environment, tasks", "source", "verdict", "probability of improvement"]]
-    tests, where = [], []
+def claimed(table, of, summaries):
+    """Returns [(claim, env, task set)]: where a paper says that a row is above another one.
+
+    That is where its numbers say so, or, for what it only shows in a figure, in the environment of
+    that figure.
+    """
+    places = []
     for claim in claims_of(table):
         for env in of.envs:
             for task_set in (task_set for p, task_set in of.columns if p == claim["protocol"]):
-                key = f"{task_set}/{claim['protocol']}"
-                sides = [found.get((claim[side], env), {}).get(key) for side in ("better", "worse")]
-                if any(side is None for side in sides):
+                column = claim["protocol"], task_set
+                ones = [summaries.get((claim[side], env)) for side in ("better", "worse")]
+                if None in ones:
                     continue
-                if comparable(*sides):
-                    where.append(len(rows))
-                    tests.append(scores.two_sided(*sides))
-                what = f"{claim['better']} above {claim['worse']}"
-                place = f"{env}, {task_set}, `{claim['protocol']}`"
-                rows.append([what, place, claim["source"], OPEN, "-"])
+                told = [(methods.entry(s, *column) or {}).get("paper") for s in ones]
+                by_numbers = all(told) and told[0]["mean"] > told[1]["mean"]
+                if claim["env"] == env or (by_numbers and not claim["env"]):
+                    places.append((claim, env, task_set))
+    return places
+
+
+def claims(table, of, found, summaries):
+    """Returns the Markdown lines of a paper's claims: which hold, which fail, which are open."""
+    rows = [["claim", "environment, tasks", "source", "verdict", "probability of improvement"]]
+    tests, where = [], []
+    for claim, env, task_set in claimed(table, of, summaries):
+        key = f"{task_set}/{claim['protocol']}"
+        sides = [found.get((claim[side], env), {}).get(key) for side in ("better", "worse")]
+        if all(side is not None for side in sides) and comparable(*sides):
+            where.append(len(rows))
+            tests.append(scores.two_sided(*sides))
+        what = f"{claim['better']} above {claim['worse']}"
+        place = f"{env}, {task_set}, `{claim['protocol']}`"
+        rows.append([what, place, claim["source"], OPEN, "-"])
     if len(rows) == 1:
         return []
     sure = statistics.holm([p for *_, p in tests])

@@ -1,6 +1,7 @@
-"""Normalized returns of every seed and task: what comparisons of methods are computed from."""
+"""Returns of every seed and task: what comparisons of methods are computed from."""
 
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -10,34 +11,41 @@ from experiments.show import tables
 from gentle_jax import errors, statistics
 from gentle_jax.protocols import base
 
+BOUNDS = "bounds"
 RLIABLE = "rliable"  # the form of the library of that name: {algorithm: scores [runs, tasks]}
 
 
 def of_run(folder, metric):
-    """Returns {"<task set>/<protocol>": [seeds, tasks]} of a run's last checkpoint.
+    """Returns {"<task set>/<protocol>": returns [seeds, tasks]} of a run's last checkpoint.
 
-    Args: metric, of `base.metrics`. Runs without `returns.npz` have none.
+    And "bounds/<task set>": the random policy's and the reference's returns [2, tasks]. Args:
+    metric, of `base.metrics`. Runs without `returns.npz` have none.
     """
     path = remote.path(folder) / "returns.npz"
     if not path.exists():
         return {}
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-        found = {}
-        for name, task_set, _ in tables.blocks(arrays):
+        found = {name: base.METRICS[metric](arrays[name][-1]) for name, *_ in tables.blocks(arrays)}
+        for task_set in tables.TASK_SETS:
             ids = arrays[f"{task_set}_ids"]
-            random, reference = (
-                arrays[f"{bound}_return"][ids] for bound in ("random", "reference")
-            )
-            returns = base.METRICS[metric](arrays[name][-1])
-            gap = np.where(reference == random, np.nan, reference - random)
-            found[name] = ((returns - random) / gap).astype(np.float32)
-    return found
+            bounds = [arrays[f"{bound}_return"][ids] for bound in ("random", "reference")]
+            found[f"{BOUNDS}/{task_set}"] = np.stack(bounds)
+    return {name: np.asarray(one, np.float32) for name, one in found.items()}
+
+
+def normalized(own, name):
+    """Returns the scores [seeds, tasks] of a run's returns; NaN without a better reference."""
+    random, reference = own[f"{BOUNDS}/{name.split('/')[0]}"]
+    gap = np.where(reference > random, reference - random, np.nan)
+    return (own[name] - random) / gap
 
 
 def write(path, scores):
     """Writes {(row, env): {name: [seeds, tasks]}} as one compressed file."""
     flat = {"|".join((*at, name)): one for at, of in scores.items() for name, one in of.items()}
-    np.savez_compressed(path, **flat)
+    whole = path.with_name(f".{path.name}.{os.getpid()}.npz")  # shards may write at once
+    np.savez_compressed(whole, **flat)
+    whole.replace(path)
 
 
 def read(path):
@@ -54,17 +62,20 @@ def read(path):
 
 
 def export(folder, table, scores):
-    """Writes a file {row: [runs, tasks]} for each protocol and task set; returns the paths.
+    """Writes {row: normalized returns [runs, tasks]} for each protocol and task set, to a file.
 
-    Tasks are those of all environments, one after the other; rows without one of them are left out.
+    Returns the paths. Tasks are those of all environments, one after the other; rows that lack one
+    are left out.
     """
-    paths, names = [], dict.fromkeys(name for of in scores.values() for name in of)
-    for name in names:
+    names = dict.fromkeys(name for of in scores.values() for name in of)
+    paths = []
+    for name in (name for name in names if not name.startswith(BOUNDS)):
         envs = list(dict.fromkeys(env for (_, env), of in scores.items() if name in of))
         whole = {}
         for row in dict.fromkeys(row for row, _ in scores):
-            parts = [scores.get((row, env), {}).get(name) for env in envs]
-            if all(part is not None for part in parts) and len({len(p) for p in parts}) == 1:
+            own = [scores.get((row, env), {}) for env in envs]
+            parts = [normalized(each, name) for each in own if name in each]
+            if len(parts) == len(envs) and len({len(part) for part in parts}) == 1:
                 whole[row] = np.concatenate(parts, 1)
         paths.append(folder / f"{table}_{RLIABLE}_{name.replace('/', '_')}.npz")
         np.savez_compressed(paths[-1], **whole)
