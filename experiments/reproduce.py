@@ -87,7 +87,9 @@ def text(entry):
 
 
 def file_name(table, summaries):
-    """Returns a table's name, and the backbone's behind it where that is not the usual one."""
+    """Returns a table's name, and behind it the backbone that the command chose for all rows."""
+    if any(flag.startswith("--backbone=") for row in TABLES[table].rows.values() for flag in row):
+        return table
     usual = {at: suites.backbone(s["suite"], at[1], s["preset"]) for at, s in summaries.items()}
     others = {s["backbone"] for at, s in summaries.items() if s["backbone"] != usual[at]}
     return "_".join([table, *sorted(others)])

@@ -145,6 +145,12 @@ def env_of(config: config_lib.ExperimentConfig) -> Env:
     return config_lib.make_env(run.env, run.suite, run.physics, config.env, config.tasks)
 
 
+def levels_of(train: config_lib.TrainConfig, num_levels: int) -> dict:
+    """Returns the levels of a Dataset that rows are drawn from; UserError for missing ones."""
+    find = lambda name: data_lib.levels_of(getattr(train, name), num_levels, f"train.{name}")
+    return {"rl_levels": find("rl_data"), "context_levels": find("context_data")}
+
+
 def _prepared(config, env, fields):
     """Returns (Dataset of all tasks, training tasks first; Env; (mean, std) of observations).
 
@@ -154,6 +160,7 @@ def _prepared(config, env, fields):
     mask = np.asarray(fields["mask"])
     episodes = {name: values for name, values in fields.items() if name != "mask"}
     dataset = data_lib.from_episodes(episodes, mask, config.train.timeout_is_terminal)
+    dataset = dataset.replace(**levels_of(config.train, dataset.num_levels))
     scale = np.zeros(env.obs_dim, np.float32), np.ones(env.obs_dim, np.float32)
     dataset = data_lib.take_tasks(dataset, task_order(env))
     if config.train.normalize_obs:
@@ -178,6 +185,7 @@ def check(config: config_lib.ExperimentConfig) -> tuple[int, int]:
     wanted = storage.shapes(len(task_order(env)), config.behaviour, env)
     del wanted["mask"]  # packed away: a device holds real rows only
     dataset = data_lib.shapes(wanted)
+    levels_of(config.train, dataset.num_levels)
     algorithm, _ = make_algorithm(config, env, spec_of(config, env, dataset))
     hp = jax.tree.map(lambda leaf: leaf[0], config_lib.hyper_params(config))
     state = jax.eval_shape(algorithm.init, hp, rng.key(0), dataset)

@@ -83,15 +83,15 @@ class TrainConfig:
     task_draw: str = "distinct"  # or "replace"; "distinct" falls back when T > training tasks
     batch_size: int = 256  # B, RL transitions per task
     context_size: int = 1024  # C, context transitions per task
-    context_draw: str = "uniform"  # over the whole history; "level": rows of a few levels;
-    #                                "episodes": whole episodes of a few behaviour levels
+    context_draw: str = "uniform"  # all rows; or rows ("level") or "episodes" of a few levels
     context_levels: int = 1  # how many levels those are
+    rl_data: str = ""  # FIRST:END, the behaviour levels that RL rows are of; "" = all
+    context_data: str = ""  # the same of contexts, in training and in tests
     latent_dim: int = 20  # Z
     final_lr: float = 1.0  # share of `lr` and `policy_lr` left at the end; linear decay
     init: str = "rlkit"  # both releases' hidden layers; or "he"
-    precision: str = "float32"  # of matrix products in networks; "tensorfloat32" where the device
-    #                             has it; "bfloat16", activations too. Parameters, moments, losses
-    #                             and sums are float32 in any
+    precision: str = "float32"  # of matrix products; or "tensorfloat32" where the device has it,
+    #                             "bfloat16", activations too. All else is float32 in any
     normalize_obs: bool = False  # z-scores of the training tasks' rows; what the suite says
     normalize_rewards: bool = False  # a backbone's, divided by their spread in training tasks
     timeout_is_terminal: bool = True  # both releases do not bootstrap over the time limit

@@ -33,6 +33,9 @@ class Dataset:
     num_levels: int = struct.field(pytree_node=False)
     rows_of: jax.Array | None = None  # [task], where in `rows` a task lies; None: in this order
     split: int = struct.field(pytree_node=False, default=1)  # devices that `rows` is split over
+    # behaviour levels (first, end) that rows are drawn from; None: all
+    rl_levels: tuple | None = struct.field(pytree_node=False, default=None)  # of backbones
+    context_levels: tuple | None = struct.field(pytree_node=False, default=None)
 
     def partition(self) -> "Dataset":
         """Returns the PartitionSpec of every part: what `sweep` shards a shared argument by."""
@@ -216,17 +219,46 @@ def gather(dataset: Dataset, task_id: Int[Array, " T"], index: Int[Array, "T ...
     return jax.tree.map(exchange, dataset.rows)
 
 
+def levels_of(text: str, num_levels: int, name: str) -> tuple[int, int] | None:
+    """Returns the behaviour levels (first, end) that a setting names, None for all of them.
+
+    Args: text, "FIRST:END" counted from 0, or "". Raises UserError for levels that are not there.
+    """
+    if not text:
+        return None
+    first, _, end = text.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end) <= num_levels):
+        raise errors.UserError(
+            f"{name} is {text}: expected FIRST:END with 0 <= FIRST < END <= {num_levels}, the "
+            f"number of behaviour levels; pass --config.{name}={num_levels - 1}:{num_levels} for "
+            f"the last one"
+        )
+    return int(first), int(end)
+
+
 def draw_rows(
     dataset: Dataset, task_id: Int[Array, " T"], size: int, key: RandomKey
 ) -> Int[Array, "T size"]:
-    """Returns row numbers, uniform over all rows of each task."""
-    end = dataset.episode_start[task_id, -1][:, None]
-    return _uniform_rows(0, end, (task_id.shape[0], size), key)
+    """Returns numbers of rows that backbones learn from, uniform over those of each task."""
+    return _draw(dataset, task_id, size, key, dataset.rl_levels)
 
 
-def rl_batch(dataset: Dataset, task_id: Int[Array, " T"], size: int, key: RandomKey) -> Transition:
-    """Returns a Transition with leaves [T, size, ...], uniform over all rows of each task."""
-    return gather(dataset, task_id, draw_rows(dataset, task_id, size, key))
+def context_rows(
+    dataset: Dataset, task_id: Int[Array, " T"], size: int, key: RandomKey
+) -> Transition:
+    """Returns a Transition with leaves [T, size, ...], uniform over rows that contexts are of."""
+    drawn = _draw(dataset, task_id, size, key, dataset.context_levels)
+    return gather(dataset, task_id, drawn)
+
+
+def _draw(dataset, task_id, size, key, levels):
+    """Returns row numbers [T, size], uniform over the rows of some levels of each task."""
+    low, high = 0, -1
+    if levels is not None:
+        low, high = (level * dataset.level_episodes for level in levels)
+    begin = 0 if levels is None else dataset.episode_start[task_id, low][:, None]
+    end = dataset.episode_start[task_id, high][:, None]
+    return _uniform_rows(begin, end, (task_id.shape[0], size), key)
 
 
 def fragment_steps(wanted: int, horizon: int, name: str) -> int:
@@ -251,7 +283,7 @@ def fragments(
     """
     k_row, k_offset = jax.random.split(key)
     start = dataset.episode_start[task_id]  # [T, episode + 1]
-    row = draw_rows(dataset, task_id, count, k_row)
+    row = _draw(dataset, task_id, count, k_row, dataset.context_levels)
     search = lambda one, rows: jnp.searchsorted(one, rows, side="right") - 1
     episode = jax.vmap(search)(start, row)
     begin, end = (jnp.take_along_axis(start, at, 1) for at in (episode, episode + 1))
@@ -272,7 +304,11 @@ def whole_episodes(
     """
     start = dataset.episode_start[0]
     length = jnp.minimum(jnp.diff(start), horizon)
-    score = jnp.where(length > 0, 0.0, -jnp.inf)
+    there = length > 0
+    if dataset.context_levels is not None:
+        level = jnp.arange(length.shape[0]) // dataset.level_episodes
+        there &= (level >= dataset.context_levels[0]) & (level < dataset.context_levels[1])
+    score = jnp.where(there, 0.0, -jnp.inf)
     drawn = jax.random.categorical(key, score, shape=(horizon,))  # each has at least one row
     end = jnp.cumsum(length[drawn])
     slot = jnp.arange(2 * horizon - 1)
@@ -300,12 +336,13 @@ def context_batch(
     not from a history.
     """
     if draw == "uniform":
-        return rl_batch(dataset, task_id, size, key)
+        return context_rows(dataset, task_id, size, key)
     k_level, k_mix, k_row = jax.random.split(key, 3)
     num_tasks = task_id.shape[0]
     starts = dataset.episode_start[task_id]  # [T, episode + 1]
     per_level = dataset.level_episodes
-    levels = jax.random.randint(k_level, (num_tasks, num_levels), 0, dataset.num_levels)
+    bounds = dataset.context_levels or (0, dataset.num_levels)
+    levels = jax.random.randint(k_level, (num_tasks, num_levels), *bounds)
 
     def first_episodes(count, key):
         """The first episode [T, count] of one of the task's levels, picked per column."""

@@ -33,7 +33,7 @@ def made(tiny):
     trained = {"preference": head.replace(params=params), "table": table.replace(params=other)}
     rep = rep.replace(trained=trained)
     data = jax.tree.map(jnp.asarray, made.train)
-    rows = data_lib.rl_batch(data, jnp.asarray(TASKS), 8, jax.random.key(1))
+    rows = data_lib.context_rows(data, jnp.asarray(TASKS), 8, jax.random.key(1))
     batch = MetaBatch(rows, rows, jnp.asarray(TASKS), jax.random.key(4))
     update = jax.jit(made.algorithm.rep.update)
 
@@ -120,14 +120,17 @@ def test_kl_of_the_prior_is_zero_and_of_a_moved_mean_one_half():
 
 def test_z_is_drawn_from_the_table_with_the_key_that_the_update_gets(made):
     made, rep, data, _ = made
-    context = data_lib.rl_batch(data, jnp.asarray(TASKS), 8, jax.random.key(9))
+    context = data_lib.context_rows(data, jnp.asarray(TASKS), 8, jax.random.key(9))
     z = made.algorithm.rep.encode(rep, context, jnp.asarray(TASKS), jax.random.key(4))
     np.testing.assert_allclose(z, of_batch(rep)[2], rtol=1e-6)
 
 
 def test_a_task_that_was_not_trained_on_has_the_prior_z(made):
     made, rep, data, _ = made
-    bundle, rows = made.algorithm.rep, data_lib.rl_batch(data, jnp.arange(2), 8, jax.random.key(9))
+    bundle, rows = (
+        made.algorithm.rep,
+        data_lib.context_rows(data, jnp.arange(2), 8, jax.random.key(9)),
+    )
     z = bundle.encode(rep, rows, jnp.array([NUM_TRAIN, NUM_TRAIN + 5]), jax.random.key(4))
     np.testing.assert_array_equal(z, 0.0)
     one = jax.tree.map(lambda x: x[0], rows)
@@ -181,7 +184,7 @@ def test_the_critics_gradient_moves_the_mean_against_it(made):
 def test_predicted_rewards_are_those_that_order_fragments(made):
     made, rep, data, _ = made
     rows = jax.tree.map(
-        lambda x: x[0], data_lib.rl_batch(data, jnp.arange(1), 8, jax.random.key(9))
+        lambda x: x[0], data_lib.context_rows(data, jnp.arange(1), 8, jax.random.key(9))
     )
     z = jnp.array([0.5, -2.0, 1.0])
     found = made.algorithm.rep.predict_reward(rep, z, rows)

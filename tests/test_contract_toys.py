@@ -219,7 +219,7 @@ def test_a_task_that_was_not_trained_on_has_an_id_that_no_embedding_answers():
     made, hp = built("toy_embeddings", data, recorder())
     state = jax.jit(made.init)(hp, jax.random.key(0), data).rep
     ids, key = jnp.array([0, TASKS, TASKS + 1]), jax.random.key(1)
-    context = data_lib.rl_batch(data, jnp.zeros(3, jnp.int32), 4, key)
+    context = data_lib.context_rows(data, jnp.zeros(3, jnp.int32), 4, key)
     z = made.rep.encode(state, context, ids, key)
     noise = jax.random.normal(key, z.shape)
     np.testing.assert_array_equal(z[1:], noise[1:])
@@ -275,7 +275,7 @@ def test_sample_reads_the_state_and_draws_what_encode_draws():
     made, hp = built("toy_sampled", data, recorder())
     rep, state = made.rep, jax.jit(made.init)(hp, jax.random.key(0), data).rep
     ids, key = jnp.arange(TASKS), jax.random.key(1)
-    context = data_lib.rl_batch(data, ids, 6, jax.random.key(2))
+    context = data_lib.context_rows(data, ids, 6, jax.random.key(2))
     encode = lambda rep: jax.jit(lambda k: learner.encode_tasks(rep, state, context, ids, k))
     z = encode(rep)(key)
     # a draw for each task, as prior, extend and sample make it

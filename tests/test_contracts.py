@@ -202,7 +202,7 @@ def seen(algorithm):
     @jax.jit
     def look(loud, rl, data, key):
         ids = jnp.arange(made.spec.num_train_tasks)
-        context = data_lib.rl_batch(data, ids, 8, key)
+        context = data_lib.context_rows(data, ids, 8, key)
         other = jax.tree.map(lambda x: x.at[1].set(0.7), context)
         z, changed = (learner.encode_tasks(rep, loud, c, ids, key) for c in (context, other))
         prior = rep.sample(loud, rep.prior(loud), key)
@@ -377,7 +377,7 @@ def test_only_the_context_tells_which_arm_pays(algorithm, backbone):
     @jax.jit
     def choose(state, key):
         ids, k_rows, k_z = jnp.arange(2), *jax.random.split(key)
-        held_out = data_lib.rl_batch(data, ids, 20, k_rows)
+        held_out = data_lib.context_rows(data, ids, 20, k_rows)
         z = learner.encode_tasks(made.rep, state.rep, held_out, ids, k_z)
         return z, jax.vmap(lambda z: rl.mode(state.rl, jnp.zeros(1), z)[0])(z)
 

@@ -111,7 +111,7 @@ def test_a_stage_has_its_own_rate_and_it_ends_at_the_final_share(trained):
 def test_the_critics_gradient_trains_the_attention_and_nothing_else(trained):
     made, state = trained.made, trained.states[2].rep
     rep = made.algorithm.rep
-    context = data_lib.rl_batch(trained.data, jnp.arange(3), 8, jax.random.key(1))
+    context = data_lib.context_rows(trained.data, jnp.arange(3), 8, jax.random.key(1))
     dz, hp = normal(3, 3), trained.states[2].hp["algo"] | {"lr": jnp.float32(0.01)}
     batch = MetaBatch(context, context, jnp.arange(3))
     update = jax.jit(rep.update)

@@ -24,7 +24,7 @@ def made(tiny):
     """(Tiny, its jitted update, a louder state, a batch of three tasks)."""
     made = tiny("csro")
     state, ids = louder(made.state().rep), jnp.arange(3)
-    context = data.rl_batch(jax.tree.map(jnp.asarray, made.train), ids, 6, jax.random.key(1))
+    context = data.context_rows(jax.tree.map(jnp.asarray, made.train), ids, 6, jax.random.key(1))
     return made, jax.jit(made.algorithm.rep.update), state, MetaBatch(context, context, ids)
 
 

@@ -200,7 +200,7 @@ def test_release_adds_focal_and_club_to_every_stage(tiny):
 def updated(made, **hp):
     """(state before, state after) of one representation update with codes on."""
     data, state = jax.tree.map(jnp.asarray, made.train), made.state()
-    rows = data_lib.rl_batch(data, jnp.arange(3), 8, jax.random.key(0))
+    rows = data_lib.context_rows(data, jnp.arange(3), 8, jax.random.key(0))
     batch = MetaBatch(rows, rows, jnp.arange(3))
     settings = state.hp["algo"] | {k: jnp.float32(v) for k, v in hp.items()}
     new, _ = jax.jit(made.algorithm.rep.update)(
@@ -399,7 +399,7 @@ def test_predicted_rewards_are_the_decoders(tiny):
     made = tiny("ctmrl")
     rep = made.state().rep
     data = jax.tree.map(jnp.asarray, made.train)
-    rows = data_lib.rl_batch(data, jnp.arange(1), 8, jax.random.key(0))
+    rows = data_lib.context_rows(data, jnp.arange(1), 8, jax.random.key(0))
     rows, z = jax.tree.map(lambda x: x[0], rows), jnp.array([0.5, -0.5, 0.25])
     found = made.algorithm.rep.predict_reward(rep, z, rows)
     seen = np.concatenate([np.tile(z, (8, 1)), rows.obs, rows.action], -1)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gentle_jax import assembly, errors
 from gentle_jax import data as data_lib
 
 TASKS, LEVELS, EPISODES, STEPS = 3, 2, 4, 6
@@ -84,9 +85,9 @@ def test_packing_does_not_change_its_input():
     assert fields["terminal"].sum() == 0
 
 
-def test_rl_batch_returns_rows_of_the_asked_tasks_only(dataset):
+def test_context_rows_returns_rows_of_the_asked_tasks_only(dataset):
     ids = jnp.array([2, 0, 2])
-    batch = data_lib.rl_batch(dataset, ids, 200, jax.random.key(0))
+    batch = data_lib.context_rows(dataset, ids, 200, jax.random.key(0))
     task, _, _ = parts(batch)
     np.testing.assert_array_equal(task, np.repeat([[2], [0], [2]], 200, 1))
     # every field comes from the same row
@@ -95,9 +96,9 @@ def test_rl_batch_returns_rows_of_the_asked_tasks_only(dataset):
     np.testing.assert_array_equal(batch.next_obs[..., 0], batch.obs[..., 0] + 1)
 
 
-def test_rl_batch_draws_every_row_about_equally_often(dataset):
+def test_context_rows_draws_every_row_about_equally_often(dataset):
     draws = 12_000
-    batch = data_lib.rl_batch(dataset, jnp.array([1]), draws, jax.random.key(1))
+    batch = data_lib.context_rows(dataset, jnp.array([1]), draws, jax.random.key(1))
     row = np.asarray(batch.reward * 10 + batch.obs[..., 0]).ravel()  # unique per row
     rows = int(dataset.episode_start[1, -1])
     values, counts = np.unique(row, return_counts=True)
@@ -108,7 +109,7 @@ def test_rl_batch_draws_every_row_about_equally_often(dataset):
 
 
 def test_two_occurrences_of_a_task_get_different_rows(dataset):
-    batch = data_lib.rl_batch(dataset, jnp.array([1, 1]), 50, jax.random.key(0))
+    batch = data_lib.context_rows(dataset, jnp.array([1, 1]), 50, jax.random.key(0))
     assert not np.array_equal(batch.obs[0], batch.obs[1])
 
 
@@ -283,3 +284,47 @@ def test_task_sampler_repeats_tasks_when_asked_or_when_it_must(size, total, how)
     drawn = np.stack([draw(jax.random.key(k)) for k in range(30)])
     assert drawn.min() == 0 and drawn.max() == total - 1
     assert any(len(set(row)) < size for row in drawn)
+
+
+# --- rows of some behaviour levels
+
+
+def levels_drawn(rows):
+    """Returns the set of (task, level) of rows."""
+    task, level, _ = parts(rows)
+    return set(zip(task.ravel().tolist(), level.ravel().tolist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def two_windows(dataset):
+    """A Dataset whose backbones learn from the last level, and whose contexts are of the first."""
+    return dataset.replace(rl_levels=(LEVELS - 1, LEVELS), context_levels=(0, 1))
+
+
+def test_backbones_and_contexts_draw_from_their_own_levels(two_windows):
+    ids, key = jnp.arange(TASKS), jax.random.key(0)
+    rl = data_lib.gather(two_windows, ids, data_lib.draw_rows(two_windows, ids, 100, key))
+    assert levels_drawn(rl) == {(task, LEVELS - 1) for task in range(TASKS)}
+    first = {(task, 0) for task in range(TASKS)}
+    for draw in ("uniform", "level", "episodes"):
+        context = data_lib.context_batch(two_windows, ids, 50, key, draw, 2)
+        assert levels_drawn(context) == first, draw
+    rows, mask = data_lib.fragments(two_windows, ids, 20, 2, key)
+    assert mask.any() and levels_drawn(rows) == first
+    own = data_lib.view_tasks(two_windows, jnp.array([1]))
+    rows, mask = data_lib.whole_episodes(own, STEPS, key)
+    there = jax.tree.map(lambda x: x[np.asarray(mask) > 0], rows)
+    assert levels_drawn(there) == {(1, 0)}
+
+
+@pytest.mark.parametrize("text", ["3:2", "1:1", "0:9", "one", "-1:2", "1"])
+def test_levels_that_are_not_there_are_refused(text):
+    with pytest.raises(errors.UserError, match=r"train.rl_data is .*: expected FIRST:END"):
+        data_lib.levels_of(text, 3, "train.rl_data")
+    assert data_lib.levels_of("1:3", 3, "x") == (1, 3) and data_lib.levels_of("", 3, "x") is None
+
+
+def test_settings_of_levels_are_checked_before_any_data_are_made():
+    config = assembly.make_config("focal", "smoke", {"train.context_data": "2:5"})
+    with pytest.raises(errors.UserError, match=r"train.context_data is 2:5.*<= 3"):
+        assembly.check(config)

@@ -114,7 +114,7 @@ def made(tiny):
     loud = lambda x: 20 * x if x.dtype == jnp.float32 else x
     state = jax.tree.map(loud, made.state().rep)
     table, ids = jax.tree.map(jnp.asarray, made.train), jnp.arange(3)
-    context, rows = (data.rl_batch(table, ids, n, jax.random.key(n)) for n in (6, 8))
+    context, rows = (data.context_rows(table, ids, n, jax.random.key(n)) for n in (6, 8))
     return made, jax.jit(made.algorithm.rep.update), state, MetaBatch(rows, context, ids)
 
 
@@ -185,7 +185,7 @@ def test_a_step_raises_the_entropy(made):
     assert float(second["entropy_loss"]) < float(first["entropy_loss"])
 
 
-def test_the_gan_learns_from_the_actions_of_the_rl_batch_only(made):
+def test_the_gan_learns_from_the_actions_of_the_context_rows_only(made):
     batch = made[3]
     other = batch._replace(rl=batch.rl._replace(reward=batch.rl.reward + 1.0))
     assert same(updated(made, other)[0], updated(made)[0])
@@ -197,7 +197,7 @@ def test_the_gan_takes_its_rounds_and_learns_what_is_done(tiny):
     """One action in every task: after some steps the generator makes it."""
     made = tiny("er_trl", **{"er_trl.rounds": 5, "er_trl.gan_lr": 5e-3})
     state, ids = made.state().rep, jnp.arange(3)
-    rows = data.rl_batch(jax.tree.map(jnp.asarray, made.train), ids, 32, jax.random.key(0))
+    rows = data.context_rows(jax.tree.map(jnp.asarray, made.train), ids, 32, jax.random.key(0))
     rows = rows._replace(action=jnp.full_like(rows.action, 0.6))
     batch, hp = MetaBatch(rows, rows, ids), jax.tree.map(lambda x: x[0], made.hp["algo"])
 

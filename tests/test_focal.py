@@ -29,7 +29,7 @@ def made(tiny):
     loud = trained.replace(params=jax.tree.map(lambda x: 20 * x, trained.params))
     state = state.replace(rep=state.rep.replace(trained={"encoder": loud}))
     data = jax.tree.map(jnp.asarray, made.train)
-    return made, state, data_lib.rl_batch(data, jnp.arange(3), 8, jax.random.key(0))
+    return made, state, data_lib.context_rows(data, jnp.arange(3), 8, jax.random.key(0))
 
 
 def z_of(state, rows):

@@ -328,7 +328,7 @@ def changed(old, new):
 def test_an_objective_trains_the_encoder_and_its_decoder_if_it_has_one(tiny, objective):
     made = tiny("gentle", "gentle", **{"algo.objective": objective})
     state, data = made.state(), jax.tree.map(jnp.asarray, made.train)
-    rows = data_lib.rl_batch(data, jnp.arange(3), 8, jax.random.key(0))
+    rows = data_lib.context_rows(data, jnp.arange(3), 8, jax.random.key(0))
     batch = MetaBatch(rows, rows, jnp.arange(3))
     new, _ = jax.jit(made.algorithm.rep.update)(
         state.rep, state.hp["algo"], batch, None, data, jax.random.key(0), jnp.int32(0)
@@ -348,7 +348,7 @@ def test_reconstruction_is_ten_times_the_mean_squared_error_by_hand(tiny, next_o
     decoder = state.rep.trained["context"]
     silent = decoder.replace(params=jax.tree.map(jnp.zeros_like, decoder.params))
     rep = state.rep.replace(trained=state.rep.trained | {"context": silent})
-    rows = data_lib.rl_batch(data, jnp.arange(3), 8, jax.random.key(0))
+    rows = data_lib.context_rows(data, jnp.arange(3), 8, jax.random.key(0))
     rows = rows._replace(
         context_reward=2.0 + rows.reward
     )  # contexts' own reward, not the dense one
@@ -366,7 +366,7 @@ def test_predicted_rewards_are_the_decoders(tiny):
     made = tiny("gentle", "gentle")
     rep = made.state().rep
     data = jax.tree.map(jnp.asarray, made.train)
-    rows = data_lib.rl_batch(data, jnp.arange(1), 8, jax.random.key(0))
+    rows = data_lib.context_rows(data, jnp.arange(1), 8, jax.random.key(0))
     rows, z = jax.tree.map(lambda x: x[0], rows), jnp.array([0.5, -0.5, 0.25])
     found = made.algorithm.rep.predict_reward(rep, z, rows)
     seen = np.concatenate([rows.obs, rows.action, np.tile(z, (8, 1))], -1)

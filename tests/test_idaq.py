@@ -31,7 +31,7 @@ def made(tiny):
     encoder = {"encoder": louder(rep.trained["encoder"], 20)}
     rep = rep.replace(trained=encoder, own=rep.own | models)
     data, ids = jax.tree.map(jnp.asarray, made.train), jnp.asarray(TASKS)
-    context, rows = (data_lib.rl_batch(data, ids, 8, jax.random.key(i)) for i in (0, 1))
+    context, rows = (data_lib.context_rows(data, ids, 8, jax.random.key(i)) for i in (0, 1))
     update = jax.jit(made.algorithm.rep.update)
 
     def step(rep, batch, **hp):

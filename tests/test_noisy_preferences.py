@@ -183,7 +183,7 @@ def test_without_relabelling_fragments_are_random_steps_in_the_task_itself(fall_
 def test_questions_about_stored_rows_tell_which_training_task_is_met():
     env, dataset = small_env("ctmrl", "point_robot")
     data = jax.tree.map(jnp.asarray, data_lib.take_tasks(dataset, env.train_ids))
-    context = lambda state, data, ids, key: data_lib.rl_batch(data, ids, 2, key)
+    context = lambda state, data, ids, key: data_lib.context_rows(data, ids, 2, key)
     algorithm = point_agent(env)
     algorithm = algorithm._replace(rep=algorithm.rep._replace(context=context))
     state, config = (

@@ -38,7 +38,7 @@ def choose_by_oracle(algorithm, state, env, task, offline, key):
     """Returns (z, how badly each candidate predicts): a protocol's run before its episode."""
     k_rows, k_z = jax.random.split(key)
     ids = jnp.arange(len(env.train_ids))
-    rows = data_lib.rl_batch(offline.train, ids, ROWS, k_rows)
+    rows = data_lib.context_rows(offline.train, ids, ROWS, k_rows)
     candidates = algorithm.rep.encode(state.rep, rows, ids, k_z)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     true = env.relabel(task, flat)

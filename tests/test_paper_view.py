@@ -148,8 +148,17 @@ def test_rows_that_a_paper_has_no_number_of_have_none_beside_them():
     summary = make_summary()
     summary["results"] = [entry | {"paper": {"mean": 1.0}} for entry in summary["results"]]
     for row, wanted in (("ctmrl", {"mean": 1.0}), ("ctmrl, release", None)):
-        found = paper_view.with_paper(of, row, summary)["results"]
+        found = paper_view.with_paper(of, row, ENV, summary)["results"]
         assert all(entry["paper"] == wanted for entry in found)
+
+
+def test_numbers_that_settings_do_not_name_are_found_by_the_row():
+    of = comparisons.TABLES["gentle_table3"]
+    summary = make_summary()
+    summary["results"] = [summary["results"][0] | {"protocol": "one_shot"}, summary["results"][1]]
+    found = paper_view.with_paper(of, "gentle, medium", "ant_dir", summary)["results"]
+    assert found[0]["paper"] == {"mean": 475.11, "spread": 85.4, "kind": "std", "num_seeds": 8}
+    assert found[1]["paper"] is None  # the paper has no given contexts there
 
 
 def test_rows_of_different_suites_are_no_pair():

@@ -344,7 +344,7 @@ def draw_rows(key, data):
     draws = [
         data_lib.context_batch(data, ids, 6, key, d, 2) for d in ("uniform", "level", "episodes")
     ]
-    return draws, data_lib.rl_batch(seen, jnp.arange(4), 5, key)
+    return draws, data_lib.context_rows(seen, jnp.arange(4), 5, key)
 
 
 @pytest.mark.parametrize("what", ["hp", "key"])

@@ -124,7 +124,7 @@ def both_steps(problem, state, other, index, updates):
     train, data, task_id = problem.config.train, problem.data, jnp.asarray(TASKS)
     k_rl, k_context, k_update, k_rep = jax.random.split(jax.random.key(index), 4)
     context = data_lib.context_of(data, task_id, train, k_context)
-    draw = lambda k: data_lib.rl_batch(data, task_id, train.batch_size, k)
+    draw = lambda k: data_lib.context_rows(data, task_id, train.batch_size, k)
     batches = jax.vmap(draw)(jax.random.split(k_rl, rl.num_batches))
     z = learner.encode_tasks(rep, state.rep, context, task_id, k_update)
     z = jnp.broadcast_to(z, (rl.num_batches, *z.shape))

@@ -63,7 +63,7 @@ class Made:
         loud = lambda x: 20 * x if x.dtype == jnp.float32 else x
         self.state = jax.tree.map(loud, self.tiny.state().rep)
         table, ids = jax.tree.map(jnp.asarray, self.tiny.train), jnp.array([0, 1, 3])
-        context, rows = (data_lib.rl_batch(table, ids, n, jax.random.key(n)) for n in (6, 8))
+        context, rows = (data_lib.context_rows(table, ids, n, jax.random.key(n)) for n in (6, 8))
         self.batch = MetaBatch(rows, context, ids, jax.random.key(5))
 
     def update(self, batch=None, state=None, **settings):
@@ -138,7 +138,7 @@ def test_it_learns_rewards_that_can_be_asked_for(tiny, fidelity):
     sizes = {"unicorn.width": 16, "unicorn.decoder_width": 16}
     made = tiny("unicorn", fidelity=fidelity, **sizes)
     rep, ids = made.algorithm.rep, jnp.arange(2)
-    rows = data_lib.rl_batch(jax.tree.map(jnp.asarray, made.train), ids, 32, jax.random.key(0))
+    rows = data_lib.context_rows(jax.tree.map(jnp.asarray, made.train), ids, 32, jax.random.key(0))
     reward = rows.action[..., 0] * jnp.array([[1.0], [-1.0]])
     rows = rows._replace(reward=reward, context_reward=reward)
     hp = jax.tree.map(lambda x: x[0], made.hp["algo"]) | {"lr": jnp.float32(1e-2)}

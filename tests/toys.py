@@ -48,7 +48,7 @@ def agent(**fields):
     """An Algorithm that counts. Args: fields, of its Representation."""
     rep = Representation(
         init=None, update=None,
-        context=lambda state, data, task_id, key: data_lib.rl_batch(data, task_id, 2, key),
+        context=lambda state, data, task_id, key: data_lib.context_rows(data, task_id, 2, key),
         prior=lambda state: jnp.zeros(4),
         extend=count,
         sample=lambda state, belief, key: belief,

@@ -13,9 +13,19 @@ class Comparison(NamedTuple):
     of_env: dict = {}  # noqa: RUF012 read only; environment -> {row: flags for it alone}
     paper: str = ""  # kind of spread of a paper whose numbers stand beside ours: "ci95" or "std"
     paper_rows: tuple | None = None  # the rows that its numbers are of; None: all
+    # row -> (file of `experiments/papers`, {its column: value}) where settings do not say which
+    paper_of: dict = {}  # noqa: RUF012 read only
     num_seeds: int = 8  # as in the paper, unless --num_seeds says otherwise
 
 
 def on_gentle(rows):
     """Returns rows with the suite `gentle`."""
     return {name: (*line, "--suite=gentle") for name, line in rows.items()}
+
+
+def levels(num_steps, first, every, number, episodes):
+    """Returns the flags of behaviour data: agents at `number` levels, `every` steps apart."""
+    names = ("num_steps", "first_level", "level_every", "num_levels", "episodes_per_level")
+    values = (num_steps, first, every, number, episodes)
+    pairs = zip(names, values, strict=True)
+    return tuple(f"--config.behaviour.{name}={value}" for name, value in pairs)

@@ -1,7 +1,7 @@
 """The comparisons that `experiments.reproduce` knows: their rows, each a line of flags."""
 
 from experiments.runs import paper_comparisons
-from experiments.runs.comparison import Comparison, on_gentle
+from experiments.runs.comparison import Comparison, levels, on_gentle
 from gentle_jax import registry
 
 ALL = {name: (f"--algo={name}",) for name in registry.ALGORITHMS}
@@ -14,14 +14,6 @@ LIMITED = {
     "gentle without relabelling": ("--algo=gentle", "--config.algo.relabel=False"),
     "focal": ("--algo=focal",),
 }
-
-
-def levels(num_steps, first, every, number, episodes):
-    """Returns the flags of behaviour data: agents at `number` levels, `every` steps apart."""
-    names = ("num_steps", "first_level", "level_every", "num_levels", "episodes_per_level")
-    values = (num_steps, first, every, number, episodes)
-    pairs = zip(names, values, strict=True)
-    return tuple(f"--config.behaviour.{name}={value}" for name, value in pairs)
 
 
 OF_DATA = {f"{count} tasks": (f"--config.env.num_train={count}",) for count in (4, 6, 8, 10)}
@@ -71,6 +63,11 @@ CAUSES = {
     "td3_bc": ("--backbone=td3_bc",),
     "iql": ("--backbone=iql",),
 }
+EVERYWHERE = {
+    f"{name}, {backbone}": (f"--algo={name}", f"--backbone={backbone}")
+    for backbone in registry.BACKBONES
+    for name in registry.ALGORITHMS
+}
 NO_CODES = ("--config.algo.use_codebook=False",)
 # what each part of CTMRL buys; Table 2 of its paper and more
 COMPONENTS = {
@@ -107,6 +104,7 @@ TABLES = {
         "every method on the same data, suite ctmrl",ALL, POINT),
     "methods_gentle": Comparison(
         "every method on the same data, suite gentle",on_gentle(ALL), POINT),
+    "all_methods": Comparison("every method on every backbone, all protocols", EVERYWHERE, POINT),
     # few training tasks, the test tasks unchanged; fewer and more diverse data of ten tasks
     "limited": Comparison(
         "does relabelling pay where tasks are few or data narrow?",

@@ -3,7 +3,7 @@
 A protocol is run in every row: the paper's, each method's own, and a given context.
 """
 
-from experiments.runs.comparison import Comparison, on_gentle
+from experiments.runs.comparison import Comparison, levels, on_gentle
 
 TASK_SETS = ("test", "train")  # outside and inside the training distribution
 FAMILIES = (
@@ -49,6 +49,9 @@ RATIOS = {
     "1:0": (0, 1.0), "1:1": (1, 1.0), "1:3": (3, 1.0), "1:6": (6, 1.0), "1:9": (9, 1.0),
     "1:12": (9, 0.75), "1:15": (9, 0.6),
 }  # fmt: skip
+# contexts of these behaviour levels, policies always of the last one's rows
+CONTEXTS = {"expert": "5:6", "medium": "2:3", "mixed": "0:6"}
+SIX_LEVELS = (*levels(120_000, 20_000, 20_000, 6, 50), "--config.train.rl_data=5:6")
 NUMBERS_OF_TASKS = (4, 5, 6, 7, 8, 9, 10)
 ONLINE, GIVEN, ONE_SHOT = "random_then_policy", "given_context", "one_shot"
 
@@ -57,6 +60,11 @@ CODES = {f"N = {n}": (*CTMRL, f"--config.algo.num_codes={n}") for n in NUMBERS_O
 SHARES = {
     ratio: (*GENTLE, f"--config.algo.num_cross_tasks={count}", f"--config.algo.own_share={share}")
     for ratio, (count, share) in RATIOS.items()
+}
+OTHER_CONTEXTS = {
+    f"{name}, {kind}": (f"--algo={name}", *SIX_LEVELS, f"--config.train.context_data={these}")
+    for kind, these in CONTEXTS.items()
+    for name in ("focal", "gentle")
 }
 FEWER_TASKS = {
     f"{name}, {count} tasks": (f"--algo={name}", f"--config.env.num_train={count}")
@@ -94,6 +102,18 @@ TABLES = {
         GENTLES,
         columns(ONE_SHOT, GIVEN),
         paper="std",
+    ),
+    "gentle_table3": Comparison(
+        "GENTLE's Table 3: contexts of experts, half-trained agents, all; policies of experts",
+        on_gentle(tested(OTHER_CONTEXTS, ONE_SHOT, GIVEN)),
+        ("ant_dir",),
+        columns(ONE_SHOT, GIVEN),
+        paper="std",
+        paper_of={
+            f"{name}, {kind}": ("gentle_table3", {"algorithm": name, "context_data": kind})
+            for kind in CONTEXTS
+            for name in ("focal", "gentle")
+        },
     ),
     "gentle_fig3": Comparison(
         "GENTLE's Figure 3: own to relabelled rows",

@@ -1,8 +1,8 @@
 """The papers' own results, as stored in `experiments/papers/*.csv`.
 
 `papers.csv` says which tables a suite's runs are compared with, the first one that holds a cell
-wins, and which episodes their numbers are of. A table whose rows vary the context data is left out:
-they are not part of a cell's key here.
+wins, and which episodes their numbers are of. A table whose rows vary the context data is not among
+them: such a cell is looked up by its columns (`match`).
 """
 
 import csv
@@ -31,14 +31,24 @@ def cells(tables):
     numbers = {}
     for row in (row for table in tables for row in rows(table)):
         key = (row["env"], row["algorithm"], row["protocol"], row["task_set"])
-        cell = {
-            "mean": float(row["mean"]),
-            "spread": float(row["spread"]),
-            "kind": KINDS[row["spread_kind"]],
-            "num_seeds": int(row["num_seeds"]),
-        }
-        numbers.setdefault(key, cell)
+        numbers.setdefault(key, cell(row))
     return numbers
+
+
+def cell(row):
+    """Returns the numbers of a row of a file."""
+    return {
+        "mean": float(row["mean"]),
+        "spread": float(row["spread"]),
+        "kind": KINDS[row["spread_kind"]],
+        "num_seeds": int(row["num_seeds"]),
+    }
+
+
+def match(table, columns):
+    """Returns the cell of the first row of a file with these {column: value}, or None."""
+    fits = (row for row in rows(table) if all(row[name] == columns[name] for name in columns))
+    return next(map(cell, fits), None)
 
 
 def lookup(suite, env, algorithm, protocol, task_set, metric=None):

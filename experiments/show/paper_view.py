@@ -14,7 +14,7 @@ def lines(table, of, summaries, found):
 
     Args: of, the Comparison; found, {(row, env): {"<task set>/<protocol>": scores [S, T]}}.
     """
-    summaries = {at: with_paper(of, at[0], summary) for at, summary in summaries.items()}
+    summaries = {at: with_paper(of, *at, summary) for at, summary in summaries.items()}
     text = []
     for env in (env for env in of.envs if any(at[1] == env for at in summaries)):
         chosen = {name: summary for (name, at), summary in summaries.items() if at == env}
@@ -27,11 +27,20 @@ def lines(table, of, summaries, found):
     return text
 
 
-def with_paper(of, row, summary):
+def with_paper(of, row, env, summary):
     """Returns a summary with the paper's numbers only where they are of this row."""
-    if of.paper_rows is None or row in of.paper_rows:
+    if row in of.paper_of:
+        table, own = of.paper_of[row]
+        own = own | {"env": env}
+        number = lambda entry: paper_tables.match(
+            table, own | {name: entry[name] for name in ("protocol", "task_set")}
+        )
+    elif of.paper_rows is None or row in of.paper_rows:
         return summary
-    return summary | {"results": [entry | {"paper": None} for entry in summary["results"]]}
+    else:
+        number = lambda entry: None
+    results = [entry | {"paper": number(entry)} for entry in summary["results"]]
+    return summary | {"results": results}
 
 
 def grid(of, chosen):

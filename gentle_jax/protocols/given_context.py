@@ -26,7 +26,7 @@ def make(config: EvalConfig, env: Env) -> Protocol:
         def draw(k):
             if algorithm.rep.ordered_context:
                 return data_lib.whole_episodes(offline.own, env.horizon, k)
-            rows = data_lib.rl_batch(offline.own, jnp.zeros(1, jnp.int32), env.horizon, k)
+            rows = data_lib.context_rows(offline.own, jnp.zeros(1, jnp.int32), env.horizon, k)
             return jax.tree.map(lambda x: x[0], rows), jnp.ones(env.horizon)
 
         prior = algorithm.rep.prior(state.rep)

@@ -81,7 +81,7 @@ def negatives(
     if config.negatives == "none":
         k_task, k_row = jax.random.split(key)
         ids = jax.random.randint(k_task, shape, 0, spec.num_train_tasks).reshape(-1)
-        rows = data_lib.rl_batch(seen.data, ids, 1, k_row)
+        rows = data_lib.context_rows(seen.data, ids, 1, k_row)
         return jax.tree.map(lambda x: x.reshape(shape + x.shape[2:]), rows)
     repeat = lambda x: jnp.broadcast_to(x[:, None], shape + x.shape[1:])
     rows = jax.tree.map(repeat, queries)

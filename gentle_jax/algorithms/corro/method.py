@@ -83,7 +83,7 @@ def _pretraining(name, rep, train, spec, num_steps, batch_size, rows):
     def step(state, data, key, index):
         k_task, k_rows, k_update = jax.random.split(key, 3)
         task_id = draw(k_task)
-        drawn = data_lib.rl_batch(data, task_id, rows, k_rows)
+        drawn = data_lib.context_rows(data, task_id, rows, k_rows)
         algo = state.hp["algo"] | {"lr": state.hp["algo"][f"{name}_lr"]}
         hp = learner.decayed({"algo": algo}, span, index)["algo"]
         batch = MetaBatch(drawn, drawn, task_id)

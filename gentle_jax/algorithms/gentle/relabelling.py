@@ -86,7 +86,7 @@ def make(
     def relabel(state, data, key):
         k_rows, k_z, k_action, k_targets = jax.random.split(key, 4)
         ids = jnp.arange(num_tasks)
-        real = data_lib.rl_batch(data, ids, rows, k_rows)  # [N, rows, ...]
+        real = data_lib.context_rows(data, ids, rows, k_rows)  # [N, rows, ...]
         z = learner.encode_tasks(rep, state.rep, real, ids, k_z)  # never of relabelled rows
         targets = targets_of_sources(
             num_tasks, config.num_cross_tasks, config.balanced_sources, k_targets
