@@ -4,6 +4,7 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 """
 
 import pathlib
+import shlex
 
 from experiments import collect, run
 from experiments.cli import exit_codes, flags
@@ -11,7 +12,7 @@ from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import cells, code_identity, outputs, remote
 from experiments.runs.comparisons import TABLES
-from experiments.show import methods, paper_view, scores, tables
+from experiments.show import methods, paper_view, results_page, scores, tables
 from gentle_jax import errors, storage, suites
 
 SUMMARY = (
@@ -35,11 +36,13 @@ EXTRA = (
         "a table's .json file, such as those of `experiments/results`: its statistics "
         "again, from it and the .npz file beside it, and nothing is run",
     ),
+    ("page", str, "", "only write this Markdown page from all tables of `experiments/results`"),
     ("export", str, "", "rliable: also a file {row: scores [runs, tasks]} for each protocol"),
     ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
     ("envs", list, [], "only these environments; repeatable"),
     ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
 )
+DATA = "data_fingerprint"  # of environment.json
 BY_ROWS = "it is set by the rows of a table; choose with --rows and --envs"
 REFUSED = (
     *((name, BY_ROWS) for name in ("algo", "env", "fidelity")),
@@ -95,17 +98,20 @@ def file_name(table, summaries):
     return "_".join([table, *sorted(others)])
 
 
-def write(table, summaries, folder, note=None, found=None):
+def write(table, summaries, folder, note=None, found=None, words=()):
     """Writes `file_name`.json, .md and .npz from {(row, env): summary}; returns the Markdown.
 
-    Args: note, a sentence below the table; found, its scores, of `scores.of_run`.
+    Args: note, a sentence below the table; found, its scores, of `scores.of_run`; words, the flags
+    of the command that are not paths.
     """
     lines = text_of(table, summaries, found or {})
     lines += ["", note] if note else []
     name = file_name(table, summaries)
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
     stored = [{"row": row, "env": env, **summary} for (row, env), summary in summaries.items()]
-    content = {"table": table, "environment": computer.environment(), "cells": stored}
+    command = shlex.join(["python", "-m", "experiments.reproduce", f"--table={table}", *words])
+    content = {"table": table, "command": command, "environment": computer.environment()}
+    content["cells"] = stored
     storage.write_json(folder / f"{name}.json", content)
     if found:
         scores.write(folder / f"{name}.npz", found)
@@ -204,6 +210,11 @@ def main(line):
     if own["list"]:
         print("\n".join(described()))
         return exit_codes.DONE
+    if own["page"]:
+        path = pathlib.Path(own["page"])
+        computer.prepare_folder(path.parent, 1e6, "--page")
+        path.write_text(results_page.page(cells.RESULTS.glob("*.json"), TABLES, again))
+        return exit_codes.DONE
     if own["from"]:
         print(again(pathlib.Path(own["from"])))
         return exit_codes.DONE
@@ -231,7 +242,7 @@ def main(line):
     finally:  # whatever ends the command: what is finished, by now, of any shard
         summaries = finished(found, ran)
         if summaries:
-            finish(own, table, to, found, summaries)
+            finish(line, to, found, summaries)
     if not summaries:
         print("nothing to do: no cell of the table is in this shard")
     diverged = any(summary["failed_seeds"] for summary in summaries.values())
@@ -267,13 +278,17 @@ def again(path):
     return "\n".join(text_of(table, summaries, found))
 
 
-def finish(own, table, to, found, summaries):
-    """Writes and prints the whole table. Args: found, {(row, env): Cell}."""
+def finish(line, to, found, summaries):
+    """Writes and prints the whole table. Args: line, the command's; found, {(row, env): Cell}."""
+    own, table = line.own, line.own["table"]
     folders = {at: run.folder_of(found[at].request) for at in summaries}
+    data = {at: code_identity.environment_of(folders[at]).get(DATA) for at in summaries}
+    summaries = {at: summary | {DATA: data[at]} for at, summary in summaries.items()}
     hashes = [(folders[at], code_identity.hash_of(s)) for at, s in summaries.items()]
     metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
     known = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
-    print("\n" + write(table, summaries, to, code_identity.note(hashes), known))
+    words = flags.without_paths(line.words)
+    print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
     print(f"\ntable: {to / file_name(table, summaries)}.md")
     if own["export"]:
         for path in scores.export(to, file_name(table, summaries), known):

@@ -2,17 +2,20 @@
 
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 from experiments import reproduce
+from experiments.cli import flags
 from experiments.cli.command import main
 from experiments.runs import comparisons
 from experiments.show import paper_tables, paper_view, scores, tables
 from gentle_jax import statistics
 from tests.test_report import make_summary
 
+ROOT = pathlib.Path(__file__).parent.parent
 TABLE, ENV, COLUMN = "ctmrl_table1", "cheetah_vel", "test/random_then_policy"
 
 
@@ -223,3 +226,17 @@ def test_scores_of_a_run_are_normalized_and_exported_for_rliable(tmp_path):
     assert path.name == "t_rliable_test_random_then_policy.npz"
     with np.load(path) as exported:
         assert set(exported) == {"a"} and exported["a"].shape == (3, 4)  # b lacks a family
+
+
+def test_the_page_of_results_is_that_of_the_files(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    assert main(reproduce.COMMAND, ["reproduce", f"--page={page}"]) == 0
+    again = "python -m experiments.reproduce --page=docs/results.md"
+    assert page.read_text() == (ROOT / "docs/results.md").read_text(), f"old: run `{again}`"
+    assert main(reproduce.COMMAND, ["reproduce", "--page=/proc/none/page.md"]) == 2
+    assert "pass another --page" in capsys.readouterr().err
+
+
+def test_a_command_in_a_file_has_no_paths():
+    words = ["--data=a", "--num_seeds=2", "--out", "b", "--rows", "x", "--config.train.tau=data"]
+    assert flags.without_paths(words) == ["--num_seeds=2", "--rows", "x", "--config.train.tau=data"]

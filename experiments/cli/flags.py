@@ -179,6 +179,18 @@ def expanded(name, value):
     return path
 
 
+def without_paths(words):
+    """Returns the words of a command line without the flags that name paths, and their values."""
+    kept, skip = [], False
+    for word in words:
+        name, equals, _ = word.lstrip("-").partition("=")
+        path = word.startswith("-") and name in PATHS
+        if not (path or skip):
+            kept.append(word)
+        skip = path and not equals  # its value is the next word
+    return kept
+
+
 def _given(values, entries):
     """Returns {name: value} of the flags that were given."""
     return {name: values[name].value for name, *_ in entries if values[name].present}

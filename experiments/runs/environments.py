@@ -8,6 +8,7 @@ import collections
 
 from experiments.host import computer
 from experiments.runs import code_identity, data_code
+from gentle_jax import config as config_lib
 from gentle_jax import json_files, storage
 
 
@@ -18,6 +19,8 @@ def write(folder, run, meta=None):
     recorded. Raises UserError for one that was altered.
     """
     now = computer.environment() | code_identity.of(run)
+    if meta is not None:  # of what its files hold, whoever made them
+        now["data_fingerprint"] = config_lib.fingerprint(meta["sha256"])
     if meta is not None and not storage.source_of(meta):
         now["data_source_hash"] = code_identity.spell(data_code.recorded(meta))
     if code_identity.begun(folder) and (first := code_identity.environment_of(folder)):
