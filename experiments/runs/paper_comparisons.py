@@ -98,14 +98,14 @@ TABLES = {
     ),
     "gentle_table2": Comparison(
         "GENTLE's Table 2: its ablations",
-        on_gentle(tested({n: (*GENTLE, *f) for n, f in CHANGED.items()}, ONE_SHOT, GIVEN)),
+        on_gentle(tested({n: (*GENTLE, *f) for n, f in CHANGED.items()}, GIVEN, ONE_SHOT)),
         GENTLES,
         columns(ONE_SHOT, GIVEN),
         paper="std",
     ),
     "gentle_table3": Comparison(
         "GENTLE's Table 3: contexts of experts, half-trained agents, all; policies of experts",
-        on_gentle(tested(OTHER_CONTEXTS, ONE_SHOT, GIVEN)),
+        on_gentle(tested(OTHER_CONTEXTS, GIVEN, ONE_SHOT)),
         ("ant_dir",),
         columns(ONE_SHOT, GIVEN),
         paper="std",
@@ -117,7 +117,7 @@ TABLES = {
     ),
     "gentle_fig3": Comparison(
         "GENTLE's Figure 3: own to relabelled rows",
-        on_gentle(tested(SHARES, ONE_SHOT, GIVEN)),
+        on_gentle(tested(SHARES, GIVEN, ONE_SHOT)),
         ("point_robot", "ant_dir"),
         columns(ONE_SHOT, GIVEN),
         paper="std",
@@ -125,7 +125,7 @@ TABLES = {
     ),
     "gentle_fig4": Comparison(
         "GENTLE's Figure 4: four to ten training tasks, test tasks unchanged",
-        on_gentle(tested(FEWER_TASKS, ONE_SHOT, GIVEN)),
+        on_gentle(tested(FEWER_TASKS, GIVEN, ONE_SHOT)),
         ("point_robot", "ant_dir"),
         columns(ONE_SHOT, GIVEN),
         paper="std",
@@ -145,7 +145,7 @@ TABLES = {
     ),
     "ctmrl_table2": Comparison(
         "CTMRL's Table 2: its ablations, as in the paper and as released",
-        tested(released(ABLATIONS), ONLINE),
+        tested(released(ABLATIONS), ONLINE, GIVEN),
         FAMILIES,
         columns(ONLINE),
         paper="ci95",
@@ -154,7 +154,7 @@ TABLES = {
     ),
     "ctmrl_table3": Comparison(
         "CTMRL's Table 3: number of codes, in the settings of both of its appendices",
-        tested(of_suites(CODES, "ctmrl", "ctmrl_b"), ONLINE),
+        tested(of_suites(CODES, "ctmrl", "ctmrl_b"), ONLINE, GIVEN),
         FAMILIES,
         columns(ONLINE),
         paper="ci95",
