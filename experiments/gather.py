@@ -18,7 +18,7 @@ from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer, switches
 from experiments.runs import code_identity, environments, outputs, remote
-from experiments.runs.shards import damaged, load, read, read_shard
+from experiments.runs.shards import damaged, load, read, read_shard, settings_of
 from gentle_jax import assembly, errors, json_files, storage
 from gentle_jax import config as config_lib
 
@@ -226,8 +226,7 @@ def target_of(shards, root):
 def merge(shards, folder):
     """Writes the merged run of Shards into `folder`; returns its summary."""
     identity = identity_of(shards)
-    tree = {key: value for key, value in identity.items() if key not in ("sweep", "data")}
-    config, points = config_lib.from_dict(tree), tuple(identity["sweep"])
+    config, points = settings_of(identity)
     request = flags.Request(config, points, "", "")
     with tempfile.TemporaryDirectory() as work:
         local = pathlib.Path(work)

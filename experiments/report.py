@@ -7,13 +7,20 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 
 from experiments.cli import flags
 from experiments.cli.command import Command, start
-from experiments.runs import code_identity, outputs, remote
+from experiments.runs import code_identity, outputs, remote, shards
 from experiments.show import compare, tables
-from gentle_jax import errors
+from gentle_jax import assembly, errors
 
 SUMMARY = "Prints the table of a finished run, or one line for every finished run below --out."
 EXTRA = (
     ("run", str, "", "a run folder; default: list all below --out"),
+    (
+        "point",
+        int,
+        -1,
+        "of a sweep's --run: draw the figures that show agents for this grid point, "
+        "counted from 0 as in its table; by default that is the best on training tasks",
+    ),
     ("compare", list, [], "a run folder, or a folder of runs, to show beside others; repeatable"),
     ("markdown", bool, False, "print Markdown instead of plain text"),
 )
@@ -70,11 +77,31 @@ def runs_below(places):
     return list(found.values())
 
 
+def redraw(folder, point):
+    """Draws the figures of a finished run again, for one grid point; returns its label.
+
+    Raises UserError for a point that the run has not.
+    """
+    shard = shards.read_shard(folder)
+    config, points = shards.settings_of(shard.identity)
+    if not 0 <= point < len(points):
+        raise errors.UserError(
+            f"--point is {point}: expected 0 to {len(points) - 1}, the grid points of {folder}"
+        )
+    returns, embeddings, rollouts = (
+        shards.load(shard, f"{name}.npz") for name in ("returns", "embeddings", "rollouts")
+    )
+    request, env = flags.Request(config, points, "", ""), assembly.env_of(config)
+    trace = rollouts["paths"], rollouts["mask"]
+    outputs.draw(folder, request, env, returns, embeddings, trace, point)
+    return outputs.label(points[point]) or "the only one"
+
+
 def run(line):
     """The command."""
     folder, as_markdown = line.own["run"], line.own["markdown"]
     if line.own["compare"]:
-        for name in ("run", "markdown", *CHOOSE, "out"):
+        for name in ("run", "point", "markdown", *CHOOSE, "out"):
             if name in line.given:
                 raise errors.UserError(f"report does not use --{name} with --compare: leave it out")
         runs = runs_below(line.own["compare"])
@@ -93,8 +120,14 @@ def run(line):
         else:
             outputs.print_table(summary, folder)
         path = remote.path(folder)
+        if "point" in line.given:
+            place = path.parent if path.name == "summary.json" else path
+            name = redraw(place, line.own["point"])
+            print(f"figures of grid point {name}: {place / 'figures'}")
         tell([(path.parent if path.name == "summary.json" else path, summary)])
         return
+    if "point" in line.given:
+        raise errors.UserError("--point chooses a grid point of one run: pass --run=FOLDER, too")
     request = flags.resolve(line)  # names that do not exist choose nothing, and are told
     rows, runs = overview(request.out, line.given)
     if len(rows) == 1:

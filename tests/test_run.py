@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import run
+from experiments import report, run
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import main
 from experiments.runs import code_identity, events, outputs
-from experiments.show import heatmap
+from experiments.show import figures, heatmap
 from gentle_jax import checkpoint, training
 
 SEEDS, POINTS, STEPS, EVALS = 2, 2, 12, 2
@@ -186,6 +187,38 @@ def test_the_run_folder_holds_what_it_should(finished):
     assert "commit" in environment and "version" in environment
     assert len(environment["source_hash"]) == 16 and int(environment["source_hash"], 16) >= 0
     assert not list(finished.rglob("*.tmp")) and not list(finished.rglob(".write_test"))
+
+
+def test_figures_of_a_sweep_name_their_grid_point_and_report_draws_another(
+    finished, monkeypatch, capsys
+):
+    with np.load(finished / "returns.npz") as arrays, np.load(finished / "rollouts.npz") as trace:
+        native = arrays["train/given_context"][-1, ..., -1]  # [run, task], last episode
+        paths = trace["paths"]
+    best = int(native.reshape(POINTS, -1).mean(1).argmax())
+    drawn = {}
+    monkeypatch.setattr(
+        figures, "rollouts", lambda *args: drawn.update(paths=args[1], title=args[-1])
+    )
+    for name in ("learning_curves", "embeddings", "code_assignment"):
+        monkeypatch.setattr(figures, name, lambda *args, **kwargs: None)
+    for point in range(POINTS):
+        line = ["report", f"--run={finished}", f"--point={point}"]
+        assert main(report.COMMAND, line) == 0
+        own = slice(point * SEEDS, (point + 1) * SEEDS)
+        np.testing.assert_array_equal(drawn["paths"], paths[own, -drawn["paths"].shape[1] :, :, :2])
+        assert f"lr=0.00{point + 1}, given_context" in drawn["title"]
+        assert "suite ctmrl, preset smoke" in drawn["title"]
+    run_config = types.SimpleNamespace(protocols=("given_context",))
+    config = types.SimpleNamespace(run=run_config, eval=types.SimpleNamespace(metric="final"))
+    request = types.SimpleNamespace(points=({}, {}), config=config)
+    with np.load(finished / "returns.npz") as arrays:
+        assert outputs.best_point(request, arrays) == best
+    capsys.readouterr()
+    assert main(report.COMMAND, ["report", f"--run={finished}", "--point=2"]) == 2
+    assert "--point is 2: expected 0 to 1" in capsys.readouterr().err
+    assert main(report.COMMAND, ["report", "--point=1"]) == 2
+    assert "pass --run=FOLDER, too" in capsys.readouterr().err
 
 
 def test_summary_has_the_documented_keys_and_finite_numbers(finished):

@@ -171,34 +171,50 @@ def arrays_of(config, sweep, env, meta, carry):
     return returns, costs, embeddings | {"eval_steps": steps}
 
 
-def draw(folder, request, env, returns, embeddings, trace):
-    """Draws every figure of a run.
+def best_point(request, returns):
+    """Returns the index of the grid point whose agents did best on training tasks, at the end.
 
-    Args: trace, (paths [S, task, H + 1, obs], mask [S, task, H]).
+    By the suite's metric of the first protocol, mean over seeds and tasks; one that diverged is
+    never the best where another did not.
     """
-    run, title = request.config.run, f"{request.config.run.algorithm} on {request.config.run.env}"
-    seeds = run.num_seeds  # figures show the first grid point of a sweep
+    name = f"train/{request.config.run.protocols[0]}"
+    last = tables.base.METRICS[request.config.eval.metric](returns[name][-1])  # [run, task]
+    means = last.reshape(len(request.points), -1).mean(1)
+    return int(np.argmax(np.where(np.isfinite(means), means, -np.inf)))
+
+
+def draw(folder, request, env, returns, embeddings, trace, point=None):
+    """Draws every figure of a run; of a sweep, what shows agents is of one grid point.
+
+    Args: trace, (paths [S, task, H + 1, obs], mask [S, task, H]); point, the index of that grid
+    point; None: `best_point`.
+    """
+    run, why = request.config.run, "" if point is not None else ", the best on training tasks"
+    title = f"{run.algorithm} on {run.env}, suite {run.suite}, preset {run.preset}"
+    point = best_point(request, returns) if point is None else point
+    own = slice(point * run.num_seeds, (point + 1) * run.num_seeds)
+    swept = len(request.points) > 1
+    one = f"{title}\n{label(request.points[point])}{why}" if swept else title
     sets, target = assembly.task_sets(env), folder / "figures"
     reference = "optimum" if env.optimal_return is not None else "expert"
     metric = request.config.eval.metric
     figures.learning_curves(target, returns, metric, groups_of(request), title, reference)
     ids = {"train": env.train_ids, "test": env.test_ids}
-    z = {name: embeddings[f"{name}/z"][-1, :seeds] for name in ids}
-    figures.embeddings(target, z, ids, env.parameters, env.parameter_names, title)
+    z = {name: embeddings[f"{name}/z"][-1, own] for name in ids}
+    figures.embeddings(target, z, ids, env.parameters, env.parameter_names, one)
     if "train/code" in embeddings:
-        codes = embeddings["train/code"][:, :seeds]
+        codes = embeddings["train/code"][:, own]
         number = getattr(request.config.algo, "num_codes", None)
         figures.code_assignment(
-            target, codes, embeddings["eval_steps"], number, "position in the split", title
+            target, codes, embeddings["eval_steps"], number, "position in the split", one
         )
     if env.landmarks is not None:
-        test = sets["test"]
-        paths, mask = trace[0][:seeds, test, :, :2], trace[1][:seeds, test]
-        last = request.config.run.protocols[0]
-        scores = tables.base.METRICS["final"](returns[f"test/{last}"][-1, :seeds])
-        figures.rollouts(
-            target, paths, mask, env.landmarks[env.test_ids], scores, env.test_ids, title
-        )
+        test, last = sets["test"], run.protocols[0]
+        paths, mask = trace[0][own, test, :, :2], trace[1][own, test]
+        scores = tables.base.METRICS["final"](returns[f"test/{last}"][-1, own])
+        goals = env.landmarks[env.test_ids]
+        title = f"{title}, {last}" if not swept else f"{one}, {last}"
+        figures.rollouts(target, paths, mask, goals, scores, env.test_ids, title)
 
 
 def write(request, folder, sweep, env, meta, carry, trace, session):

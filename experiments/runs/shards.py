@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.runs import outputs
+from gentle_jax import config as config_lib
 from gentle_jax import errors, json_files
 
 RESTORE = "restore it, or delete the summary.json beside it and give the run's command again"
@@ -47,6 +48,12 @@ def read_shard(folder):
         ) from None
     done = (folder / "summary.json").exists()
     return Shard(folder, identity, first, count, outputs.read_summary(folder) if done else None)
+
+
+def settings_of(identity):
+    """Returns (config, grid points) of a run's identity."""
+    tree = {key: value for key, value in identity.items() if key not in ("sweep", "data")}
+    return config_lib.from_dict(tree), tuple(identity["sweep"])
 
 
 def load(shard, name):
