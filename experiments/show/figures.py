@@ -35,7 +35,8 @@ STYLE = {
 DPI = 150
 MAX_POINTS = 800  # of t-SNE, a few seconds on one CPU core
 MAX_LABELLED = 400  # cells of an image that still get their number written in
-CAPTION_WIDTH = 13  # characters per inch at the caption's size
+CAPTION_WIDTH, TITLE_WIDTH = 13, 8.5  # characters per inch, at their sizes
+LEGEND_WIDTH = 1.8  # inches
 
 
 @contextlib.contextmanager
@@ -48,7 +49,10 @@ def canvas(folder, name, size, title, shape=(1, 1), **kwargs):
         axes = figure.subplots(*shape, squeeze=False, **kwargs)
         yield figure, axes, captions.append
         if title:
-            figure.suptitle(title, fontweight="bold", fontsize=13)
+            wide = int((size[0] - LEGEND_WIDTH) * TITLE_WIDTH)  # a legend may stand beside it
+            lines = [line for text in title.splitlines() for line in textwrap.wrap(text, wide)]
+            title = "\n".join(lines)
+            figure.suptitle(title, fontweight="bold", fontsize=13, x=0.01, ha="left")
         text = textwrap.fill(" ".join(captions), int(size[0] * CAPTION_WIDTH))
         figure.supxlabel(text, fontsize=9.5, color=GREY, x=0.01, ha="left")
         folder = pathlib.Path(folder)
