@@ -276,8 +276,9 @@ def code_colours(num_codes):
     return matplotlib.colormaps["turbo"].resampled(num_codes)
 
 
-def draw_codes(figure, axis, image, num_codes, steps):
-    """Draws image [task, point] of codes, numbered where there is room."""
+def draw_codes(figure, axes, image, num_codes, steps):
+    """Draws image [task, point] of codes on the first of axes, numbered where there is room."""
+    axis = axes[0]
     cmap = code_colours(num_codes).with_extremes(bad="#e8e8e8")
     norm = BoundaryNorm(np.arange(num_codes + 1) - 0.5, num_codes)
     drawn = axis.imshow(image, cmap=cmap, norm=norm, aspect="auto", interpolation="nearest")
@@ -287,12 +288,21 @@ def draw_codes(figure, axis, image, num_codes, steps):
                 dark = np.dot(cmap(int(code))[:3], (0.299, 0.587, 0.114)) < 0.55
                 ink = "white" if dark else "black"
                 axis.text(j, i, int(code), ha="center", va="center", color=ink, fontsize=7.5)
+    axis.set_xticks([])
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    ticks = range(0, num_codes, -(-num_codes // 8))
+    figure.colorbar(drawn, ax=axes, label="code", ticks=ticks).minorticks_off()
+
+
+def draw_row(axis, values, highest, steps):
+    """Draws values [point] as one row of numbers, darker towards `highest`; below it the steps."""
+    axis.imshow(values[None], cmap="Greys", vmin=0, vmax=2 * highest, aspect="auto")
+    for i, value in enumerate(values):
+        axis.text(i, 0, f"{value:.3g}" if np.isfinite(value) else "-", ha="center", va="center")
     shown = range(0, len(steps), -(-len(steps) // 6))
     large = max(steps) >= 10_000
     axis.set_xticks(shown, [f"{steps[i] / 1000:g}k" if large else f"{steps[i]:g}" for i in shown])
-    axis.yaxis.get_major_locator().set_params(integer=True)
-    ticks = range(0, num_codes, -(-num_codes // 8))
-    figure.colorbar(drawn, ax=axis, label="code", ticks=ticks).minorticks_off()
+    axis.set_yticks([])
 
 
 def code_assignment(folder, codes, eval_steps, num_codes=None, order_name="task id", title=""):
@@ -305,30 +315,20 @@ def code_assignment(folder, codes, eval_steps, num_codes=None, order_name="task 
     seen = int(np.nanmax(codes)) + 1 if np.isfinite(codes).any() else 1
     num_codes = max(num_codes or 1, seen)
     image, used = most_frequent(codes[:, 0]).T, codes_in_use(codes)
-    size = (10.5, min(7.0, 2.6 + 0.16 * max(len(image), 10)))
-    with canvas(folder, "code_assignment", size, title, (1, 2)) as (figure, axes, caption):
-        draw_codes(figure, axes[0, 0], image, num_codes, eval_steps)
+    tall = max(len(image), 10)
+    size, ratios = (7.5, min(7.5, 3.0 + 0.16 * tall)), (max(tall, 12), 1.4)
+    shape = {"shape": (2, 1), "height_ratios": ratios}
+    with canvas(folder, "code_assignment", size, title, **shape) as (figure, axes, caption):
+        draw_codes(figure, axes[:, 0], image, num_codes, eval_steps)
         axes[0, 0].set(title="code of each training task, seed 0", ylabel=f"task, by {order_name}")
-        axes[0, 0].set_xlabel("training steps (gradient updates)")
-        axis = axes[0, 1]
-        if used.shape[1] > 1:
-            axis.plot(eval_steps, used, color=PALETTE[0], lw=0.8, alpha=0.35)
-        kept = np.isfinite(used).any(1)
-        mean = [np.nanmean(row) for row in used[kept]]
-        axis.plot(
-            np.asarray(eval_steps)[kept], mean, "o-", color=PALETTE[0], lw=2.2, label="in use"
-        )
-        axis.axhline(num_codes, color=GREY, ls="--", label=f"codebook ({num_codes})")
-        axis.set(title="codes in use", ylabel="number of codes", ylim=(0, num_codes * 1.12))
-        axis.yaxis.get_major_locator().set_params(integer=True)
-        steps_axis(axis, eval_steps)
-        # keeps points not reached yet on the axis, as in the image
-        axis.plot(eval_steps, np.zeros(len(eval_steps)), alpha=0)
-        axis.legend(loc="lower right")
-        axis.grid(alpha=0.25)
+        known = [row[np.isfinite(row)] for row in used]
+        mean = np.array([row.mean() if row.size else np.nan for row in known])
+        draw_row(axes[1, 0], mean, num_codes, eval_steps)
+        axes[1, 0].set_title(f"codes in use, of {num_codes}: mean over {codes.shape[1]} seed(s)")
+        axes[1, 0].set_xlabel("training steps (gradient updates)")
         caption(
-            f"Left: the code matched most often over {codes.shape[-1]} context(s) of the task "
-            f"(grey: no codes yet). Right: mean over {codes.shape[1]} seed(s), thin: single seeds."
+            f"Above: the code matched most often over {codes.shape[-1]} context(s) of the task "
+            f"(grey: no codes yet)."
         )
     return written(folder, "code_assignment")
 
