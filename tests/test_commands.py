@@ -15,6 +15,7 @@ from experiments import collect, run
 from experiments.cli import command, exit_codes, flags
 from experiments.host import preemption
 from experiments.launch import check
+from experiments.runs.comparisons import TABLES
 from experiments.show import paper_tables
 from gentle_jax import assembly, errors, registry
 from gentle_jax import config as config_lib
@@ -251,9 +252,9 @@ def test_files_that_commands_read_are_in_the_checkout():
     read = [inside / "show" / "viewer.html", check.HERE / "Dockerfile"]
     read += [check.HERE / "schemas" / f"{name}.json" for name in check.SCHEMAS.values()]
     tables = {name for _, names in paper_tables.papers().values() for name in names}
-    read += [paper_tables.FOLDER / f"{name}.csv" for name in {"papers", *tables}]
+    by_row = {name for of in TABLES.values() for name, _ in of.paper_of.values()}
+    read += [paper_tables.FOLDER / f"{name}.csv" for name in {"papers", "claims", *by_row, *tables}]
     assert all(path.stat().st_size > 100 and inside in path.parents for path in read)
     files = {path for path in inside.rglob("*") if path.is_file() and path.suffix != ".py"}
     files = {path for path in files if not {"__pycache__", "results"} & set(path.parts)}
-    kept_apart = {paper_tables.FOLDER / "gentle_table3.csv"}  # its rows vary the context data
-    assert files == {*read} | kept_apart
+    assert files == {*read}
