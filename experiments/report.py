@@ -63,9 +63,11 @@ def runs_below(places):
     """
     found = {}
     for place in map(remote.path, places):
-        here = [place] if (place / "summary.json").exists() else [
-            path.parent for path in sorted(place.glob("**/summary.json"))
-        ]  # fmt: skip
+        place = place.parent if place.name == "summary.json" else place
+        paths = sorted(place.glob("**/summary.json"))
+        if (place / "summary.json").exists():
+            paths = [place / "summary.json"]
+        here = [path.parent for path in paths if not code_identity.is_aside(path.parent)]
         if not here:
             outputs.read_summary(place)  # says that there is none
         found |= {str(folder): (folder, outputs.read_summary(folder)) for folder in here}
@@ -83,6 +85,11 @@ def redraw(folder, point):
     Raises UserError for a point that the run has not.
     """
     shard = shards.read_shard(folder)
+    if shard is None or remote.is_remote(str(folder)):
+        raise errors.UserError(
+            f"{folder} is no run folder of this machine with its config.json: its figures cannot "
+            f"be drawn again; leave --point out"
+        )
     config, points = shards.settings_of(shard.identity)
     if not 0 <= point < len(points):
         raise errors.UserError(

@@ -212,6 +212,8 @@ def main(line):
         return exit_codes.DONE
     if own["page"]:
         path = pathlib.Path(own["page"])
+        if path.is_dir() or remote.is_remote(own["page"]):
+            raise errors.UserError(f"--page is {own['page']}: expected a file of this machine")
         computer.prepare_folder(path.parent, 1e6, "--page")
         path.write_text(results_page.page(cells.RESULTS.glob("*.json"), TABLES, again))
         return exit_codes.DONE
@@ -231,12 +233,16 @@ def main(line):
         print("\n".join(cells.lines(wanted, cells.plans(wanted, run.folder_of, dataset_of))))
         return exit_codes.DONE
     to = folder_of_tables(own, next(iter(found.values())).request.out)
+    why = {at: cells.impossible(found[at].request, run.folder_of(found[at].request))
+           for at in chosen}  # fmt: skip
+    if chosen and all(why.values()):  # that is a flag of the command
+        raise errors.UserError(why[chosen[0]])
     ran = {}
     try:
         for at in chosen:
             print(f"\n=== {table}: {' on '.join(at)}", flush=True)
-            if why := cells.impossible(found[at].request, run.folder_of(found[at].request)):
-                print(f"left out: {why}", flush=True)
+            if why[at]:
+                print(f"left out: {why[at]}", flush=True)
             else:
                 ran[at] = run.execute(found[at].request)
     finally:  # whatever ends the command: what is finished, by now, of any shard
@@ -257,7 +263,10 @@ def finished(found, ran):
         if at in ran:
             summaries[at] = ran[at]
         elif (folder / "summary.json").exists():
-            summaries[at] = outputs.read_summary(folder)
+            try:
+                summaries[at] = outputs.read_summary(folder)
+            except errors.UserError as error:  # of another row: it ends no command
+                print(f"left out: {error}", flush=True)
     return summaries
 
 
@@ -287,7 +296,8 @@ def finish(line, to, found, summaries):
     hashes = [(folders[at], code_identity.hash_of(s)) for at, s in summaries.items()]
     metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
     known = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
-    words = flags.without_paths(line.words)
+    part = [f"--{name}={one}" for name in ("rows", "envs") for one in own[name]]
+    words = [*flags.without_paths(line.words), *part]
     print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
     print(f"\ntable: {to / file_name(table, summaries)}.md")
     if own["export"]:

@@ -220,7 +220,7 @@ def tell_needs(request):
     meta = storage.imported(request.data)
     if meta:
         storage.check_revealed(meta, request.config, request.data)
-    data, state = assembly.check(request.config)
+    data, state = assembly.check(request.config, imported=bool(meta))
     if meta:  # as large as it is, whatever the settings say
         data = storage.stored_bytes(request.data)
     state *= len(request.points) * request.config.run.num_seeds

@@ -175,9 +175,10 @@ def _prepared(config, env, fields):
     return dataset, env, scale
 
 
-def check(config: config_lib.ExperimentConfig) -> tuple[int, int]:
+def check(config: config_lib.ExperimentConfig, imported: bool = False) -> tuple[int, int]:
     """Raises UserError for settings that no data could be trained with, before any is made.
 
+    Args: imported, whether the data are: how many levels they have is not among the settings.
     Returns about how many bytes the dataset and one run's state take on a device.
     """
     env = env_of(config)
@@ -185,7 +186,8 @@ def check(config: config_lib.ExperimentConfig) -> tuple[int, int]:
     wanted = storage.shapes(len(task_order(env)), config.behaviour, env)
     del wanted["mask"]  # packed away: a device holds real rows only
     dataset = data_lib.shapes(wanted)
-    levels_of(config.train, dataset.num_levels)
+    if not imported:
+        levels_of(config.train, dataset.num_levels)
     algorithm, _ = make_algorithm(config, env, spec_of(config, env, dataset))
     hp = jax.tree.map(lambda leaf: leaf[0], config_lib.hyper_params(config))
     state = jax.eval_shape(algorithm.init, hp, rng.key(0), dataset)

@@ -251,14 +251,25 @@ def context_rows(
     return gather(dataset, task_id, drawn)
 
 
+def num_context_rows(dataset: Dataset, task_id: Int[Array, " T"]) -> Int[Array, " T"]:
+    """Returns how many rows of each task contexts are drawn from."""
+    begin, end = _bounds(dataset, task_id, dataset.context_levels)
+    return end - begin
+
+
 def _draw(dataset, task_id, size, key, levels):
     """Returns row numbers [T, size], uniform over the rows of some levels of each task."""
-    low, high = 0, -1
-    if levels is not None:
-        low, high = (level * dataset.level_episodes for level in levels)
-    begin = 0 if levels is None else dataset.episode_start[task_id, low][:, None]
-    end = dataset.episode_start[task_id, high][:, None]
-    return _uniform_rows(begin, end, (task_id.shape[0], size), key)
+    begin, end = _bounds(dataset, task_id, levels)
+    begin = begin if levels is None else begin[:, None]
+    return _uniform_rows(begin, end[:, None], (task_id.shape[0], size), key)
+
+
+def _bounds(dataset, task_id, levels):
+    """Returns (first row, end) of some levels of each task; the first is 0 where they are all."""
+    if levels is None:
+        return 0, dataset.episode_start[task_id, -1]
+    low, high = (level * dataset.level_episodes for level in levels)
+    return dataset.episode_start[task_id, low], dataset.episode_start[task_id, high]
 
 
 def fragment_steps(wanted: int, horizon: int, name: str) -> int:

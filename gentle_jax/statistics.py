@@ -144,9 +144,13 @@ def improvement_samples(
     returns depend on each other: drawn apart, two equal methods differed "for sure" in a third of
     the cases.
     """
-    above, random = _above(ours, theirs), np.random.default_rng(seed)
-    rows, columns = (random.integers(count, size=(num_resamples, count)) for count in above.shape)
-    return above[rows[:, :, None], columns[:, None]].mean((1, 2))
+    above, random, parts = _above(ours, theirs), np.random.default_rng(seed), []
+    at_once = max(1, CHUNK // above.size)
+    for first in range(0, num_resamples, at_once):
+        size = min(at_once, num_resamples - first)
+        rows, columns = (random.integers(count, size=(size, count)) for count in above.shape)
+        parts.append(above[rows[:, :, None], columns[:, None]].mean((1, 2)))
+    return np.concatenate(parts)
 
 
 def _above(ours, theirs):

@@ -328,3 +328,14 @@ def test_settings_of_levels_are_checked_before_any_data_are_made():
     config = assembly.make_config("focal", "smoke", {"train.context_data": "2:5"})
     with pytest.raises(errors.UserError, match=r"train.context_data is 2:5.*<= 3"):
         assembly.check(config)
+    assembly.check(config, imported=True)  # whose number of levels is its own
+    for name, setting in (("borel", "train.context_data"),):
+        with pytest.raises(errors.UserError, match="BOReL learns from whole histories"):
+            assembly.check(assembly.make_config(name, "smoke", {setting: "0:1"}))
+
+
+def test_rows_that_contexts_are_drawn_from_are_counted(dataset, two_windows):
+    ids = jnp.arange(TASKS)
+    starts = np.asarray(dataset.episode_start)
+    np.testing.assert_array_equal(data_lib.num_context_rows(dataset, ids), starts[:, -1])
+    np.testing.assert_array_equal(data_lib.num_context_rows(two_windows, ids), starts[:, EPISODES])

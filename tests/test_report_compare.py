@@ -99,7 +99,31 @@ def test_bad_input_is_one_line(capsys, tmp_path, arguments, part):
     assert code == 2 and part in err and err.count("\n") == 1
 
 
+def test_runs_of_other_tasks_stand_apart(capsys, tmp_path):
+    make_run(tmp_path / "a", 0.9)
+    make_run(tmp_path / "b", 0.5, settings={"tasks": {"leaves": [1]}})
+    _, out, _ = shown(capsys, f"--compare={tmp_path}")
+    assert "row above column" not in out and out.count("env point_robot") == 2
+
+
+def test_damaged_returns_are_one_line(capsys, tmp_path):
+    make_run(tmp_path / "a", 0.9)
+    make_run(tmp_path / "b", 0.5)
+    (tmp_path / "b/returns.npz").write_bytes(b"no archive")
+    code, _, err = shown(capsys, f"--compare={tmp_path}")
+    assert code == 2 and "returns.npz cannot be read" in err and err.count("\n") == 1
+
+
+def test_figures_of_a_folder_without_its_settings_are_refused(capsys, tmp_path):
+    make_run(tmp_path / "a", 0.9)
+    (tmp_path / "a/config.json").unlink()
+    code, _, err = shown(capsys, f"--run={tmp_path / 'a'}", "--point=0")
+    assert code == 2 and "leave --point out" in err
+
+
 def test_the_command_reads_what_a_flag_gives(tmp_path):
     make_run(tmp_path / "a", 0.9)
     make_run(tmp_path / "b", 0.9)
+    make_run(tmp_path / "replaced/c", 0.9)  # put aside by --fresh
+    assert len(report.runs_below([str(tmp_path / "a/summary.json"), str(tmp_path / "b")])) == 2
     assert len(report.runs_below([str(tmp_path / "a"), str(tmp_path)])) == 2

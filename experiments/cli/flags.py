@@ -77,6 +77,7 @@ PATHS = (
     "run",
     "compare",
     "from",
+    "page",
     "to",
     "shard",
     "tasks",

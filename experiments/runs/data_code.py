@@ -45,15 +45,16 @@ def extended(meta, now):
     return kept | {RESUMED: [*kept.get(RESUMED, []), now]}
 
 
-def settle(config, folder, fresh=False, accept_code=False):
+def settle(config, folder, fresh=False, accept_code=False, waiting=""):
     """Sees to data that other code made or began, before they are used or collecting goes on.
 
     With `fresh` they make way, with `accept_code` they are taken as they are. Raises UserError
-    without either, and for data of another configuration. Says in one line what is done.
+    without either, and for data of another configuration. Says in one line what is done. Args:
+    waiting, as `computer.alone`: what is said while another process makes them.
     """
     code_identity.check_flags(fresh, accept_code)
     done = storage.is_complete(folder)
-    meta = storage.read_meta(folder) if done else _newest(folder)
+    meta = storage.read_meta(folder) if done else _newest(folder, waiting)
     if meta is None:
         return
     if done:
@@ -83,9 +84,12 @@ def settle(config, folder, fresh=False, accept_code=False):
         )
 
 
-def _newest(folder):
+def _newest(folder, waiting):
     """Returns the meta of an interrupted collection's newest checkpoint, None where none is."""
     if not (folder / PROGRESS).is_dir():
         return None
-    with computer.alone(folder), checkpoint.Checkpoints(folder / PROGRESS) as saves:
-        return saves.newest_meta()
+    with computer.alone(folder, waiting):
+        if not (folder / PROGRESS).is_dir():
+            return None  # it was finished meanwhile
+        with checkpoint.Checkpoints(folder / PROGRESS) as saves:
+            return saves.newest_meta()

@@ -19,7 +19,7 @@ def write(folder, run, meta=None):
     recorded. Raises UserError for one that was altered.
     """
     now = computer.environment() | code_identity.of(run)
-    if meta is not None:  # of what its files hold, whoever made them
+    if "sha256" in (meta or {}):  # of what its files hold, whoever made them
         now["data_fingerprint"] = config_lib.fingerprint(meta["sha256"])
     if meta is not None and not storage.source_of(meta):
         now["data_source_hash"] = code_identity.spell(data_code.recorded(meta))

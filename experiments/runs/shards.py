@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ def load(shard, name):
     try:
         with np.load(io.BytesIO(read(shard, name)), allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         raise damaged(path) from None
 
 

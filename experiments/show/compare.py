@@ -6,6 +6,7 @@ import textwrap
 import numpy as np
 
 from experiments.show import scores, tables
+from gentle_jax import config as config_lib
 from gentle_jax import errors
 
 SAME = ("suite", "env", "physics")  # what runs must share to be compared
@@ -27,16 +28,24 @@ def lines(runs):
             )
     groups = {}
     for run in runs:
-        groups.setdefault(tuple(run[1][name] for name in SAME), []).append(run)
+        groups.setdefault(common(*run), []).append(run)
     text = []
     for of, members in groups.items():
         names = labels([summary for _, summary in members])
-        text += [", ".join(f"{n} {v}" for n, v in zip(SAME, of, strict=True)), ""]
+        text += [", ".join(f"{n} {v}" for n, v in of), ""]
         text += legend(names, [folder for folder, _ in members])
         text += [tables.plain_grid([COLUMNS, *rows(names, members)], 2), ""]
         text += pairs(names, members)
     entries = [entry for _, summary in runs for entry in summary["results"]]
     return [*text, tables.note(tables.native(entries))]
+
+
+def common(folder, summary):
+    """Returns ((name, value), ...): what runs share that are shown in one table."""
+    own = tuple((name, summary[name]) for name in SAME)
+    given = settings_of(folder).get("tasks")
+    tasks = () if given is None else (("tasks", given),)
+    return (*own, ("metric", summary["results"][0]["metric"]), *tasks)
 
 
 def labels(summaries):
@@ -68,7 +77,9 @@ def settings_of(folder):
     """Returns {dotted key: value} of a run's config.json, {} where it cannot be read."""
     try:
         content = json.loads((folder / "config.json").read_text())
-        return {
+        given = content.pop("tasks", None)  # others than the suite's
+        tasks = {} if given is None else {"tasks": config_lib.fingerprint(given)}
+        return tasks | {
             f"{section}.{key}": value
             for section, own in content.items()
             if isinstance(own, dict)

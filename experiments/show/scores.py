@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from gentle_jax import errors, statistics
 from gentle_jax.protocols import base
 
 BOUNDS = "bounds"
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 RLIABLE = "rliable"  # the form of the library of that name: {algorithm: scores [runs, tasks]}
 
 
@@ -24,7 +26,18 @@ def of_run(folder, metric):
     path = remote.path(folder) / "returns.npz"
     if not path.exists():
         return {}
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+    try:
+        return _of_file(io.BytesIO(path.read_bytes()), metric)
+    except DAMAGE as error:
+        raise errors.UserError(
+            f"{path} cannot be read ({error}): delete the summary.json beside it, give the run's "
+            f"command again"
+        ) from None
+
+
+def _of_file(file, metric):
+    """Returns what `of_run` does, of an open `returns.npz`."""
+    with np.load(file, allow_pickle=False) as arrays:
         found = {name: base.METRICS[metric](arrays[name][-1]) for name, *_ in tables.blocks(arrays)}
         for task_set in tables.TASK_SETS:
             ids = arrays[f"{task_set}_ids"]
@@ -56,7 +69,7 @@ def read(path):
             for key in arrays:
                 row, env, name = key.split("|")
                 found.setdefault((row, env), {})[name] = arrays[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise errors.UserError(f"{path} holds no scores of a table ({error})") from None
     return found
 

@@ -52,6 +52,11 @@ def _check(train, spec):
             f"train.latent_dim is {train.latent_dim}: expected an even number, means and log "
             f"variances of a belief; pass --config.train.latent_dim={train.latent_dim + 1}"
         )
+    if train.context_data:
+        raise errors.UserError(
+            f"train.context_data is {train.context_data}: BOReL learns from whole histories of a "
+            f"task, leave it out"
+        )
     if spec.rows_per_task < spec.horizon:
         raise errors.UserError(
             f"the horizon is {spec.horizon} and a training task has {spec.rows_per_task} rows: "

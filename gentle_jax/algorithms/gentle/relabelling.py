@@ -153,7 +153,7 @@ def mixed_context(
     )
     if config.union_context:
         num_predicted = (count - 1.0 + config.own_share) * buffer.reward.shape[-1]
-        share = num_predicted / (num_predicted + data.episode_start[task_id, -1][:, None])
+        share = num_predicted / (num_predicted + data_lib.num_context_rows(data, task_id)[:, None])
         use = jax.random.uniform(k_kind, (num_tasks, size)) < share
     else:
         use = jnp.arange(size)[None] < int(size * config.relabel_ratio)
