@@ -16,7 +16,7 @@ from gentle_jax.types import Env, HostArray, TaskLeaf, TaskRules
 
 PHYSICS = MODES
 SETTINGS = {"gentle": {**locomotion.GENTLE, "behaviour.episodes_per_level": 50}}
-# six directions left gaps: FOCAL had 0.59 on test tasks, with ten 0.91 (docs/learning.md)
+# six directions left gaps: FOCAL had 0.59 on test tasks, with ten 0.87 (docs/learning.md)
 TEN_DIRECTIONS = {"env.num_train": 10, "train.meta_batch": 10}
 PRESETS = locomotion.PRESETS | {"quick": locomotion.QUICK | TEN_DIRECTIONS}
 ANGLE_SEED = 1337
