@@ -63,9 +63,6 @@ def ensure(config, root, save_every=30, tell=events.silent, fresh=False, accept_
     folder = dataset_folder(config, root)
     waiting = f"data: another process makes {folder}: waiting for it"
     if hosts.leader():
-        if (folder / data_code.PROGRESS).is_dir():
-            with computer.alone(folder, waiting):
-                pass  # nobody makes them now
         data_code.settle(config, folder, fresh, accept_code, waiting)
     hosts.agree(0)  # the others look only after the leader has settled it
     hosts.wait_for(lambda: storage.is_complete(folder), f"it makes {folder}")

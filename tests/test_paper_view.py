@@ -45,7 +45,7 @@ def test_samples_resample_whole_runs():
     assert (statistics.improvement_samples(drawn(1.0) + apart, drawn(0.0) + apart) == 1.0).all()
     # a run that is good in one task is good in all: many tasks are no more evidence than one
     level = np.array([[0.0], [1.0], [0.1], [1.1]])
-    one, many = (statistics.improvement_samples(level, level + 0.5, 4000), 0)
+    one = statistics.improvement_samples(level, level + 0.5, 4000)
     many = statistics.improvement_samples(np.tile(level, 20), np.tile(level, 20) + 0.5, 4000)
     assert many.std() == pytest.approx(one.std(), rel=0.1)
 

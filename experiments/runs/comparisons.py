@@ -75,10 +75,10 @@ COMPONENTS = {
     "release": ("--algo=ctmrl", "--fidelity=release"),
     "no codebook at all": ("--algo=ctmrl", *NO_CODES),
     "contexts from the whole history": ("--algo=ctmrl", "--config.train.context_draw=uniform"),
-    "without L_contra": ("--algo=ctmrl", "--config.algo.use_contrast=False"),
-    "without L_C": ("--algo=ctmrl", "--config.algo.use_code_loss=False"),
-    "without L_pre^cro": ("--algo=ctmrl", "--config.algo.use_cross_prediction=False"),
-    "without K-means": ("--algo=ctmrl", "--config.algo.use_kmeans=False"),
+    **{
+        name: paper_comparisons.ABLATIONS[name]
+        for name in ("without L_contra", "without L_C", "without L_pre^cro", "without K-means")
+    },
 }
 GENTLE = {
     "release": ("--algo=gentle", "--suite=gentle"),

@@ -53,8 +53,9 @@ def settle(config, folder, fresh=False, accept_code=False, waiting=""):
     waiting, as `computer.alone`: what is said while another process makes them.
     """
     code_identity.check_flags(fresh, accept_code)
-    done = storage.is_complete(folder)
-    meta = storage.read_meta(folder) if done else _newest(folder, waiting)
+    begun = None if storage.is_complete(folder) else _newest(folder, waiting)
+    done = storage.is_complete(folder)  # by another process, too, that was waited for
+    meta = storage.read_meta(folder) if done else begun
     if meta is None:
         return
     if done:

@@ -193,8 +193,9 @@ def draw(folder, request, env, returns, embeddings, trace, point=None):
     title = f"{run.algorithm} on {run.env}, suite {run.suite}, preset {run.preset}"
     point = best_point(request, returns) if point is None else point
     own = slice(point * run.num_seeds, (point + 1) * run.num_seeds)
-    swept = len(request.points) > 1
-    one = f"{title}\n{label(request.points[point])}{why}" if swept else title
+    one = title
+    if len(request.points) > 1:
+        one += f"\n{label(request.points[point])}{why}"
     sets, target = assembly.task_sets(env), folder / "figures"
     reference = "optimum" if env.optimal_return is not None else "expert"
     metric = request.config.eval.metric
@@ -213,8 +214,7 @@ def draw(folder, request, env, returns, embeddings, trace, point=None):
         paths, mask = trace[0][own, test, :, :2], trace[1][own, test]
         scores = tables.base.METRICS["final"](returns[f"test/{last}"][-1, own])
         goals = env.landmarks[env.test_ids]
-        title = f"{title}, {last}" if not swept else f"{one}, {last}"
-        figures.rollouts(target, paths, mask, goals, scores, env.test_ids, title)
+        figures.rollouts(target, paths, mask, goals, scores, env.test_ids, f"{one}, {last}")
 
 
 def write(request, folder, sweep, env, meta, carry, trace, session):
