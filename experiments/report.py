@@ -2,13 +2,14 @@
 
 Without `--run` it lists the finished runs below `--out` as one table: those that have the given
 `--algo`, `--env`, `--suite`, `--backbone`, `--fidelity`, `--preset`, `--num_seeds`, `--num_steps`.
-`--compare` shows runs side by side, and how likely one is above another.
+`--compare` shows runs side by side, and how likely one is above another. `--html` writes any of the
+three as a page.
 """
 
 from experiments.cli import flags
 from experiments.cli.command import Command, start
 from experiments.runs import code_identity, outputs, remote, shards
-from experiments.show import compare, tables
+from experiments.show import compare, page, run_page, tables
 from gentle_jax import assembly, errors
 
 SUMMARY = "Prints the table of a finished run, or one line for every finished run below --out."
@@ -23,6 +24,7 @@ EXTRA = (
     ),
     ("compare", list, [], "a run folder, or a folder of runs, to show beside others; repeatable"),
     ("markdown", bool, False, "print Markdown instead of plain text"),
+    ("html", str, "", "also write a page for the browser to this file; it needs no network"),
 )
 COLUMNS = (
     "algorithm", "backbone", "fidelity", "suite", "env", "physics", "preset", "num_seeds",
@@ -106,33 +108,52 @@ def redraw(folder, point):
 
 def run(line):
     """The command."""
-    folder, as_markdown = line.own["run"], line.own["markdown"]
-    if line.own["compare"]:
-        for name in ("run", "point", "markdown", *CHOOSE, "out"):
-            if name in line.given:
-                raise errors.UserError(f"report does not use --{name} with --compare: leave it out")
-        runs = runs_below(line.own["compare"])
-        print("\n".join(compare.lines(runs)))
-        tell(runs)
-        return
-    if folder:
-        for name in (name for name in (*CHOOSE, "out") if name in line.given):
-            raise errors.UserError(
-                f"report does not use --{name} with --run: expected --run=FOLDER alone, or no "
-                f"--run and some of {', '.join('--' + choice for choice in (*CHOOSE, 'out'))}"
-            )
-        summary = outputs.read_summary(folder)
-        if as_markdown:
-            print(tables.markdown(summary["results"]))
-        else:
-            outputs.print_table(summary, folder)
-        path = remote.path(folder)
-        if "point" in line.given:
-            place = path.parent if path.name == "summary.json" else path
-            name = redraw(place, line.own["point"])
-            print(f"figures of grid point {name}: {place / 'figures'}")
-        tell([(path.parent if path.name == "summary.json" else path, summary)])
-        return
+    own = line.own
+    if own["html"]:
+        run_page.check(own["html"])
+    kind = beside if own["compare"] else alone if own["run"] else listed
+    runs, content = kind(line)
+    note = code_identity.note([(folder, code_identity.hash_of(s)) for folder, s in runs])
+    if note:
+        print(f"\n{note}")
+    if own["html"]:
+        title, parts = content()
+        run_page.write(own["html"], title, [*parts, page.Text(note or "")])
+        print(f"page: {own['html']}")
+
+
+def beside(line):
+    """`--compare`; returns [(folder, summary)] and a function () -> (title, parts) of the page."""
+    for name in ("run", "point", *CHOOSE, "out"):
+        if name in line.given:
+            raise errors.UserError(f"report does not use --{name} with --compare: leave it out")
+    runs = runs_below(line.own["compare"])
+    print(compare.markdown(runs) if line.own["markdown"] else "\n".join(compare.lines(runs)))
+    return runs, lambda: run_page.of_runs(runs)
+
+
+def alone(line):
+    """`--run`; returns what `beside` does."""
+    for name in (name for name in (*CHOOSE, "out") if name in line.given):
+        raise errors.UserError(
+            f"report does not use --{name} with --run: expected --run=FOLDER alone, or no "
+            f"--run and some of {', '.join('--' + choice for choice in (*CHOOSE, 'out'))}"
+        )
+    folder = remote.path(line.own["run"])
+    summary = outputs.read_summary(folder)
+    place = folder.parent if folder.name == "summary.json" else folder
+    if line.own["markdown"]:
+        print(tables.markdown(summary["results"]))
+    else:
+        outputs.print_table(summary, line.own["run"])
+    if "point" in line.given:
+        name = redraw(place, line.own["point"])
+        print(f"figures of grid point {name}: {place / 'figures'}")
+    return [(place, summary)], lambda: run_page.of_run(place, summary)
+
+
+def listed(line):
+    """All runs below `--out`; returns what `beside` does."""
     if "point" in line.given:
         raise errors.UserError("--point chooses a grid point of one run: pass --run=FOLDER, too")
     request = flags.resolve(line)  # names that do not exist choose nothing, and are told
@@ -142,15 +163,9 @@ def run(line):
             f"no such finished run below {request.out}: pass another --out or fewer flags, or run "
             f"`python -m experiments.run` first"
         )
+    as_markdown = line.own["markdown"]
     print(tables.markdown_grid(rows) if as_markdown else tables.plain_grid(rows, len(rows[0])))
-    tell(runs)
-
-
-def tell(runs):
-    """Prints which of [(folder, summary)] come from other code than that here, if there are any."""
-    line = code_identity.note([(folder, code_identity.hash_of(s)) for folder, s in runs])
-    if line:
-        print(f"\n{line}")
+    return runs, lambda: run_page.of_list(rows, runs)
 
 
 COMMAND = Command(
@@ -159,6 +174,7 @@ COMMAND = Command(
     run,
     own=EXTRA,
     shared=(*CHOOSE, "out"),
+    resumes=False,
     texts=tuple((name, f"list only the runs with this {name}") for name in CHOOSE),
 )
 

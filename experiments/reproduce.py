@@ -12,7 +12,7 @@ from experiments.cli.command import Command, start
 from experiments.host import computer
 from experiments.runs import cells, code_identity, outputs, remote
 from experiments.runs.comparisons import TABLES
-from experiments.show import methods, paper_view, results_page, scores, tables
+from experiments.show import methods, paper_view, results_page, run_page, scores, tables
 from gentle_jax import errors, storage, suites
 
 SUMMARY = (
@@ -36,6 +36,7 @@ EXTRA = (
         "a table's .json file, such as those of `experiments/results`: its statistics "
         "again, from it and the .npz file beside it, and nothing is run",
     ),
+    ("html", str, "", "also write the table as a page for the browser to this file"),
     ("page", str, "", "only write this Markdown page from all tables of `experiments/results`"),
     ("export", str, "", "rliable: also a file {row: scores [runs, tasks]} for each protocol"),
     ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
@@ -217,8 +218,12 @@ def main(line):
         computer.prepare_folder(path.parent, 1e6, "--page")
         path.write_text(results_page.page(cells.RESULTS.glob("*.json"), TABLES, again))
         return exit_codes.DONE
+    if own["html"]:
+        run_page.check(own["html"])
     if own["from"]:
         print(again(pathlib.Path(own["from"])))
+        if own["html"]:
+            show(own["html"], *stored(pathlib.Path(own["from"])))
         return exit_codes.DONE
     computer.start(require=line.shared["require"])
     table = own["table"]
@@ -270,21 +275,35 @@ def finished(found, ran):
     return summaries
 
 
-def again(path):
-    """Returns the Markdown of a table's .json file; raises UserError for a file that is none."""
+def stored(path):
+    """Returns (table, {(row, env): summary}, its scores) of a table's .json file.
+
+    Raises UserError for a file that is none.
+    """
     content = storage.read_json(path) if path.is_file() else {}
     known = content if isinstance(content, dict) else {}
-    table, stored = known.get("table"), known.get("cells")
-    good = isinstance(table, str) and table in TABLES and isinstance(stored, list)
-    if not (good and stored and all(map(outputs.is_cell, stored))):
+    table, kept = known.get("table"), known.get("cells")
+    good = isinstance(table, str) and table in TABLES and isinstance(kept, list)
+    if not (good and kept and all(map(outputs.is_cell, kept))):
         raise errors.UserError(
             f"{path} is no table of this version: expected the .json file that "
             f"`python -m experiments.reproduce` wrote"
         )
     arrays = path.with_suffix(".npz")
     found = scores.read(arrays) if arrays.exists() else {}
-    summaries = {(cell["row"], cell["env"]): outputs.with_nan(cell) for cell in stored}
-    return "\n".join(text_of(table, summaries, found))
+    return table, {(cell["row"], cell["env"]): outputs.with_nan(cell) for cell in kept}, found
+
+
+def again(path):
+    """Returns the Markdown of a table's .json file; raises UserError for a file that is none."""
+    return "\n".join(text_of(*stored(path)))
+
+
+def show(target, table, summaries, found):
+    """Writes the page of a table to a file, and says where it is."""
+    text = "\n".join(text_of(table, summaries, found))
+    run_page.write(target, *run_page.of_table(table, TABLES[table].about, text, summaries, found))
+    print(f"page: {target}")
 
 
 def finish(line, to, found, summaries):
@@ -300,6 +319,8 @@ def finish(line, to, found, summaries):
     words = [*flags.without_paths(line.words), *part]
     print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
     print(f"\ntable: {to / file_name(table, summaries)}.md")
+    if own["html"]:
+        show(own["html"], table, summaries, known)
     if own["export"]:
         for path in scores.export(to, file_name(table, summaries), known):
             print(f"export: {path}")

@@ -27,9 +27,9 @@ def test_an_empty_slot_is_no_failed_seed_but_an_end_that_is_not_finite_is():
 def test_the_grid_point_of_figures_is_the_best_on_training_tasks_that_did_not_diverge():
     run = types.SimpleNamespace(protocols=("online", "other"))
     config = types.SimpleNamespace(run=run, eval=types.SimpleNamespace(metric="final"))
-    request = types.SimpleNamespace(points=({}, {}, {}), config=config)
+    points = ({}, {}, {})
     last = np.array([[1.0, 1.0], [2.0, 2.0], [5.0, 5.0], [6.0, 0.0], [np.nan, 9.0], [9.0, 9.0]])
     returns = np.stack([np.full_like(last, 100.0), last], -1)[None]  # [1, run, task, episode]
     arrays = {"train/online": returns, "train/other": -returns, "test/online": -returns}
-    assert outputs.best_point(request, arrays) == 1
-    assert outputs.best_point(request, {"train/online": np.full_like(returns, np.nan)}) == 0
+    assert outputs.best_point(config, points, arrays) == 1
+    assert outputs.best_point(config, points, {"train/online": np.full_like(returns, np.nan)}) == 0

@@ -20,6 +20,7 @@ def make_run(folder, level, num_seeds=6, settings=None, **changes):
     random = np.random.default_rng(len(str(folder)))
     returns = level + 0.01 * random.normal(size=(1, num_seeds, 3, 2))
     arrays = {f"test/{NATIVE}": returns, "test_ids": np.arange(3), "train_ids": np.arange(3)}
+    arrays["eval_steps"] = np.array([20])
     np.savez(
         folder / "returns.npz", random_return=np.zeros(3), reference_return=np.ones(3), **arrays
     )
@@ -59,7 +60,19 @@ def test_settings_in_which_runs_differ_are_named(capsys, tmp_path):
     _, out, _ = shown(capsys, *(f"--compare={place}" for place in places))
     told = [line.strip() for line in out.splitlines() if line.startswith("    ")]
     assert told == ["train.lr=1", "train.lr=5"]
-    assert {"ctmrl #1", "ctmrl #2"} <= set(table(out, "run "))
+    assert {"ctmrl lr=1", "ctmrl lr=5"} <= set(table(out, "run "))
+
+
+def test_runs_of_one_algorithm_are_named_by_what_is_not_as_in_most(capsys, tmp_path):
+    own = {"relabel": True, "size": 4}
+    changes = ({}, {}, {"relabel": False}, {"size": 8, "relabel": True})
+    for i, change in enumerate(changes):
+        make_run(tmp_path / str(i), 0.5, settings={"algo": own | change})
+    make_run(tmp_path / "other", 0.5, algorithm="focal", settings={"algo": {"other": 1}})
+    _, out, _ = shown(capsys, f"--compare={tmp_path}")
+    names = set(table(out, "run "))
+    assert names == {"ctmrl #1", "ctmrl #2", "ctmrl relabel=False", "ctmrl size=8", "focal"}
+    assert out.count("algo.relabel=True") == 3  # what only one method has, in which its runs differ
 
 
 def test_few_seeds_are_marked_and_others_suites_stand_apart(capsys, tmp_path):

@@ -211,9 +211,8 @@ def test_figures_of_a_sweep_name_their_grid_point_and_report_draws_another(
         assert "suite ctmrl, preset smoke" in drawn["title"]
     run_config = types.SimpleNamespace(protocols=("given_context",))
     config = types.SimpleNamespace(run=run_config, eval=types.SimpleNamespace(metric="final"))
-    request = types.SimpleNamespace(points=({}, {}), config=config)
     with np.load(finished / "returns.npz") as arrays:
-        assert outputs.best_point(request, arrays) == best
+        assert outputs.best_point(config, ({}, {}), arrays) == best
     capsys.readouterr()
     assert main(report.COMMAND, ["report", f"--run={finished}", "--point=2"]) == 2
     assert "--point is 2: expected 0 to 1" in capsys.readouterr().err

@@ -31,6 +31,7 @@ class Command(NamedTuple):
     needed: tuple = ()  # flags without which it can do nothing
     texts: tuple = ()  # (name, help, default included) of shared flags that mean less here
     elsewhere: bool = False  # whether shared flags are for other machines
+    resumes: bool = True  # whether the command goes on where it was interrupted
     parts: tuple = ()  # Commands NAME PART, the first word chooses; then there is no function
 
 
@@ -107,8 +108,11 @@ def run(command, argv):
     return command.function(flags.read(command, argv)) or exit_codes.DONE
 
 
-def guard(function):
-    """Returns what a function returns, or the exit code of what ended it, which is told."""
+def guard(function, resumes=True):
+    """Returns what a function returns, or the exit code of what ended it, which is told.
+
+    Args: resumes, as in Command.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at info level
     try:
         preemption.begin()
@@ -127,14 +131,17 @@ def guard(function):
         return exit_codes.USAGE
     except (KeyboardInterrupt, preemption.Preempted):
         unread = ": nobody reads the output any more" if preemption.is_unread() else ""
-        text = f"interrupted{unread}; the same command resumes from the last checkpoint"
-        print(text, file=sys.stderr)
+        if resumes:
+            text = f"interrupted{unread}; the same command resumes from the last checkpoint"
+            print(text, file=sys.stderr)
+        elif not unread:
+            print("interrupted", file=sys.stderr)
         return exit_codes.INTERRUPTED
 
 
 def main(command, argv=None):
     """Runs a command; returns its exit code. User errors become one line on stderr."""
-    return guard(lambda: run(command, sys.argv if argv is None else argv))
+    return guard(lambda: run(command, sys.argv if argv is None else argv), command.resumes)
 
 
 def start(command):

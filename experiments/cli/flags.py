@@ -71,7 +71,9 @@ ENTRIES = tuple(entry for entries in GROUPS.values() for entry in entries)
 NAMES = tuple(name for name, *_ in ENTRIES)
 SECTIONS = tuple(section for section in config_lib.SECTIONS if section != "run")
 # flags of any command
-PATHS = ("data", "out", "events", "run", "compare", "from", "page", "to", "shard", "tasks")
+PATHS = (
+    "data", "out", "events", "run", "compare", "from", "page", "html", "to", "shard", "tasks",
+)  # fmt: skip
 # every flag that commands share; `config.env` stands for every --config.env.KEY=VALUE
 ALL = (*NAMES, *(f"config.{section}" for section in SECTIONS))
 

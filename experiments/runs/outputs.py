@@ -171,15 +171,15 @@ def arrays_of(config, sweep, env, meta, carry):
     return returns, costs, embeddings | {"eval_steps": steps}
 
 
-def best_point(request, returns):
+def best_point(config, points, returns):
     """Returns the index of the grid point whose agents did best on training tasks, at the end.
 
     By the suite's metric of the first protocol, mean over seeds and tasks; one that diverged is
     never the best where another did not.
     """
-    name = f"train/{request.config.run.protocols[0]}"
-    last = tables.base.METRICS[request.config.eval.metric](returns[name][-1])  # [run, task]
-    means = last.reshape(len(request.points), -1).mean(1)
+    name = f"train/{config.run.protocols[0]}"
+    last = tables.base.METRICS[config.eval.metric](returns[name][-1])  # [run, task]
+    means = last.reshape(len(points), -1).mean(1)
     return int(np.argmax(np.where(np.isfinite(means), means, -np.inf)))
 
 
@@ -191,7 +191,7 @@ def draw(folder, request, env, returns, embeddings, trace, point=None):
     """
     run, why = request.config.run, "" if point is not None else ", the best on training tasks"
     title = f"{run.algorithm} on {run.env}, suite {run.suite}, preset {run.preset}"
-    point = best_point(request, returns) if point is None else point
+    point = best_point(request.config, request.points, returns) if point is None else point
     own = slice(point * run.num_seeds, (point + 1) * run.num_seeds)
     one = title
     if len(request.points) > 1:

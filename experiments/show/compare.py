@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,26 +19,54 @@ COLUMNS = (
 )  # fmt: skip
 
 
+class Grid(NamedTuple):
+    """A table of a comparison: rows of texts, a heading first."""
+
+    rows: list
+    num_left: int  # how many columns hold names
+
+
 def lines(runs):
     """Returns text lines of [(folder, summary)]; raises UserError for what is not comparable."""
+    text = []
+    for part in parts(runs):
+        of_grid = isinstance(part, Grid)
+        text += [tables.plain_grid(*part) if of_grid else "\n".join(part), ""]
+    return text[:-1]
+
+
+def markdown(runs):
+    """Returns the same as `lines` in Markdown."""
+    # a line that is set in goes on with the one before
+    spell = lambda part: "\n\n".join(part).replace("\n\n    ", "\\\n")
+    shown = lambda part: tables.markdown_grid(*part) if isinstance(part, Grid) else spell(part)
+    return "\n\n".join(map(shown, parts(runs)))
+
+
+def parts(runs):
+    """Returns what is told of [(folder, summary)], in order: Grids and lists of lines."""
+    found = []
+    for of, members in grouped(runs).items():
+        names = labels(members)
+        found.append([", ".join(f"{name} {value}" for name, value in of)])
+        found.append(legend(names, members))
+        found.append(Grid([COLUMNS, *rows(names, members)], 2))
+        found += pairs(names, members)
+    entries = [entry for _, summary in runs for entry in summary["results"]]
+    return [*found, [tables.note(tables.native(entries))]]
+
+
+def grouped(runs):
+    """Returns {what they share: [(folder, summary)]}, a table each; raises UserError for sweeps."""
+    groups = {}
     for folder, summary in runs:
         if any("sweep" in entry for entry in summary["results"]):
             raise errors.UserError(
                 f"{folder} is a sweep, whose grid points have a table of their own: pass runs "
                 f"without --sweep, or see that table with --run={folder}"
             )
-    groups = {}
-    for run in runs:
-        groups.setdefault(common(*run), []).append(run)
-    text = []
-    for of, members in groups.items():
-        names = labels([summary for _, summary in members])
-        text += [", ".join(f"{n} {v}" for n, v in of), ""]
-        text += legend(names, [folder for folder, _ in members])
-        text += [tables.plain_grid([COLUMNS, *rows(names, members)], 2), ""]
-        text += pairs(names, members)
-    entries = [entry for _, summary in runs for entry in summary["results"]]
-    return [*text, tables.note(tables.native(entries))]
+        groups.setdefault(common(folder, summary), []).append((folder, summary))
+    return groups
 
 
 def common(folder, summary):
@@ -48,29 +77,62 @@ def common(folder, summary):
     return (*own, ("metric", summary["results"][0]["metric"]), *tasks)
 
 
-def labels(summaries):
-    """Returns a name for each summary: what differs between them, the algorithm always."""
+def labels(members):
+    """Returns a name for each of [(folder, summary)]: what differs between them.
+
+    The algorithm always; runs that are alike in NAMED by the settings that are not as in most of
+    them, and by a number where that does not tell them apart.
+    """
+    summaries = [summary for _, summary in members]
     differ = [
         name for name in NAMED if name == "algorithm" or len({s[name] for s in summaries}) > 1
     ]
     texts = [" ".join(str(s[name]) for name in differ) for s in summaries]
     twice = {text for text in texts if texts.count(text) > 1}
-    return [f"{t} #{i}" if t in twice else t for i, t in enumerate(texts, 1)]
+    for text in twice:
+        places = [i for i, other in enumerate(texts) if other == text]
+        known = [settings_of(members[i][0]) for i in places]
+        for i, own in zip(places, known, strict=True):
+            texts[i] = " ".join([text, *unusual(own, known)])
+    return [f"{t} #{i}" if texts.count(t) > 1 else t for i, t in enumerate(texts, 1)]
 
 
-def legend(names, folders):
-    """Returns a line for each run: its folder, and the settings in which not all agree."""
-    known = [settings_of(folder) for folder in folders]
-    keys = sorted({key for one in known for key in one})
-    differ = [key for key in keys if len({str(one.get(key)) for one in known}) > 1]
-    differ = [key for key in differ if key.removeprefix("run.") not in SEEN]
+def unusual(own, known):
+    """Returns `key=value` of the settings in which `own` is not as most of `known` are."""
+    shared = lambda key: sum(str(one[key]) == str(own[key]) for one in known) > len(known) / 2
+    keys = [key for key in told(own) if differs(key, known) and not shared(key)]
+    return [f"{key.split('.')[-1]}={own[key]}" for key in keys]
+
+
+def told(settings):
+    """Returns the keys of settings that no column of the table tells, in order."""
+    return [key for key in sorted(settings) if key.removeprefix("run.") not in SEEN]
+
+
+def legend(names, members):
+    """Returns a line for each run, its folder, and the settings in which runs differ.
+
+    Those in which not all agree where all have them, and those of an algorithm where its runs
+    differ: what one method has and another lacks is no difference of the comparison.
+    """
+    known = [settings_of(folder) for folder, _ in members]
     text = []
-    for name, folder, one in zip(names, folders, known, strict=True):
+    for name, (folder, summary), one in zip(names, members, known, strict=True):
         text.append(f"{name}: {folder}")
-        # one method lacks another's settings: those are no difference of the comparison
-        told = "  ".join(f"{key}={one[key]}" for key in differ if all(key in o for o in known))
-        text += textwrap.wrap(told, 110, initial_indent="    ", subsequent_indent="    ")
-    return [*text, ""]
+        alike = [
+            other
+            for other, (_, of) in zip(known, members, strict=True)
+            if of["algorithm"] == summary["algorithm"]
+        ]
+        shown = [key for key in told(one) if differs(key, known) or differs(key, alike)]
+        words = "  ".join(f"{key}={one[key]}" for key in shown)
+        text += textwrap.wrap(words, 110, initial_indent="    ", subsequent_indent="    ")
+    return text
+
+
+def differs(key, known):
+    """Whether all settings of `known` have a key, but not the same value."""
+    return all(key in one for one in known) and len({str(one[key]) for one in known}) > 1
 
 
 def settings_of(folder):
@@ -106,10 +168,10 @@ def rows(names, members):
 
 
 def pairs(names, members):
-    """Returns, for each protocol of two runs or more, how likely a row is above a column."""
+    """Returns Grids: how likely a row is above a column, for each protocol of two runs or more."""
     metric = members[0][1]["results"][0]["metric"]
     known = {n: scores.of_run(f, metric) for n, (f, _) in zip(names, members, strict=True)}
-    text = []
+    grids = []
     for key in dict.fromkeys(key for of in known.values() for key in of):
         task_set, protocol = key.split("/")
         own = {name: of[key] for name, of in known.items() if key in of}
@@ -119,10 +181,10 @@ def pairs(names, members):
         cell = lambda a, b, own=own: "-" if a == b else chance(own[a], own[b])
         grid = [[f"{protocol}: row above column", *own]]
         grid += [[a, *(cell(a, b) for b in own)] for a in own]
-        text += [tables.plain_grid(grid, 1), ""]
-    if text:
-        text.insert(0, "Probability of improvement on test tasks, 95% bootstrap interval:\n")
-    return text
+        grids.append(Grid(grid, 1))
+    if grids:
+        grids.insert(0, ["Probability of improvement on test tasks, 95% bootstrap interval:"])
+    return grids
 
 
 def chance(ours, theirs):

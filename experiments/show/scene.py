@@ -111,14 +111,29 @@ def of_plane(path, goal):
     }
 
 
-def page(scene):
-    """Returns the HTML page of a scene: arrays are rounded, and no text can end the script."""
+def as_text(scene):
+    """Returns a scene as JSON: arrays are rounded, and no text can end the script it stands in."""
     plain = {
         key: np.asarray(value, np.float64).round(DIGITS).tolist()
         if isinstance(value, np.ndarray)
         else value
         for key, value in scene.items()
     }
-    text = json.dumps(plain, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = pathlib.Path(__file__).with_name("viewer.html").read_text(encoding="utf-8")
-    return template.replace("@SCENE@", text)
+    text = json.dumps(plain, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def template():
+    """Returns the viewer's page, in which @SCENE@ stands for a scene."""
+    return pathlib.Path(__file__).with_name("viewer.html").read_text(encoding="utf-8")
+
+
+def page(scene):
+    """Returns the HTML page of a scene."""
+    return template().replace("@SCENE@", as_text(scene))
+
+
+def of_page(html):
+    """Returns the scene of a page that `page` made, None of another page."""
+    _, found, rest = html.partition('id="scene">')
+    return json.loads(rest.partition("</script>")[0]) if found else None

@@ -1,0 +1,149 @@
+"""Figures of a page that shows one run or several: seeds, returns by episode, curves side by side.
+
+Runs are called rows here; a panel's name is "<task set> tasks, <protocol>".
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.show import figures, tables
+from gentle_jax import statistics
+from gentle_jax.protocols import base
+
+COLUMNS = 3  # of panels
+EPISODES_SPENT = "context episodes spent before"
+
+
+class Row(NamedTuple):
+    """A run, or a grid point of one."""
+
+    name: str
+    returns: dict  # the arrays of its returns.npz
+    costs: dict  # those of its costs.npz, {} of a run that has none
+    part: slice = slice(None)  # its place on the axis of seeds
+
+
+def panels_of(rows, task_sets=tables.TASK_SETS):
+    """Returns {panel name: key of the arrays} of all that some row has."""
+    blocks = [block for row in rows for block in tables.blocks(row.returns)]
+    return {f"{t} tasks, {p}": key for key, t, p in dict.fromkeys(blocks) if t in task_sets}
+
+
+def colour(index):
+    """Returns the colour of a row."""
+    return figures.PALETTE[index % len(figures.PALETTE)]
+
+
+def layout(panels, wide, high):
+    """Returns (shape, size) of a figure of panels, each of that size in inches.
+
+    A column for each protocol where there is room.
+    """
+    protocols = len({key.partition("/")[2] for key in panels.values()})
+    columns = min(protocols, COLUMNS)
+    lines = math.ceil(len(panels) / columns)
+    return (lines, columns), (max(wide * columns, 6.0), high * lines + 1.2)
+
+
+def finish(figure, axes, count):
+    """Hides the panels that nothing was drawn in, and adds one legend for the others."""
+    entries = {}
+    for i, axis in enumerate(axes.flat):
+        axis.set_axis_on() if i < count else axis.set_axis_off()
+        handles, labels = axis.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if len(entries) > 1:
+        figure.legend(entries.values(), entries, loc="outside right upper")
+
+
+def seeds(folder, rows, metric, title=""):
+    """Draws every seed's return of the last checkpoint: a dot each, the mean and its interval."""
+    panels = panels_of(rows)
+    shape, size = layout(panels, 4.2, 0.9 + 0.34 * len(rows))
+    # a panel of its own scale: returns of protocols differ by far
+    with figures.canvas(folder, "seeds", size, title, shape) as (figure, axes, caption):
+        for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
+            for i, row in enumerate(rows):
+                if key not in row.returns:
+                    continue
+                last = np.asarray(row.returns[key], np.float64)[-1, row.part]
+                values = base.METRICS[metric](last).mean(-1)
+                values = values[np.isfinite(values)]
+                axis.scatter(values, np.full(len(values), i), s=26, color=colour(i), alpha=0.55)
+                if len(values) > 1:
+                    axis.plot(statistics.bootstrap_ci(values, 2_000), (i, i), color="black", lw=1.5)
+                    axis.plot(values.mean(), i, "D", color="black", ms=5)
+            axis.set_yticks(range(len(rows)), [row.name for row in rows])
+            axis.set(title=name, xlabel="return per episode", ylim=(len(rows) - 0.5, -0.5))
+            axis.grid(alpha=0.25, axis="x")
+        finish(figure, axes, len(panels))
+        caption(
+            f"One dot per seed: {tables.EPISODES.get(metric, metric)}, averaged over tasks; "
+            f"diamond and line: mean and 95% bootstrap interval."
+        )
+    return figures.written(folder, "seeds")
+
+
+def spent_before(row, key):
+    """Returns [episode]: how many episodes were spent in a task before each one, over all runs."""
+    known = np.isfinite(np.asarray(row.returns[key])[-1, row.part])
+    spent = row.costs.get(f"{key}/episodes")
+    if spent is None:
+        return np.arange(known.shape[-1])
+    with np.errstate(all="ignore"):  # a slot in which no task had an episode is not drawn
+        return np.where(known, np.asarray(spent)[-1, row.part], 0).sum((0, 1)) / known.sum((0, 1))
+
+
+def by_episode(folder, rows, title=""):
+    """Draws the return of each episode of a protocol against the episodes spent before it.
+
+    Only protocols of several episodes; returns no path where there is none.
+    """
+    panels = {
+        name: key
+        for name, key in panels_of(rows).items()
+        if any(np.shape(row.returns.get(key, [0]))[-1] > 1 for row in rows)
+    }
+    if not panels:
+        return []
+    shape, size = layout(panels, 4.0, 2.8)
+    with figures.canvas(folder, "by_episode", size, title, shape) as (figure, axes, caption):
+        for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
+            for i, row in enumerate(row for row in rows if key in row.returns):
+                last = np.asarray(row.returns[key], np.float64)[-1, row.part]
+                # where episodes end early some slots hold none: tasks that have one count
+                with np.errstate(all="ignore"):
+                    known = np.isfinite(last)
+                    scores = np.where(known, last, 0).sum(1) / known.sum(1)  # [seed, episode]
+                figures.interval_band(axis, spent_before(row, key), scores.T, colour(i), row.name)
+            axis.set(title=name, xlabel=EPISODES_SPENT, ylabel="return of the episode")
+            axis.grid(alpha=0.25)
+        finish(figure, axes, len(panels))
+        caption("Mean over seeds and tasks at the last checkpoint; band: 95% bootstrap interval.")
+    return figures.written(folder, "by_episode")
+
+
+def curves(folder, rows, metric, title=""):
+    """Draws the return over training of several rows in the same panels."""
+    panels = panels_of(rows)
+    shape, size = layout(panels, 4.0, 2.8)
+    with figures.canvas(folder, "curves", size, title, shape) as (figure, axes, caption):
+        for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
+            for i, row in enumerate(rows):
+                if key not in row.returns:
+                    continue
+                every = np.asarray(row.returns[key], np.float64)[:, row.part]
+                scores = base.METRICS[metric](every).mean(-1)
+                steps = np.asarray(row.returns["eval_steps"])
+                figures.interval_band(axis, steps, scores, colour(i), row.name)
+                figures.steps_axis(axis, steps)
+            axis.set(title=name, ylabel="return per episode")
+            axis.grid(alpha=0.25)
+        finish(figure, axes, len(panels))
+        caption(
+            f"{tables.EPISODES.get(metric, metric).capitalize()}, averaged over tasks; band: 95% "
+            f"bootstrap interval over seeds."
+        )
+    return figures.written(folder, "curves")
