@@ -9,7 +9,7 @@ import pytest
 from experiments import report, reproduce
 from experiments.runs import cells
 from experiments.show import page, run_figures, run_page, scene
-from gentle_jax import errors
+from gentle_jax import errors, json_files
 from tests.test_gather import make_run as make_folder
 from tests.test_report import shown
 from tests.test_report_compare import make_run
@@ -145,8 +145,8 @@ def test_slots_without_an_episode_are_no_part_of_a_mean(tmp_path, monkeypatch):
         tmp_path, [run_figures.Row("a", arrays, {"test/online/episodes": costs})]
     )
     ((spent, scores),) = lines
-    np.testing.assert_allclose(spent, [0, 1, 3])
-    np.testing.assert_allclose(scores[:, 0], [1, 7, 3])
+    np.testing.assert_allclose(spent, [0, 1, 2, 4])
+    np.testing.assert_allclose(scores[:, 0], [1, 7, 3, 3])
 
 
 # --- the commands
@@ -190,6 +190,19 @@ def test_what_no_page_can_be_written_to_is_refused_before_anything_else(capsys, 
     ):
         code, out, err = shown(capsys, where, more, command=command, name=name)
         assert code == 2 and "--html" in err and err.count("\n") == 1 and not out
+
+
+def test_a_run_of_another_version_is_shown_without_its_settings(tmp_path):
+    folder = make_folder(tmp_path, "--num_seeds=2", "--sweep=lr=0.001,0.002")
+    content = json.loads((folder / "config.json").read_text())
+    del content["train"]["final_lr"], content["checksum"]
+    (folder / "config.json").write_text(json.dumps(json_files.sealed(content)))
+    found = parts_of(folder)
+    (told,) = found["Settings"]
+    assert told.markdown.startswith("Not shown: these settings are of another version")
+    assert len(found["Results"]) == 1 and len(found["Every seed"]) == 1
+    (folder / "config.json").unlink()
+    assert "no config.json" in parts_of(folder)["Settings"][0].markdown
 
 
 def test_a_damaged_file_of_a_run_is_one_line(tmp_path):

@@ -13,7 +13,7 @@ from gentle_jax import statistics
 from gentle_jax.protocols import base
 
 COLUMNS = 3  # of panels
-EPISODES_SPENT = "context episodes spent before"
+EPISODES_SPENT = "episodes spent in the task before"
 
 
 class Row(NamedTuple):
@@ -86,14 +86,23 @@ def seeds(folder, rows, metric, title=""):
     return figures.written(folder, "seeds")
 
 
-def spent_before(row, key):
-    """Returns [episode]: how many episodes were spent in a task before each one, over all runs."""
-    known = np.isfinite(np.asarray(row.returns[key])[-1, row.part])
-    spent = row.costs.get(f"{key}/episodes")
-    if spent is None:
-        return np.arange(known.shape[-1])
-    with np.errstate(all="ignore"):  # a slot in which no task had an episode is not drawn
-        return np.where(known, np.asarray(spent)[-1, row.part], 0).sum((0, 1)) / known.sum((0, 1))
+def over_spent(row, key):
+    """Returns (spent [level], scores [level, seed]): the mean return of the episodes begun then.
+
+    spent, how many episodes were spent in a task before. Slots in which a task had no episode do
+    not count; a seed none of whose tasks had one is NaN.
+    """
+    last = np.asarray(row.returns[key], np.float64)[-1, row.part]  # [seed, task, slot]
+    stored = row.costs.get(f"{key}/episodes")
+    slots = np.arange(last.shape[-1]) if stored is None else np.asarray(stored)[-1, row.part]
+    spent = np.broadcast_to(slots, last.shape)
+    levels = np.unique(spent[np.isfinite(last)])
+    scores = np.full((len(levels), len(last)), np.nan)
+    for i, level in enumerate(levels):
+        here = np.isfinite(last) & (spent == level)
+        for seed in np.flatnonzero(here.any((1, 2))):
+            scores[i, seed] = last[seed][here[seed]].mean()
+    return levels, scores
 
 
 def by_episode(folder, rows, title=""):
@@ -108,20 +117,20 @@ def by_episode(folder, rows, title=""):
     }
     if not panels:
         return []
+    early = False
     shape, size = layout(panels, 4.0, 2.8)
     with figures.canvas(folder, "by_episode", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
             for i, row in enumerate(row for row in rows if key in row.returns):
-                last = np.asarray(row.returns[key], np.float64)[-1, row.part]
-                # where episodes end early some slots hold none: tasks that have one count
-                with np.errstate(all="ignore"):
-                    known = np.isfinite(last)
-                    scores = np.where(known, last, 0).sum(1) / known.sum(1)  # [seed, episode]
-                figures.interval_band(axis, spent_before(row, key), scores.T, colour(i), row.name)
+                spent, scores = over_spent(row, key)
+                figures.interval_band(axis, spent, scores, colour(i), row.name)
+                early |= bool(np.isnan(row.returns[key][-1]).any())
             axis.set(title=name, xlabel=EPISODES_SPENT, ylabel="return of the episode")
             axis.grid(alpha=0.25)
         finish(figure, axes, len(panels))
         caption("Mean over seeds and tasks at the last checkpoint; band: 95% bootstrap interval.")
+        if early:
+            caption("Episodes end early: later points are of the tasks that had so many.")
     return figures.written(folder, "by_episode")
 
 

@@ -34,7 +34,7 @@ def of_run(folder, summary):
     """Returns the page of a run: what was run, results, figures, episodes, settings."""
     title = "{algorithm} on {env}".format(**summary)
     shard = shards.read_shard(folder)
-    config, points = shards.settings_of(shard.identity) if shard else (None, ({},))
+    config, points, why = settings_of(shard)
     parts = [page.Text(facts(folder, summary)), page.Heading("Results")]
     parts.append(page.Text(tables.markdown(summary["results"])))
     if summary["failed_seeds"]:
@@ -52,8 +52,19 @@ def of_run(folder, summary):
     parts += drawn("Return by episode", run_figures.by_episode, rows[:MAX_ROWS])
     parts += [part for name in list(DRAWN)[1:] for part in kept(folder, name)]
     parts += played(folder, shard, config, points)
-    parts += settings(config, points) if config else []
+    parts.append(page.Heading("Settings"))
+    parts += settings(config, points) if config else [page.Text(f"Not shown: {why}")]
     return title, parts
+
+
+def settings_of(shard):
+    """Returns (config, grid points, why there is no config) of a run; config None without one."""
+    if shard is None:
+        return None, ({},), "the run has no config.json"
+    try:
+        return *shards.settings_of(shard.identity), ""
+    except errors.UserError as error:  # of another version: what it stored is shown
+        return None, tuple(shard.identity["sweep"]), str(error)
 
 
 def of_runs(runs):
@@ -190,7 +201,7 @@ def played(folder, shard, config, points):
     """Returns the parts with episodes that play: of the plane, and all that `render` has made."""
     pages = [path.read_text() for path in sorted(folder.glob("renders/*.html"))]
     scenes = [found for found in map(scene.of_page, pages) if found]
-    if shard is not None and (folder / "rollouts.npz").exists():
+    if config is not None and (folder / "rollouts.npz").exists():
         scenes = [*plane_scenes(folder, shard, config, points), *scenes]
     parts = [page.Heading("Episodes")]
     if not scenes:
@@ -242,7 +253,7 @@ def settings(config, points):
     if changed:
         text = f"Not as in the preset:\n\n{tables.markdown_grid([heading, *changed], 3)}"
     every = tables.markdown_grid([["setting", "value"], *([k, str(v)] for k, v in here.items())], 2)
-    return [page.Heading("Settings"), page.Text(text), page.Text(every, "every setting")]
+    return [page.Text(text), page.Text(every, "every setting")]
 
 
 def check(target):
