@@ -6,7 +6,6 @@ rollouts, and writes its last scored episode as an HTML page that needs no netwo
 `exposed`.
 """
 
-import json
 import pathlib
 from typing import NamedTuple
 
@@ -17,22 +16,17 @@ import numpy as np
 from experiments import collect
 from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import remote
+from experiments.runs import remote, snapshot
 from experiments.show import movies, offscreen, scene
 from gentle_jax import (
     assembly,
-    checkpoint,
     errors,
     evaluation,
-    json_files,
     needs,
     physics,
     registry,
     rng,
-    storage,
-    training,
 )
-from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax.types import Offline
 
@@ -45,20 +39,6 @@ EXTRA = (
     ("to", str, "", "folder of the files; default: the folder `renders` of the run"),
     ("movie", bool, True, "write the GIF (and mp4) beside the page"),
 )
-
-
-RESTORE = "restore it, or give the run's command again with another --out"
-
-
-class Restored(NamedTuple):
-    """A run as it was at its newest checkpoint."""
-
-    config: config_lib.ExperimentConfig
-    sweep: training.Sweep
-    env: object  # normalised where the suite says so
-    scale: tuple  # (mean, std) of observations
-    state: object  # leaves [S, ...]
-    done: int  # steps behind the checkpoint
 
 
 class Episode(NamedTuple):
@@ -109,64 +89,6 @@ def exposed(algorithm, env):
     )
     shown = env._replace(obs_dim=size, reset=reset, step=step, relabel=over(env.relabel, 1))
     return algorithm._replace(rep=rep, rl=blind), shown
-
-
-def read_config(folder):
-    """Returns (ExperimentConfig, grid points, checksums of imported data or None) of a run folder.
-
-    Raises UserError if it is none.
-    """
-    path = folder / "config.json"
-    try:
-        tree = json_files.unsealed(json.loads(path.read_text()), path, RESTORE)
-        points = tuple(tree.pop("sweep"))
-    except errors.UserError:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise errors.UserError(
-            f"{folder} is not a run folder (no config.json that can be read): pass --run=FOLDER, "
-            f"the folder that `python -m experiments.run` names at its end"
-        ) from None
-    return config_lib.from_dict(tree), points, (tree.get("data") or {}).get("sha256")
-
-
-def restore(folder, config, points, checksums, root):
-    """Returns the Restored run. Args: root, as `--data`; raises UserError for what is missing."""
-    dataset = collect.dataset_folder(config, root)
-    if not storage.is_complete(dataset):
-        raise errors.UserError(
-            f"the run's dataset is not in {dataset}: pass --data with the root that the run used"
-        )
-    fields, meta = storage.load(dataset, config)
-    if (meta["sha256"] if storage.source_of(meta) else None) != checksums:
-        raise errors.UserError(
-            f"the run was trained on other data than {dataset}: pass --data with the dataset's "
-            f"folder"
-        )
-    if storage.source_of(meta):
-        fields, _ = collect.part_of(fields, meta, config)
-    sweep = assembly.make_sweep(config, fields, points)
-    env, scale = sweep.env, sweep.scale
-    like = training.carry_shapes(sweep)
-    with computer.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
-        kept = saves.restore(like)
-    if kept is None:
-        raise no_checkpoint(folder)
-    return Restored(config, sweep, env, scale, kept[0]["state"], kept[1]["done"])
-
-
-def no_checkpoint(folder):
-    """Returns the UserError for a run that has nothing to restore."""
-    summary = folder / "summary.json"
-    shards = storage.read_json(summary).get("shards") if summary.exists() else None
-    if shards:
-        return errors.UserError(
-            f"{folder} was gathered, its checkpoints are in its shards: pass one of them, such as "
-            f"--run={shards[0]['folder']}"
-        )
-    return errors.UserError(
-        f"{folder} holds no checkpoint: give the run's command again, it trains on and keeps one"
-    )
 
 
 def choose(config, points, env, asked):
@@ -309,13 +231,13 @@ def run(line):
             f"--run is {asked['run']}: pass a folder of this machine (copy the run there)"
         )
     folder = pathlib.Path(asked["run"])
-    config, points, checksums = read_config(folder)
+    config, points, checksums = snapshot.read_config(folder)
     index, seed, task, protocol = choose(config, points, assembly.env_of(config), asked)
     if not any((folder / "checkpoints").glob("[0-9]*")):
-        raise no_checkpoint(folder)
+        raise snapshot.no_checkpoint(folder)
     to = pathlib.Path(asked["to"] or folder / "renders")
     computer.prepare_folder(to, 20e6, "--to")
-    restored = restore(folder, config, points, checksums, line.shared["data"])
+    restored = snapshot.restore(folder, config, points, checksums, line.shared["data"])
     print(f"render: step {restored.done}, seed {seed}, task {task}, {protocol}", flush=True)
     shown = episode(restored, index, seed, task, protocol)
     texts = describe(restored, seed, task, protocol, points[asked["point"]])

@@ -10,9 +10,17 @@ from experiments import collect, run
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import cells, code_identity, outputs, remote
+from experiments.runs import cells, code_identity, outputs, remote, snapshot
 from experiments.runs.comparisons import TABLES
-from experiments.show import methods, paper_view, results_page, run_page, scores, tables
+from experiments.show import (
+    methods,
+    paper_view,
+    recognition,
+    results_page,
+    run_page,
+    scores,
+    tables,
+)
 from gentle_jax import errors, storage, suites
 
 SUMMARY = (
@@ -138,6 +146,7 @@ def text_of(table, summaries, found):
         )
         caption += "environment steps/episodes/oracle queries in a tested task before the reported "
         caption += "episode; the paper's column is its own number, from other data and sizes."
+    lines += ["", *recognition.lines(summaries)] if of.contexts else []
     few = any(1 < s["num_seeds"] < tables.FEW for s in summaries.values())
     caption += f" {tables.FEW_NOTE}." if few else ""
     return [*lines, "", f"{caption} {conditions(summaries)}. `-`: not run."]
@@ -315,6 +324,8 @@ def finish(line, to, found, summaries):
     hashes = [(folders[at], code_identity.hash_of(s)) for at, s in summaries.items()]
     metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
     known = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
+    if TABLES[table].contexts:
+        summaries = with_contexts(table, folders, summaries, to, line.shared["data"])
     part = [f"--{name}={one}" for name in ("rows", "envs") for one in own[name]]
     words = [*flags.without_paths(line.words), *part]
     print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
@@ -324,6 +335,29 @@ def finish(line, to, found, summaries):
     if own["export"]:
         for path in scores.export(to, file_name(table, summaries), known):
             print(f"export: {path}")
+
+
+def with_contexts(table, folders, summaries, to, root):
+    """Returns summaries with the numbers of `recognition`; draws its figures into a folder.
+
+    Runs that cannot be restored have none, which is told. Args: root, as `--data`.
+    """
+    codes, found = {}, {}
+    for at, summary in summaries.items():
+        found[at] = summary
+        try:
+            z = snapshot.explored(folders[at], TABLES[table].contexts, root)
+        except errors.UserError as error:
+            print(f"no contexts: {error}", flush=True)
+            continue
+        codes.setdefault(at[1], {})[at[0]] = z
+        found[at] = summary | {recognition.NUMBERS: recognition.numbers(z)}
+    for env, own in codes.items():
+        preset = next(s["preset"] for at, s in summaries.items() if at[1] == env)
+        title = f"contexts that policies collect: {env}, preset {preset}"
+        for path in recognition.draw(to, f"{table}_{env}", own, title):
+            print(f"figure: {path}")
+    return found
 
 
 def described():

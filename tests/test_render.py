@@ -16,6 +16,7 @@ from PIL import Image
 from experiments import collect, render, run
 from experiments.cli import flags
 from experiments.cli.command import main
+from experiments.runs import snapshot
 from experiments.show import movies, offscreen, scene
 from gentle_jax import (
     assembly,
@@ -180,7 +181,7 @@ def make_restored():
     state = jax.jit(lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys, task.data))(
         *jax.device_get((task.hp,)), rng.run_keys(2)
     )
-    return render.Restored(config, task, env, scale, jax.device_get(state), 3)
+    return snapshot.Restored(config, task, env, scale, jax.device_get(state), 3)
 
 
 @pytest.mark.mjx
@@ -238,7 +239,7 @@ def test_a_representation_sees_no_physics_states_in_any_rows():
 def test_a_protocol_that_the_runs_settings_cannot_serve_is_refused(tiny):
     made = tiny("unicorn", **{"algo.objective": "classification"})
     sweep = types.SimpleNamespace(algorithm=made.algorithm)
-    restored = render.Restored(made.config, sweep, made.env, None, None, 3)
+    restored = snapshot.Restored(made.config, sweep, made.env, None, None, 3)
     with pytest.raises(errors.UserError, match="'unicorn' lacks with these settings: choose from"):
         render.episode(restored, 0, 0, 0, "noisy_preferences")
 
@@ -307,7 +308,7 @@ def test_the_command_writes_the_episode_of_the_figures(finished, tmp_path, capsy
     assert {path.name for path in tmp_path.iterdir()} >= {f"{name}.html", f"{name}.gif"}
     text = (tmp_path / f"{name}.html").read_text().split('id="scene">')[1].split("</script>")[0]
     found = json.loads(text)
-    config, points, _ = render.read_config(folder)
+    config, points, _ = snapshot.read_config(folder)
     assert len(points) == 2 and "seed 4" in found["details"] and "=0.002" in found["details"]
     env = assembly.env_of(config)
     np.testing.assert_allclose(found["goal"], env.landmarks[3], atol=1e-4)
@@ -326,6 +327,14 @@ def test_the_protocol_and_the_task_may_be_left_out_or_named(finished, tmp_path, 
     assert shown(capsys, *arguments, "--protocol=one_shot")[0] == 0
     (page,) = tmp_path.iterdir()
     assert page.name.startswith("one_shot_task") and "_seed3_" in page.name
+
+
+def test_contexts_of_a_run_come_from_its_checkpoint(finished):
+    folder, data, _ = finished
+    z = snapshot.explored(folder, 3, data)
+    assert z.shape[:3] == (4, 2, 3) and np.isfinite(z).all() and (folder / "explored.npz").exists()
+    np.testing.assert_array_equal(snapshot.explored(folder, 3, "none"), z)  # kept
+    (folder / "explored.npz").unlink()
 
 
 @pytest.mark.parametrize(
@@ -374,7 +383,7 @@ def test_an_environment_that_cannot_be_drawn_is_told(finished):
 
 
 def test_settings_come_back_as_they_were_written(finished):
-    config, _, _ = render.read_config(finished[0])
+    config, _, _ = snapshot.read_config(finished[0])
     tree = json.loads((finished[0] / "config.json").read_text())
     assert config_lib.to_dict(config) | {"sweep": tree["sweep"]} == tree
     assert config == config_lib.from_dict(config_lib.to_dict(config))

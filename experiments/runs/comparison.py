@@ -15,6 +15,7 @@ class Comparison(NamedTuple):
     paper_rows: tuple | None = None  # the rows that its numbers are of; None: all
     # row -> (file of `experiments/papers`, {its column: value}) where settings do not say which
     paper_of: dict = {}  # noqa: RUF012 read only
+    contexts: int = 0  # of each test task, collected by the policies: how well tasks are recognized
     num_seeds: int = 8  # as in the paper, unless --num_seeds says otherwise
 
 

@@ -115,6 +115,14 @@ TABLES = {
             for name in ("focal", "gentle")
         },
     ),
+    "gentle_fig2": Comparison(
+        "GENTLE's Figure 2: how well tasks are recognized in contexts that policies collect",
+        on_gentle(tested(of("gentle", "focal", "corro", "borel"), GIVEN, ONE_SHOT)),
+        ("point_robot", "ant_dir"),
+        columns(ONE_SHOT),
+        paper="std",
+        contexts=400,
+    ),
     "gentle_fig3": Comparison(
         "GENTLE's Figure 3: own to relabelled rows",
         on_gentle(tested(SHARES, GIVEN, ONE_SHOT)),

@@ -35,8 +35,12 @@ def about(content, tables, path):
     environment = content["environment"]
     versions = ", ".join(f"{n} {environment['versions'][n]}" for n in KEPT)
     made = f"Made by `{content['command']}`. " if "command" in content else ""
-    text = tables[content["table"]].about
     return [
-        f"{text[0].upper()}{text[1:]}. {made}Files: `experiments/results/{path.name}`"
+        f"{sentence(tables[content['table']].about)} {made}Files: `experiments/results/{path.name}`"
         f"{' and its .npz' if path.with_suffix('.npz').exists() else ''}; {versions}."
     ]
+
+
+def sentence(text):
+    """Returns a text as a sentence; a question stays one."""
+    return f"{text[0].upper()}{text[1:]}" + ("" if text.endswith("?") else ".")

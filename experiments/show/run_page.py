@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.host import computer
 from experiments.runs import code_identity, outputs, remote, shards
-from experiments.show import compare, page, run_figures, scene, scores, tables
+from experiments.show import compare, page, results_page, run_figures, scene, scores, tables
 from gentle_jax import assembly, errors, presets, storage
 from gentle_jax import config as config_lib
 
@@ -109,7 +109,7 @@ def of_table(name, about, text, summaries, found):
     Args: about, a sentence; text, its Markdown; summaries and found, {(row, env): summary and
     scores, of `scores.of_run`}.
     """
-    parts = [page.Text(f"{about[0].upper()}{about[1:]}."), page.Text(text)]
+    parts = [page.Text(results_page.sentence(about)), page.Text(text)]
     for env in dict.fromkeys(env for _, env in summaries):
         own = {row: found.get((row, at), {}) for row, at in summaries if at == env}
         as_returns = lambda known: {

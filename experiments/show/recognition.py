@@ -1,0 +1,80 @@
+"""How well codes of contexts tell tasks apart: numbers, their table, and a figure."""
+
+import numpy as np
+from sklearn.metrics import silhouette_score
+
+from experiments.show import figures, tables
+from gentle_jax import statistics
+
+NUMBERS = "contexts"  # of a summary: what `numbers` returns
+SHOWN = 60  # contexts of a task in the figure
+
+
+def numbers(z):
+    """Returns {"silhouette" [seed], "accuracy" [seed], "tasks", "contexts"} of z [S, T, N, Z].
+
+    Accuracy: how often the second half of a task's contexts lie nearest to the mean of its first
+    half. NaN for a seed whose z is not finite; silhouettes are of all z, not of the plane.
+    """
+    found = {"silhouette": [], "accuracy": [], "tasks": z.shape[1], "contexts": z.shape[2]}
+    labels = np.repeat(np.arange(z.shape[1]), z.shape[2])
+    for one in np.asarray(z, np.float64):
+        rows = one.reshape(-1, one.shape[-1])
+        apart = np.isfinite(rows).all() and len(np.unique(rows, axis=0)) > 1
+        found["silhouette"].append(float(silhouette_score(rows, labels)) if apart else np.nan)
+        half = one.shape[1] // 2
+        centres, rest = one[:, :half].mean(1), one[:, half:]
+        distance = np.linalg.norm(rest[:, :, None] - centres, axis=-1)  # [T, N, T]
+        right = distance.argmin(-1) == np.arange(len(one))[:, None]
+        found["accuracy"].append(float(right.mean()) if np.isfinite(rows).all() else np.nan)
+    return found
+
+
+def lines(summaries):
+    """Returns the Markdown lines of the numbers of {(row, env): summary}; none without them."""
+    told = {at: s[NUMBERS] for at, s in summaries.items() if NUMBERS in s}
+    if not told:
+        return []
+    rows = [["row", "environment", "nearest centroid", "by chance", "silhouette"]]
+    for (row, env), own in told.items():
+        values = [spread(own[name]) for name in ("accuracy", "silhouette")]
+        rows.append([row, env, values[0], f"{1 / own['tasks']:.2f}", values[1]])
+    count = next(iter(told.values()))["contexts"]
+    note = (
+        f"Tasks recognized in {count} contexts of each test task, collected by the sampled policy "
+        f"at the prior z: how often a context lies nearest to the mean of its task's other half, "
+        f"and the silhouette of all z (1: apart, 0: mixed); mean and 95 % bootstrap interval over "
+        f"seeds. Contexts of one task are draws from the same five episodes, as in the paper; a "
+        f"method that reads whole episodes in order has an episode for each."
+    )
+    return [tables.markdown_grid(rows, 2), "", note]
+
+
+def spread(values):
+    """Returns numbers of seeds as text: their mean and its interval."""
+    values = np.asarray(values, np.float64)
+    low, high = statistics.bootstrap_ci(values)
+    few = tables.FEW_MARK if 1 < len(values) < tables.FEW else ""
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]{few}"
+
+
+def draw(folder, name, codes, title=""):
+    """Draws contexts of one seed in the plane, a panel for each row, a colour for each task.
+
+    Args: codes, {row: z [seed, task, context, Z]}.
+    """
+    size = (4.4 * len(codes), 4.8)
+    with figures.canvas(folder, name, size, title, (1, len(codes))) as (_, axes, caption):
+        for axis, (row, every) in zip(axes[0], codes.items(), strict=True):
+            z = np.asarray(every, np.float64)[figures.first_finite(every), :, :SHOWN]
+            rows = z.reshape(-1, z.shape[-1])
+            kept = np.isfinite(rows).all(1)
+            points, _ = figures.flatten_to_plane(rows[kept])
+            task = np.repeat(np.arange(z.shape[0]), z.shape[1])[kept]
+            axis.scatter(*points.T, c=task, cmap="tab10" if len(z) <= 10 else "turbo", s=14)
+            axis.set(xticks=[], yticks=[], title=row, xlabel="dimension 1", ylabel="dimension 2")
+        caption(
+            f"{SHOWN} contexts of each test task, collected by the policy of one seed; a colour is "
+            f"a task. t-SNE of each panel alone: distances of panels do not compare."
+        )
+    return figures.written(folder, name)
