@@ -10,7 +10,7 @@ from experiments import collect, run
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer
-from experiments.runs import cells, code_identity, outputs, remote, snapshot
+from experiments.runs import cells, code_identity, outputs, remote
 from experiments.runs.comparisons import TABLES
 from experiments.show import (
     methods,
@@ -19,6 +19,7 @@ from experiments.show import (
     results_page,
     run_page,
     scores,
+    table_figures,
     tables,
 )
 from gentle_jax import errors, storage, suites
@@ -311,7 +312,7 @@ def again(path):
 def show(target, table, summaries, found):
     """Writes the page of a table to a file, and says where it is."""
     text = "\n".join(text_of(table, summaries, found))
-    run_page.write(target, *run_page.of_table(table, TABLES[table].about, text, summaries, found))
+    run_page.write(target, *run_page.of_table(table, TABLES[table], text, summaries, found))
     print(f"page: {target}")
 
 
@@ -325,39 +326,18 @@ def finish(line, to, found, summaries):
     metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
     known = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
     if TABLES[table].contexts:
-        summaries = with_contexts(table, folders, summaries, to, line.shared["data"])
+        roots = to, line.shared["data"]
+        summaries = table_figures.contexts(table, TABLES[table], folders, summaries, *roots)
     part = [f"--{name}={one}" for name in ("rows", "envs") for one in own[name]]
     words = [*flags.without_paths(line.words), *part]
     print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
     print(f"\ntable: {to / file_name(table, summaries)}.md")
+    table_figures.curves(table, TABLES[table], summaries, known, to)
     if own["html"]:
         show(own["html"], table, summaries, known)
     if own["export"]:
         for path in scores.export(to, file_name(table, summaries), known):
             print(f"export: {path}")
-
-
-def with_contexts(table, folders, summaries, to, root):
-    """Returns summaries with the numbers of `recognition`; draws its figures into a folder.
-
-    Runs that cannot be restored have none, which is told. Args: root, as `--data`.
-    """
-    codes, found = {}, {}
-    for at, summary in summaries.items():
-        found[at] = summary
-        try:
-            z = snapshot.explored(folders[at], TABLES[table].contexts, root)
-        except errors.UserError as error:
-            print(f"no contexts: {error}", flush=True)
-            continue
-        codes.setdefault(at[1], {})[at[0]] = z
-        found[at] = summary | {recognition.NUMBERS: recognition.numbers(z)}
-    for env, own in codes.items():
-        preset = next(s["preset"] for at, s in summaries.items() if at[1] == env)
-        title = f"contexts that policies collect: {env}, preset {preset}"
-        for path in recognition.draw(to, f"{table}_{env}", own, title):
-            print(f"figure: {path}")
-    return found
 
 
 def described():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import report, reproduce
-from experiments.runs import cells
+from experiments.runs import cells, comparison, comparisons
 from experiments.show import page, run_figures, run_page, scene
 from gentle_jax import errors, json_files
 from tests.test_gather import make_run as make_folder
@@ -147,6 +147,40 @@ def test_slots_without_an_episode_are_no_part_of_a_mean(tmp_path, monkeypatch):
     ((spent, scores),) = lines
     np.testing.assert_allclose(spent, [0, 1, 2, 4])
     np.testing.assert_allclose(scores[:, 0], [1, 7, 3, 3])
+
+
+def test_rows_along_an_axis_are_curves_in_its_order(tmp_path, monkeypatch):
+    drawn = []
+    plot = run_figures.figures.Figure.subplots
+
+    def subplots(self, *args, **kwargs):
+        axes = plot(self, *args, **kwargs)
+        for axis in axes.flat:
+            monkeypatch.setattr(
+                axis, "plot", lambda x, y, *a, **k: drawn.append((x, y, k["label"]))
+            )
+        return axes
+
+    monkeypatch.setattr(run_figures.figures.Figure, "subplots", subplots)
+    axis = comparison.Axis("size", {"a9": ("a", "9"), "a1": ("a", "1"), "b1": ("b", "1")})
+    scores = {
+        name: np.full((2, 3), level) for name, level in (("a1", 1.0), ("a9", 9.0), ("b1", 5.0))
+    }
+    rows = run_page.rows_of_scores({
+        name: {"test/online": one, "train/online": 2 * one, "bounds/test": np.zeros((2, 3))}
+        for name, one in scores.items()
+    } | {"other": {"test/online": np.zeros((2, 3))}})  # fmt: skip
+    assert len(run_figures.along(tmp_path, "curves", rows, axis, "final")) == 2
+    told = {label: (list(x), list(y)) for x, y, label in drawn}
+    assert told["a, test tasks"] == ([0, 1], [9, 1]) and told["b, test tasks"] == ([1], [5])
+    assert told["a, train tasks"] == ([0, 1], [18, 2]) and len(told) == 4
+    assert run_figures.along(tmp_path, "none", rows[-1:], axis, "final") == []
+
+
+def test_axes_of_tables_name_their_rows():
+    along = {name: of for name, of in comparisons.TABLES.items() if of.axis}
+    assert {"gentle_fig3", "gentle_fig4", "ctmrl_table3"} <= set(along)
+    assert all(set(of.axis.at) == set(of.rows) for of in along.values())
 
 
 # --- the commands

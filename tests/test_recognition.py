@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import toys
 
-from experiments import reproduce
-from experiments.runs import snapshot
-from experiments.show import recognition
+from experiments.runs import comparisons, snapshot
+from experiments.show import recognition, table_figures
 from gentle_jax import errors, explored
 from tests.test_gather import make_run
 
@@ -77,7 +76,8 @@ def test_the_table_has_a_line_for_each_row_that_could_be_restored(tmp_path, caps
     monkeypatch.setattr(snapshot, "explored", explored_of)
     folders = {(row, "point_robot"): row for row in known}
     summaries = {at: {"preset": "smoke", "protocols": []} for at in folders}
-    found = reproduce.with_contexts("gentle_fig2", folders, summaries, tmp_path, "data")
+    of = comparisons.TABLES["gentle_fig2"]
+    found = table_figures.contexts("gentle_fig2", of, folders, summaries, tmp_path, "data")
     heading, _, only, _, note = "\n".join(recognition.lines(found)).splitlines()
     assert only.startswith("| a | point_robot | 1.00 [1.00, 1.00]† | 0.25 |")
     assert "nearest centroid" in heading and "40 contexts" in note

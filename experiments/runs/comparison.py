@@ -3,6 +3,13 @@
 from typing import NamedTuple
 
 
+class Axis(NamedTuple):
+    """What rows of a table are along, for its figure: curves over some values."""
+
+    name: str
+    at: dict  # row -> (curve, its value as text), values in their order
+
+
 class Comparison(NamedTuple):
     """A table of one cell for each row and environment."""
 
@@ -16,6 +23,7 @@ class Comparison(NamedTuple):
     # row -> (file of `experiments/papers`, {its column: value}) where settings do not say which
     paper_of: dict = {}  # noqa: RUF012 read only
     contexts: int = 0  # of each test task, collected by the policies: how well tasks are recognized
+    axis: Axis | None = None  # of a figure beside the table
     num_seeds: int = 8  # as in the paper, unless --num_seeds says otherwise
 
 

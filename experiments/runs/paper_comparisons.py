@@ -3,7 +3,7 @@
 A protocol is run in every row: the paper's, each method's own, and a given context.
 """
 
-from experiments.runs.comparison import Comparison, levels, on_gentle
+from experiments.runs.comparison import Axis, Comparison, levels, on_gentle
 
 TASK_SETS = ("test", "train")  # outside and inside the training distribution
 FAMILIES = (
@@ -130,6 +130,7 @@ TABLES = {
         columns(ONE_SHOT, GIVEN),
         paper="std",
         paper_rows=("1:3",),
+        axis=Axis("own : relabelled rows", {ratio: ("gentle", ratio) for ratio in RATIOS}),
     ),
     "gentle_fig4": Comparison(
         "GENTLE's Figure 4: four to ten training tasks, test tasks unchanged",
@@ -138,6 +139,14 @@ TABLES = {
         columns(ONE_SHOT, GIVEN),
         paper="std",
         paper_rows=("gentle, 10 tasks", "focal, 10 tasks"),
+        axis=Axis(
+            "training tasks",
+            {
+                f"{name}, {count} tasks": (name, str(count))
+                for count in NUMBERS_OF_TASKS
+                for name in ("gentle", "focal")
+            },
+        ),
     ),
     "ctmrl_table1": Comparison(
         "CTMRL's Table 1: eight methods on seven families",
@@ -167,6 +176,14 @@ TABLES = {
         columns(ONLINE),
         paper="ci95",
         paper_rows=tuple(of_suites(CODES, "ctmrl")),
+        axis=Axis(
+            "codes",
+            {
+                f"N = {n}, {suite}": (suite, str(n))
+                for n in NUMBERS_OF_CODES
+                for suite in ("ctmrl", "ctmrl_b")
+            },
+        ),
         num_seeds=6,
     ),
 }

@@ -156,3 +156,44 @@ def curves(folder, rows, metric, title=""):
             f"bootstrap interval over seeds."
         )
     return figures.written(folder, "curves")
+
+
+def along(folder, name, rows, axis, metric, title=""):
+    """Draws the last checkpoint's return over what rows are along; returns no path without rows.
+
+    Args: rows, of whose names `axis`, a comparison.Axis, tells curve and value; others are left
+    out. Test tasks are solid, training tasks dotted.
+    """
+    rows = {row.name: row for row in rows if row.name in axis.at and row.returns}
+    if not rows:
+        return []
+    values = list(dict.fromkeys(value for _, value in axis.at.values()))
+    names = list(dict.fromkeys(curve for curve, _ in axis.at.values()))
+    blocks = dict.fromkeys(block for row in rows.values() for block in tables.blocks(row.returns))
+    protocols = list(dict.fromkeys(protocol for *_, protocol in blocks))
+    shape, size = layout({p: f"/{p}" for p in protocols}, 4.2, 3.2)
+    with figures.canvas(folder, name, size, title, shape) as (figure, axes, caption):
+        for panel, protocol in zip(axes.flat, protocols, strict=False):
+            for i, curve in enumerate(names):
+                for task_set, style in (("test", "o-"), ("train", "o:")):
+                    key = f"{task_set}/{protocol}"
+                    own = [(value, rows[row]) for row, (c, value) in axis.at.items()
+                           if c == curve and row in rows and key in rows[row].returns]  # fmt: skip
+                    seeds = [np.asarray(row.returns[key], np.float64)[-1] for _, row in own]
+                    seeds = [base.METRICS[metric](one).mean(-1) for one in seeds]
+                    if own:
+                        at = [values.index(value) for value, _ in own]
+                        mean = [one.mean() for one in seeds]
+                        ends = np.array([statistics.bootstrap_ci(one, 2_000) for one in seeds]).T
+                        label = f"{curve}, {task_set} tasks"
+                        panel.plot(at, mean, style, color=colour(i), ms=4, label=label)
+                        panel.fill_between(at, *ends, color=colour(i), alpha=0.15, lw=0)
+            panel.set_xticks(range(len(values)), values)
+            panel.set(title=protocol, xlabel=axis.name, ylabel="return per episode")
+            panel.grid(alpha=0.25)
+        finish(figure, axes, len(protocols))
+        caption(
+            f"Mean over seeds at the last checkpoint: {tables.EPISODES.get(metric, metric)}, "
+            f"averaged over tasks; band: 95% bootstrap interval."
+        )
+    return figures.written(folder, name)

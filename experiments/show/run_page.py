@@ -103,24 +103,31 @@ def of_list(listed, runs):
     return "Finished runs", parts
 
 
-def of_table(name, about, text, summaries, found):
+def of_table(name, of, text, summaries, found):
     """Returns the page of a table.
 
-    Args: about, a sentence; text, its Markdown; summaries and found, {(row, env): summary and
+    Args: of, its Comparison; text, its Markdown; summaries and found, {(row, env): summary and
     scores, of `scores.of_run`}.
     """
-    parts = [page.Text(results_page.sentence(about)), page.Text(text)]
+    parts = [page.Text(results_page.sentence(of.about)), page.Text(text)]
     for env in dict.fromkeys(env for _, env in summaries):
-        own = {row: found.get((row, at), {}) for row, at in summaries if at == env}
-        as_returns = lambda known: {
-            key: one[None, ..., None]
-            for key, one in known.items()
-            if not key.startswith(scores.BOUNDS)
-        }
-        rows = [run_figures.Row(row, as_returns(known), {}) for row, known in own.items()]
+        rows = rows_of_scores({row: found.get((row, at), {}) for row, at in summaries if at == env})
         metric = next(s["results"][0]["metric"] for (_, at), s in summaries.items() if at == env)
+        if of.axis:
+            draw = lambda folder, *args: run_figures.along(folder, "along", *args)
+            parts += drawn(f"Over {of.axis.name}: {env}", draw, rows, of.axis, metric)
         parts += drawn(f"Every seed: {env}", run_figures.seeds, rows, metric)
     return name, parts
+
+
+def rows_of_scores(known):
+    """Returns run_figures.Rows of {row: scores of its last checkpoint}."""
+    as_returns = lambda own: {
+        name: one[None, ..., None]
+        for name, one in own.items()
+        if not name.startswith(scores.BOUNDS)
+    }
+    return [run_figures.Row(name, as_returns(own), {}) for name, own in known.items()]
 
 
 def facts(folder, summary):
