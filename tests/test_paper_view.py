@@ -12,11 +12,12 @@ from experiments.cli import flags
 from experiments.cli.command import main
 from experiments.runs import comparisons
 from experiments.show import paper_tables, paper_view, scores, tables
-from gentle_jax import statistics
+from gentle_jax import statistics, suites
 from tests.test_report import make_summary
 
 ROOT = pathlib.Path(__file__).parent.parent
 TABLE, ENV, COLUMN = "ctmrl_table1", "cheetah_vel", "test/random_then_policy"
+BACKBONE = suites.backbone("ctmrl", ENV, "quick")
 
 
 def drawn(level, num_seeds=6, num_tasks=3, seed=0):
@@ -74,7 +75,7 @@ def cells(levels, num_seeds=6):
     """Returns (summaries, scores) of the table's rows in ENV. Args: levels, {row: return}."""
     summaries, found = {}, {}
     for number, (row, level) in enumerate(levels.items()):
-        summary = make_summary(algorithm=row, num_seeds=num_seeds, env=ENV)
+        summary = make_summary(algorithm=row, num_seeds=num_seeds, env=ENV, backbone=BACKBONE)
         per_seed = [level] * num_seeds
         entry = summary["results"][0] | {"mean": level, "normalized": level, "per_seed": per_seed}
         entry["paper"] = paper_tables.lookup(

@@ -179,11 +179,11 @@ def test_files_and_caption_of_a_table_tell_which_backbone_it_is_of(
     assert stored["table"] == "components" and stored["cells"][0]["backbone"] == "iql"
     # td3_bc is what the preset has for one of two environments: no other name, and both are told
     made = {("ctmrl", env): make_summary(env=env, backbone=name, preset="quick")
-            for env, name in (("ant_goal", "td3_bc"), ("cheetah_vel", "brac_sac"))}  # fmt: skip
+            for env, name in (("ant_goal", "td3_bc"), ("point_robot", "brac_sac"))}  # fmt: skip
     for entry in (entry for summary in made.values() for entry in summary["results"]):
         entry["normalized_ci95"] = [0.1, 0.2]
     text = reproduce.write("families", made, folder)
-    assert "backbone brac_sac (cheetah_vel); suite ctmrl, backbone td3_bc (ant_goal)" in text
+    assert "backbone brac_sac (point_robot); suite ctmrl, backbone td3_bc (ant_goal)" in text
     assert (folder / "families.md").exists()
 
 

@@ -48,8 +48,8 @@ RELEASED = (
 OLD_DUAL, RAW = ("--config.backbone.dual_steps=3",), ("--config.train.normalize_obs=False",)
 OLD_END = ("--config.train.final_lr=0.1",)
 OLD = (*RAW, *OLD_SCALE, *OLD_RATES, *OLD_END, *RELEASED)
-CAUSES = {
-    "preset": (),
+BRAC = {
+    "brac_sac": (),
     "all of the next six": (*OLD, *OLD_DUAL),
     "raw observations": RAW,
     "raw rewards, scale 5": OLD_SCALE,
@@ -60,8 +60,11 @@ CAUSES = {
     "no penalty": ("--config.backbone.use_brac=False",),
     "tau 0.03": ("--config.backbone.tau=0.03",),
     "discount 0.97": ("--config.backbone.discount=0.97",),
-    "td3_bc": ("--backbone=td3_bc",),
+}
+CAUSES = {
+    "td3_bc, the preset": (),
     "iql": ("--backbone=iql",),
+    **{name: ("--backbone=brac_sac", *changes) for name, changes in BRAC.items()},
 }
 EVERYWHERE = {
     f"{name}, {backbone}": (f"--algo={name}", f"--backbone={backbone}")

@@ -24,7 +24,7 @@ SETTINGS = {
     "ctmrl_b": INTERPOLATED,
     "gentle": {**locomotion.GENTLE, "behaviour.episodes_per_level": 50},
 }
-PRESETS = locomotion.PRESETS
+PRESETS, BACKBONES = locomotion.PRESETS, locomotion.BACKBONES
 SPEED_SEED = 1337
 
 
