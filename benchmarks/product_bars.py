@@ -26,8 +26,8 @@ from benchmarks import machine
 from experiments import run as run_command
 from experiments.cli import flags as command_line
 from experiments.host import computer as product
-from experiments.runs import outputs, snapshot
-from gentle_jax import assembly, errors, storage, training
+from experiments.runs import outputs
+from gentle_jax import agents, assembly, errors, storage, training
 from gentle_jax import sweep as sweep_lib
 
 HERE, TRAIN, SCALING = "product_bars", "train_step", "scaling"
@@ -113,7 +113,7 @@ def again(folder):
     """Gives a finished run's command again, without a shell: prints its table."""
     product.start()
     folder = Path(folder)
-    config, points, _ = snapshot.read_config(folder)
+    config, points, _ = agents.read_config(folder)
     request = command_line.Request(config, points, "data", str(folder.parents[3]))
     if run_command.folder_of(request) != folder:
         raise errors.UserError(f"{folder} is not the folder of its settings in this version")

@@ -28,8 +28,8 @@ from benchmarks import machine
 from experiments import collect, gather
 from experiments.cli import exit_codes
 from experiments.host import computer
-from experiments.runs import code_identity, outputs, shards, snapshot
-from gentle_jax import assembly, checkpoint, errors, storage, training
+from experiments.runs import code_identity, outputs, shards
+from gentle_jax import agents, assembly, checkpoint, errors, storage, training
 
 SAME, WARNED, REFUSED, WRONG = "as it was", "warned", "refused", "WRONG"
 
@@ -70,7 +70,7 @@ def readers_of(run):
         "summary.json": outputs.read_summary,
         "config.json": lambda folder: (
             shards.read_shard(folder)[1:4],
-            snapshot.read_config(folder),
+            agents.read_config(folder),
         ),
         "environment.json": code_identity.environment_of,
         "metrics.jsonl": log,
@@ -83,7 +83,7 @@ def readers_of(run):
 
 def checkpoints_of(run, root):
     """Returns (restore, frozen newest state, frozen state before) of a run's checkpoints."""
-    config, points, _ = snapshot.read_config(run)
+    config, points, _ = agents.read_config(run)
     fields, _ = storage.load(collect.dataset_folder(config, root), config)
     like = training.carry_shapes(assembly.make_sweep(config, fields, points))
 
@@ -216,7 +216,7 @@ def run(args):
     print(f"{args.processes} processes x {args.seconds:.0f} s: {entries} entries,", end=" ")
     print(f"{doubles} double entries, {refused} refusals of the folder", flush=True)
     folder = pathlib.Path(args.run)
-    config, _, _ = snapshot.read_config(folder)
+    config, _, _ = agents.read_config(folder)
     data = collect.dataset_folder(config, args.data)
     saved = checkpoints_of(folder, args.data)
     with contextlib.redirect_stderr(io.StringIO()):  # Orbax tells of reads that it gave up

@@ -19,6 +19,7 @@ from experiments.host import computer
 from experiments.runs import remote, snapshot
 from experiments.show import movies, offscreen, scene
 from gentle_jax import (
+    agents,
     assembly,
     errors,
     evaluation,
@@ -231,7 +232,7 @@ def run(line):
             f"--run is {asked['run']}: pass a folder of this machine (copy the run there)"
         )
     folder = pathlib.Path(asked["run"])
-    config, points, checksums = snapshot.read_config(folder)
+    config, points, checksums = agents.read_config(folder)
     index, seed, task, protocol = choose(config, points, assembly.env_of(config), asked)
     if not any((folder / "checkpoints").glob("[0-9]*")):
         raise snapshot.no_checkpoint(folder)

@@ -17,7 +17,7 @@ from experiments.cli import console, flags
 from experiments.cli.command import Command, start
 from experiments.host import computer, hosts, preemption
 from experiments.runs import code_identity, environments, events, grids, outputs, remote
-from gentle_jax import assembly, checkpoint, errors, json_files, storage, training
+from gentle_jax import agents, assembly, checkpoint, errors, json_files, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import sweep as sweep_lib
 from gentle_jax.protocols import base
@@ -250,6 +250,7 @@ def train(request, folder, hits, tell=events.silent):
         computer.prepare_folder(folder, 4 * size + 20e6, "--out")
         storage.write_json(folder / "config.json", json_files.sealed(identity(request)))
         environments.write(folder, request.config.run, meta)
+        storage.write_json(folder / agents.FILE, json_files.sealed(assembly.of_data(sweep)))
     session = Session(request, folder, sweep, assembly.task_sets(env)["test"], tell)
     with computer.light_compiling(request.config.run.preset):
         programs, compiled = compile_programs(sweep, hits)

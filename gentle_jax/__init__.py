@@ -14,6 +14,7 @@ _NAMES = {  # public name -> module
     "Sweep": "training",
     "UserError": "errors",
     "collect": "assembly",
+    "load": "agents",
     "make_config": "assembly",
     "make_env": "assembly",
     "make_sweep": "assembly",

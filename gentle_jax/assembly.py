@@ -23,7 +23,7 @@ from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import sweep as sweep_lib
 from gentle_jax.envs import base
-from gentle_jax.types import Algorithm, Env, HostArray, Protocol, Spec
+from gentle_jax.types import Algorithm, Env, HostArray, Protocol, Spec, Statistics, Transition
 
 CONTEXTS_PER_TASK = 8  # of the embedding figure
 
@@ -98,11 +98,19 @@ def make_sweep(
     env = env_of(config)
     storage.check_shapes(data, env)
     dataset, env, scale = _prepared(config, env, data)
-    algorithm, protocols = make_algorithm(config, env, spec_of(config, env, dataset))
+    return _sweep(config, dataset, env, scale, spec_of(config, env, dataset), points, devices,
+                  shard_data)  # fmt: skip
+
+
+def _sweep(config, dataset, env, scale, spec, points, devices=None, shard_data=False):
+    """Returns the Sweep of a prepared Dataset, which may be of shapes: then it stays that."""
+    algorithm, protocols = make_algorithm(config, env, spec)
     num_runs = len(points) * config.run.num_seeds
     mesh = sweep_lib.make_mesh(num_runs, devices)
-    if shard_data and mesh is not None:
-        dataset = data_lib.split_tasks(dataset, mesh.size)
+    if not isinstance(dataset.episode_start, jax.ShapeDtypeStruct):
+        if shard_data and mesh is not None:
+            dataset = data_lib.split_tasks(dataset, mesh.size)
+        dataset = sweep_lib.place_data(dataset, mesh)
     seeds = rng.run_keys(config.run.num_seeds, config.run.seed_offset)
     repeat = functools.partial(jnp.repeat, repeats=config.run.num_seeds)
     hp = jax.tree.map(repeat, config_lib.hyper_params(config, points))
@@ -112,7 +120,7 @@ def make_sweep(
         evaluate=evaluation.make_evaluate(algorithm, env, protocols, config.eval.num_repeats),
         episodes={name: protocol.num_episodes for name, protocol in protocols.items()},
         embed=evaluation.make_embed(algorithm, config.train, CONTEXTS_PER_TASK, env.horizon),
-        data=sweep_lib.place_data(dataset, mesh),
+        data=dataset,
         tasks=sweep_lib.place_shared(jax.tree.map(lambda leaf: leaf[order], env.tasks), mesh),
         hp=sweep_lib.place(hp, mesh),
         run_keys=sweep_lib.place(jnp.tile(seeds, len(points)), mesh),
@@ -121,6 +129,7 @@ def make_sweep(
         scale=scale,
         mesh=mesh,
         num_runs=num_runs,
+        spec=spec,
     )
 
 
@@ -165,14 +174,60 @@ def _prepared(config, env, fields):
     dataset = data_lib.take_tasks(dataset, task_order(env))
     if config.train.normalize_obs:
         scale = data_lib.statistics(dataset, len(env.train_ids))
-        dataset, env = data_lib.normalize(dataset, *scale), base.normalize(env, *scale)
+        dataset = data_lib.normalize(dataset, *scale)
+    env = _seen(config, env, scale)
     if config.env.reveal_task:
-        env = base.reveal(env)
         shown = env.tasks["revealed"][task_order(env)]
         dataset = data_lib.append(dataset, shown)
         zero = np.zeros(shown.shape[1], np.float32)
         scale = np.concatenate([scale[0], zero]), np.concatenate([scale[1], zero + 1.0])
     return dataset, env, scale
+
+
+def _seen(config, env, scale):
+    """Returns the Env as learners see it. Args: scale, (mean, std) of its own observations."""
+    if config.train.normalize_obs:
+        env = base.normalize(env, *scale)
+    return base.reveal(env) if config.env.reveal_task else env
+
+
+def of_data(sweep: training.Sweep) -> dict:
+    """Returns what a Sweep knows of its data: a JSON-able dict, all that `without_data` needs."""
+    spec, data = sweep.spec, sweep.data
+    tasks, rows = data.rows.reward.shape
+    return {
+        "scale": [np.asarray(part).tolist() for part in sweep.scale],
+        "statistics": [np.asarray(part).tolist() for part in spec.statistics],
+        "rows_per_task": [spec.rows_per_task, spec.max_rows_per_task],
+        # a split Dataset is padded with tasks
+        "shape": [len(task_order(sweep.env)) if data.split > 1 else tasks, rows,
+                  data.episode_start.shape[1], data.level_episodes, data.num_levels],
+    }  # fmt: skip
+
+
+def without_data(
+    config: config_lib.ExperimentConfig, known: dict, points: Sequence[dict[str, float]] = ({},)
+) -> training.Sweep:
+    """Returns the Sweep of a config whose Dataset is of shapes: nothing can be trained with it.
+
+    Args: known, of `of_data`; points as in `make_sweep`. It runs on one device.
+    """
+    env = env_of(config)
+    mean, std = (np.array(part, np.float32) for part in known["scale"])
+    env = _seen(config, env, (mean[: env.obs_dim], std[: env.obs_dim]))
+    obs_mean, obs_std, *reward = known["statistics"]
+    statistics = Statistics(np.array(obs_mean, np.float32), np.array(obs_std, np.float32), *reward)
+    tasks, rows, starts, level_episodes, num_levels = known["shape"]
+    wide = lambda *tail: jax.ShapeDtypeStruct((tasks, rows, *tail), jnp.float32)
+    obs, none = wide(env.obs_dim), wide()
+    leaves = Transition(obs, wide(env.action_dim), none, none, obs, none)
+    start = jax.ShapeDtypeStruct((tasks, starts), jnp.int32)
+    dataset = data_lib.Dataset(leaves, start, level_episodes, num_levels)
+    dataset = dataset.replace(**levels_of(config.train, num_levels))
+    spec = spec_of(config, env, dataset)
+    least, most = known["rows_per_task"]
+    spec = spec._replace(rows_per_task=least, max_rows_per_task=most, statistics=statistics)
+    return _sweep(config, dataset, env, (mean, std), spec, points, jax.local_devices()[:1])
 
 
 def check(config: config_lib.ExperimentConfig, imported: bool = False) -> tuple[int, int]:

@@ -33,16 +33,20 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError)
 class Checkpoints:
     """The checkpoints in one folder. Holds Orbax's writer thread, hence a class."""
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2) -> None:
+    def __init__(self, folder: pathlib.Path, keep: int = 2, read_only: bool = False) -> None:
+        self._read_only = read_only  # another process may be writing: nothing is touched
         me = jax.process_index()  # one process of several writes alone: Orbax waits for no other
         alone = ocp.options.MultiprocessingOptions(
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
         )
         several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
-        folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):  # a kill left it
-            shutil.rmtree(unfinished, ignore_errors=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, **several)
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):  # a kill left it
+                shutil.rmtree(unfinished, ignore_errors=True)
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, **several)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, tree: PyTree, meta: dict) -> None:
@@ -57,13 +61,17 @@ class Checkpoints:
         )
         self._manager.save(step, args=items, force=True)
 
-    def restore(self, like: PyTree) -> tuple[PyTree, dict] | None:
+    def steps(self) -> list[int]:
+        """Returns the numbers of the checkpoints that are there, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def restore(self, like: PyTree, only: int | None = None) -> tuple[PyTree, dict] | None:
         """Returns (tree, meta) of the newest readable checkpoint, or None if there is none.
 
         Args: like, arrays or shapes that the checkpoint must fit; raises UserError if it holds
-        other ones.
+        other ones; only, the number of the one that is wanted.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in [only] if only is not None else self.steps():
             try:
                 return self._read(step, like)
             except errors.UserError:
@@ -72,7 +80,8 @@ class Checkpoints:
                 reason = (str(error) or type(error).__name__).splitlines()[0][:120]
                 message = f"checkpoint {step} is damaged, trying the one before ({reason})"
                 warnings.warn(message, stacklevel=2)
-                self._set_aside(step)
+                if not self._read_only:
+                    self._set_aside(step)
         return None
 
     def newest_meta(self) -> dict | None:
@@ -80,7 +89,7 @@ class Checkpoints:
 
         No array is read.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in self.steps():
             with contextlib.suppress(*DAMAGE):  # `restore` warns of it
                 return self._meta(step)
         return None

@@ -40,6 +40,7 @@ class Sweep(NamedTuple):
     scale: Any = None  # (mean, std) [obs_dim] of that scaling
     mesh: Mesh | None = None  # the devices that the runs are split over; None: one device
     num_runs: int | None = None  # real runs where S is padded to the devices; None: all
+    spec: Any = None  # the Spec that the algorithm was made for
 
     @property
     def runs(self) -> int:

@@ -19,9 +19,11 @@ from experiments.cli.command import main
 from experiments.runs import snapshot
 from experiments.show import movies, offscreen, scene
 from gentle_jax import (
+    agents,
     assembly,
     checkpoint,
     errors,
+    json_files,
     presets,
     registry,
     rng,
@@ -266,7 +268,14 @@ def finished(tmp_path_factory):
     The folder has what `run` leaves there and `render` reads; `trace` is what rollouts.npz holds.
     """
     root = tmp_path_factory.mktemp("render")
-    request = flags.parse(run.COMMAND, ["run", *RUN, f"--out={root / 'runs'}"])
+    with pytest.MonkeyPatch.context() as patch:  # no cache in the user's home
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(root / "cache"))
+        yield make_finished(root)
+
+
+def make_finished(root, *more):
+    """Returns what `finished` does, of a run with some more flags, below a folder."""
+    request = flags.parse(run.COMMAND, ["run", *RUN, *more, f"--out={root / 'runs'}"])
     config, folder = request.config, run.folder_of(request)
     env, data = assembly.env_of(config), collect.dataset_folder(config, root / "data")
     fields = storage.open_arrays(data, storage.shapes(6, config.behaviour, env))
@@ -278,18 +287,17 @@ def finished(tmp_path_factory):
     folder.mkdir(parents=True)
     storage.write_json(folder / "config.json", run.identity(request))
     task = assembly.make_sweep(config, fields, request.points)
+    storage.write_json(folder / agents.FILE, json_files.sealed(assembly.of_data(task)))
     state = jax.jit(lambda *args: sweep.init_runs(task.algorithm, *args, task.mesh))(
         task.hp, task.run_keys, task.data
     )
     carry = training.empty_carry(task, state)
     with checkpoint.Checkpoints(folder / "checkpoints") as saves:
-        saves.save(4, carry, {"done": 4, "seconds": {}})
+        saves.save(4 * checkpoint.UNITS, carry, {"done": 4, "seconds": {}})
     over_runs = sweep.over_runs(task.evaluate, 2, task.mesh)
     scores = jax.jit(over_runs)(state, task.run_keys, task.tasks, task.data, jnp.int32(4))
     paths, _ = scores[config.run.protocols[0]].shown
-    with pytest.MonkeyPatch.context() as patch:  # no cache in the user's home
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(root / "cache"))
-        yield folder, root / "data", np.asarray(paths)
+    return folder, root / "data", np.asarray(paths)
 
 
 def shown(capsys, *arguments):
@@ -308,7 +316,7 @@ def test_the_command_writes_the_episode_of_the_figures(finished, tmp_path, capsy
     assert {path.name for path in tmp_path.iterdir()} >= {f"{name}.html", f"{name}.gif"}
     text = (tmp_path / f"{name}.html").read_text().split('id="scene">')[1].split("</script>")[0]
     found = json.loads(text)
-    config, points, _ = snapshot.read_config(folder)
+    config, points, _ = agents.read_config(folder)
     assert len(points) == 2 and "seed 4" in found["details"] and "=0.002" in found["details"]
     env = assembly.env_of(config)
     np.testing.assert_allclose(found["goal"], env.landmarks[3], atol=1e-4)
@@ -383,7 +391,7 @@ def test_an_environment_that_cannot_be_drawn_is_told(finished):
 
 
 def test_settings_come_back_as_they_were_written(finished):
-    config, _, _ = snapshot.read_config(finished[0])
+    config, _, _ = agents.read_config(finished[0])
     tree = json.loads((finished[0] / "config.json").read_text())
     assert config_lib.to_dict(config) | {"sweep": tree["sweep"]} == tree
     assert config == config_lib.from_dict(config_lib.to_dict(config))

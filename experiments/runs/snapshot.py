@@ -1,6 +1,5 @@
 """Finished or interrupted runs as they were at their newest checkpoint."""
 
-import json
 import os
 from typing import NamedTuple
 
@@ -9,12 +8,10 @@ import numpy as np
 
 from experiments import collect
 from experiments.host import computer
-from gentle_jax import assembly, checkpoint, errors, json_files, storage, training
+from gentle_jax import agents, assembly, checkpoint, errors, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import explored as explored_lib
 from gentle_jax import sweep as sweep_lib
-
-RESTORE = "restore it, or give the run's command again with another --out"
 
 
 class Restored(NamedTuple):
@@ -26,25 +23,6 @@ class Restored(NamedTuple):
     scale: tuple  # (mean, std) of observations
     state: object  # leaves [S, ...]
     done: int  # steps behind the checkpoint
-
-
-def read_config(folder):
-    """Returns (ExperimentConfig, grid points, checksums of imported data or None) of a run folder.
-
-    Raises UserError if it is none.
-    """
-    path = folder / "config.json"
-    try:
-        tree = json_files.unsealed(json.loads(path.read_text()), path, RESTORE)
-        points = tuple(tree.pop("sweep"))
-    except errors.UserError:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise errors.UserError(
-            f"{folder} is not a run folder (no config.json that can be read): pass --run=FOLDER, "
-            f"the folder that `python -m experiments.run` names at its end"
-        ) from None
-    return config_lib.from_dict(tree), points, (tree.get("data") or {}).get("sha256")
 
 
 def restore(folder, config, points, checksums, root):
@@ -79,7 +57,7 @@ def explored(folder, num_contexts, root):
     for a run that cannot be restored.
     """
     path = folder / "explored.npz"
-    config, points, checksums = read_config(folder)
+    config, points, checksums = agents.read_config(folder)
     if path.exists():
         with np.load(path, allow_pickle=False) as arrays:
             if arrays["z"].shape[2] == num_contexts and arrays["done"] >= config.train.num_steps:
