@@ -77,6 +77,7 @@ class Agent:
 
     functions: Functions
     state: AgentState
+    blank: Belief  # before anything was seen
     key: Any  # of z, where a belief leaves it open
     obs_dim: int
     action_dim: int
@@ -85,10 +86,9 @@ class Agent:
 
     def prior(self, tasks: int | None = None) -> Belief:
         """Returns the belief before anything was seen. Args: tasks, how many at once."""
-        one = jax.tree.map(np.asarray, self._jitted("prior")(self.state))
         if tasks is None:
-            return one
-        return jax.tree.map(lambda leaf: np.repeat(leaf[None], tasks, 0), one)
+            return jax.tree.map(np.copy, self.blank)
+        return jax.tree.map(lambda leaf: np.repeat(leaf[None], tasks, 0), self.blank)
 
     def observe(self, belief: Belief, transitions: Transition | Mapping) -> Belief:
         """Returns the belief after some rows of a task, in the order in which they happened.
@@ -140,11 +140,9 @@ class Agent:
 
     def _is_batched(self, belief):
         """Whether a belief is one of many tasks; raises UserError for what is no belief of ours."""
-        plain = jax.eval_shape(self.functions.prior, self.state)
-        given, known = jax.tree.structure(belief), jax.tree.structure(plain)
-        if given == known:
-            more = {np.ndim(a) - b.ndim for a, b in zip(
-                jax.tree.leaves(belief), jax.tree.leaves(plain), strict=True)}  # fmt: skip
+        given, known = jax.tree.flatten(belief), jax.tree.flatten(self.blank)
+        if given[1] == known[1]:
+            more = {np.ndim(a) - b.ndim for a, b in zip(given[0], known[0], strict=True)}
             if more in ({0}, {1}):
                 return more == {1}
         raise errors.UserError(
@@ -214,7 +212,9 @@ def load(
     scale = tuple(map(jnp.asarray, sweep.scale))
     key = rng.stream(rng.run_keys(1, seed)[0], "agent")
     sizes = sweep.env.obs_dim, sweep.env.action_dim
-    return Agent(functions_of(sweep.algorithm, scale), state, key, *sizes, done, config)
+    functions = functions_of(sweep.algorithm, scale)
+    blank = jax.tree.map(np.asarray, jax.jit(functions.prior)(state))
+    return Agent(functions, state, blank, key, *sizes, done, config)
 
 
 def read_config(folder: pathlib.Path) -> tuple[config_lib.ExperimentConfig, tuple, Any]:

@@ -10,6 +10,7 @@ taken, with a warning that nothing was compared.
 import concurrent.futures
 import contextlib
 import hashlib
+import logging
 import pathlib
 import shutil
 import warnings
@@ -41,13 +42,16 @@ class Checkpoints:
         )
         several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
         if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0
+            )
         else:
             folder.mkdir(parents=True, exist_ok=True)
             for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):  # a kill left it
                 shutil.rmtree(unfinished, ignore_errors=True)
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, **several)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with _quiet() if read_only else contextlib.nullcontext():  # it warns that it is read only
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, tree: PyTree, meta: dict) -> None:
         """Saves in the background; the arrays may be donated as soon as this returns."""
@@ -152,6 +156,18 @@ class Checkpoints:
         """Ends the save that is under way, also after Ctrl-C; its errors do not hide others."""
         with contextlib.suppress(*() if kind is None else (Exception,)):
             self.close()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Leaves out warnings of Orbax, which come from absl's logger."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def number(position: Position) -> int:
