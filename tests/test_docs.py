@@ -116,6 +116,39 @@ class _Private:
     ]  # fmt: skip
 
 
+# --- links
+
+
+def anchors(path):
+    """Returns the anchors of a Markdown file's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+    plain = (re.sub(r"[^\w\- ]", "", head.lower()) for head in heads)
+    return {head.replace(" ", "-") for head in plain}
+
+
+@pytest.mark.parametrize("name", names("links", {".md"}))
+def test_links_lead_somewhere(name):
+    place = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", place.read_text()):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (place.parent / file).resolve() if file else place
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_page_is_linked():
+    pages = set((ROOT / "docs").rglob("*.md"))
+    linked = {
+        (place.parent / link.partition("#")[0]).resolve()
+        for place in [ROOT / "README.md", *pages]
+        for link in re.findall(r"\]\(([^)\s]+)\)", place.read_text())
+    }
+    assert pages <= linked
+
+
 # --- citations
 
 # notes that the project began with and does not have, and numbers of their sections

@@ -299,8 +299,8 @@ def test_rollout_masks_what_follows_an_early_end():
 def test_how_far_the_gentle_suites_training_goals_reach():
     """Normalized test returns of policies that know the test goal but only go where some may go.
 
-    What `given_context` results of this suite are to be read against (README): the nearest training
-    goal, and the point of the training goals' convex hull that is nearest to the test goal.
+    What `given_context` results of this suite are to be read against (docs/point_robot.md): the
+    nearest training goal, and the point of their convex hull that is nearest to the test goal.
     """
     env = registry.load("environment", "point_robot").make("gentle")
     goals = np.asarray(env.tasks["goal"], np.float64)

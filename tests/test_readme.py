@@ -1,5 +1,7 @@
-"""The README's Python example, as it stands, on fewer and smaller tasks."""
+"""The README: its size, its method, and the Python example of docs/python.md on smaller tasks."""
 
+import ast
+import json
 import os
 import pathlib
 import re
@@ -8,9 +10,14 @@ import numpy as np
 import pytest
 
 import gentle_jax
+from experiments.show import methods
+from gentle_jax import registry
 
-TEXT = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, re.S | re.M)
+ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES, BLOCKS = (
+    re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.S | re.M)
+    for name in ("docs/python.md", "README.md")
+)
 FEWER = {
     "env.num_train": 4,
     "env.num_test": 2,
@@ -23,8 +30,50 @@ FEWER = {
 
 
 def test_the_example_is_short():
-    example, _ = EXAMPLES  # the other one: test_agents.py
+    (example,) = EXAMPLES
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 8_000
+
+
+def plain(source, name):
+    """Returns the code of a top-level definition without docstring and annotations of arguments."""
+    (node,) = (one for one in ast.parse(source).body if getattr(one, "name", "") == name)
+    node.body = [one for one in node.body if not isinstance(getattr(one, "value", 0), ast.Constant)
+                 or isinstance(one, ast.AnnAssign)]  # fmt: skip
+    if isinstance(node, ast.FunctionDef):
+        node.returns = None
+        for argument in node.args.args:
+            argument.annotation = None
+    return ast.unparse(node)
+
+
+def test_the_method_of_the_readme_is_focal():
+    method, _ = BLOCKS  # the other one: test_agents.py
+    assert len(method.splitlines()) <= 25
+    focal = (ROOT / "gentle_jax/algorithms/focal.py").read_text()
+    for name in ("Config", "make"):
+        assert plain(method, name) == plain(focal, name)
+    known = {}
+    exec(compile(method, "README.md", "exec"), known)
+    assert known["SETTINGS"] is registry.load("algorithm", "focal").SETTINGS
+
+
+def test_the_table_of_the_readme_is_of_its_file():
+    text = (ROOT / "README.md").read_text()
+    (path,) = re.findall(r"`(experiments/results/methods_\w+\.json)`", text)
+    cells = {cell["row"]: cell for cell in json.loads((ROOT / path).read_text())["cells"]}
+    rows = re.findall(r"^\| ([^|]+) \| `(\w+)` \| (.+) \| (.+) \|$", text, re.M)
+    assert len(rows) == len(cells) == 12
+    for name, protocol, own, given in rows:
+        cell = cells[name.replace("told the task", "task revealed")]
+        assert cell["protocols"][0] == protocol
+        for shown, of in ((own, protocol), (given, "given_context")):
+            entry = methods.entry(cell, of, "test")
+            interval = methods.interval(entry)
+            assert shown == f"{methods.normalized(entry)} ({interval})"
 
 
 @pytest.mark.slow
