@@ -209,7 +209,9 @@ def write(target, env, task, shown, texts, movie):
     content, make_movie = draw(env, task, shown)
     content |= {"title": texts[0], "details": texts[1], "rewards": shown.rewards}
     html = target.with_name(f"{target.name}.html")
-    html.write_text(scene.page(content), encoding="utf-8")
+    whole = html.with_name(f".{html.name}.partial")
+    whole.write_text(scene.page(content), encoding="utf-8")
+    whole.replace(html)  # pages of `report` read it
     if not movie:
         return [html]
     stride = movies.stride_of(content["dt"])

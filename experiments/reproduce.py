@@ -218,6 +218,11 @@ def folder_of_tables(own, out):
 def main(line):
     """The command; returns its exit code, DIVERGED if a run of the table became NaN."""
     own = line.own
+    if own["html"]:
+        for name in ("list", "dry_run", "page"):
+            if own[name]:
+                raise errors.UserError(f"--html is of a table, --{name} makes none: leave one out")
+        run_page.check(own["html"])
     if own["list"]:
         print("\n".join(described()))
         return exit_codes.DONE
@@ -228,8 +233,6 @@ def main(line):
         computer.prepare_folder(path.parent, 1e6, "--page")
         path.write_text(results_page.page(cells.RESULTS.glob("*.json"), TABLES, again))
         return exit_codes.DONE
-    if own["html"]:
-        run_page.check(own["html"])
     if own["from"]:
         print(again(pathlib.Path(own["from"])))
         if own["html"]:
@@ -260,6 +263,8 @@ def main(line):
                 print(f"left out: {why[at]}", flush=True)
             else:
                 ran[at] = run.execute(found[at].request)
+        done = [run.folder_of(found[at].request) for at in finished(found, ran)]
+        table_figures.explore(TABLES[table], done)
     finally:  # whatever ends the command: what is finished, by now, of any shard
         summaries = finished(found, ran)
         if summaries:
@@ -325,18 +330,17 @@ def finish(line, to, found, summaries):
     hashes = [(folders[at], code_identity.hash_of(s)) for at, s in summaries.items()]
     metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
     known = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
-    if TABLES[table].contexts:
-        roots = to, line.shared["data"]
-        summaries = table_figures.contexts(table, TABLES[table], folders, summaries, *roots)
+    name, of = file_name(table, summaries), TABLES[table]
+    summaries = table_figures.contexts(name, of, folders, summaries, to)
     part = [f"--{name}={one}" for name in ("rows", "envs") for one in own[name]]
     words = [*flags.without_paths(line.words), *part]
     print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
-    print(f"\ntable: {to / file_name(table, summaries)}.md")
-    table_figures.curves(table, TABLES[table], summaries, known, to)
+    print(f"\ntable: {to / name}.md")
+    table_figures.curves(name, of, summaries, known, to)
     if own["html"]:
         show(own["html"], table, summaries, known)
     if own["export"]:
-        for path in scores.export(to, file_name(table, summaries), known):
+        for path in scores.export(to, name, known):
             print(f"export: {path}")
 
 

@@ -90,7 +90,7 @@ class Agent:
             return jax.tree.map(np.copy, self.blank)
         return jax.tree.map(lambda leaf: np.repeat(leaf[None], tasks, 0), self.blank)
 
-    def observe(self, belief: Belief, transitions: Transition | Mapping) -> Belief:
+    def observe(self, belief: Belief, transitions: Any) -> Belief:
         """Returns the belief after some rows of a task, in the order in which they happened.
 
         Args: transitions, a Transition or a dict of arrays [rows, ...] "obs", "action", "reward"
@@ -151,7 +151,12 @@ class Agent:
 
     def _rows(self, transitions, many):
         """Returns a Transition of float32 arrays, all fields there."""
-        given = transitions._asdict() if isinstance(transitions, tuple) else dict(transitions)
+        if not isinstance(transitions, Transition | Mapping):
+            raise errors.UserError(
+                f"transitions are a {type(transitions).__name__}: expected a dict or a Transition"
+            )
+        named = isinstance(transitions, Transition)
+        given = transitions._asdict() if named else dict(transitions)
         lacking = [name for name in NEEDED if given.get(name) is None]
         unknown = [name for name in given if name not in Transition._fields]
         if lacking or unknown:
@@ -159,7 +164,10 @@ class Agent:
             raise errors.UserError(
                 f"transitions {text}: expected arrays {', '.join(NEEDED)}, optional terminal"
             )
-        fields = {name: np.asarray(value, np.float32) for name, value in given.items()}
+        try:
+            fields = {name: np.asarray(value, np.float32) for name, value in given.items()}
+        except (ValueError, TypeError) as error:
+            raise errors.UserError(f"transitions are no arrays of numbers ({error})") from None
         fields.setdefault("terminal", np.zeros_like(fields["reward"]))
         fields.setdefault("context_reward", fields["reward"])  # sparse where the reward is
         lead = fields["reward"].shape
@@ -179,7 +187,7 @@ class Agent:
             raise errors.UserError(f"{name} has shape {list(shape)}: expected {list(wanted)}")
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _jitted(functions, name, axes):
     """Returns a compiled function of Functions, the same one each time."""
     function = getattr(functions, name)
@@ -194,6 +202,8 @@ def load(
     Args: seed, one of the run's (default: its first); step, training steps behind a checkpoint that
     the run still has; point, a grid point of a sweep. Raises UserError for what is not there.
     """
+    if "://" in str(run_folder):
+        raise errors.UserError(f"{run_folder} is not on this machine: copy the run here")
     folder = pathlib.Path(run_folder)
     config, points = read_config(folder)[:2]
     run = config.run
@@ -205,16 +215,25 @@ def load(
                 f"{name} is {given}: this run has {name}s {allowed[0]} to {allowed[-1]}"
             )
     known = read_known(folder)
-    sweep = assembly.without_data(config, known, points)
+    sweep, functions = _built(json.dumps([config_lib.to_dict(config), known, points]))
     state, done = read_state(folder, sweep, step)
     index = point * run.num_seeds + seed - seeds[0]
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), state)
-    scale = tuple(map(jnp.asarray, sweep.scale))
     key = rng.stream(rng.run_keys(1, seed)[0], "agent")
     sizes = sweep.env.obs_dim, sweep.env.action_dim
-    functions = functions_of(sweep.algorithm, scale)
     blank = jax.tree.map(np.asarray, jax.jit(functions.prior)(state))
     return Agent(functions, state, blank, key, *sizes, done, config)
+
+
+@functools.lru_cache(maxsize=16)
+def _built(text):
+    """Returns (Sweep, Functions) of the JSON of [config, what is known of its data, grid points].
+
+    Agents of one run share them, and what is compiled for them.
+    """
+    tree, known, points = json.loads(text)
+    sweep = assembly.without_data(config_lib.from_dict(tree), known, points)
+    return sweep, functions_of(sweep.algorithm, tuple(map(jnp.asarray, sweep.scale)))
 
 
 def read_config(folder: pathlib.Path) -> tuple[config_lib.ExperimentConfig, tuple, Any]:
@@ -230,8 +249,8 @@ def read_config(folder: pathlib.Path) -> tuple[config_lib.ExperimentConfig, tupl
         raise
     except (OSError, ValueError, KeyError, AttributeError):
         raise errors.UserError(
-            f"{folder} is not a run folder (no config.json that can be read): pass --run=FOLDER, "
-            f"the folder that `python -m experiments.run` names at its end"
+            f"{folder} is not a run folder (no config.json that can be read): pass the folder that "
+            f"`python -m experiments.run` names at its end"
         ) from None
     return config_lib.from_dict(tree), points, (tree.get("data") or {}).get("sha256")
 
@@ -241,10 +260,13 @@ def read_known(folder: pathlib.Path) -> dict:
     path = folder / FILE
     if not path.exists():
         raise errors.UserError(
-            f"{folder} has no {FILE}: it was made by an older version, or gathered from shards; "
-            f"give the run's command again (with --accept_code), or pass a shard's folder"
+            f"{folder} has no {FILE}: it was gathered from shards, then pass one of their folders, "
+            f"or an older version made it, then give its command again with --fresh"
         )
-    return json_files.unsealed(json_files.read(path), path, RESTORE)
+    known = json_files.unsealed(json_files.read(path), path, RESTORE)
+    if not {"scale", "statistics", "rows_per_task", "shape"} <= set(known):
+        raise errors.UserError(f"{path} is damaged: {RESTORE}")
+    return known
 
 
 def read_state(
@@ -259,7 +281,7 @@ def read_state(
             there = saves.steps()
             steps = sorted({number // checkpoint.UNITS for number in there})
             only = next((n for n in there if n // checkpoint.UNITS == step), None)
-            if step is not None and only is None:
+            if there and step is not None and only is None:
                 raise errors.UserError(
                     f"step is {step}: this run has checkpoints at {', '.join(map(str, steps))}"
                 )

@@ -172,6 +172,12 @@ def test_folders_that_hold_no_agent_are_told(kept, tmp_path):
     shutil.copy(kept[0] / agents.FILE, folder)
     with pytest.raises(errors.UserError, match="holds no checkpoint"):
         gentle_jax.load(folder)
+    (folder / agents.FILE).write_text("{")
+    with pytest.raises(errors.UserError, match="is damaged"):
+        gentle_jax.load(folder)
+    with pytest.raises(errors.UserError, match="not on this machine"):
+        gentle_jax.load("gs://bucket/run")
+    shutil.copy(kept[0] / agents.FILE, folder)
     changed = json.loads((folder / agents.FILE).read_text())
     changed["shape"][1] += 1
     storage.write_json(folder / agents.FILE, changed)
@@ -194,6 +200,20 @@ def test_rows_of_another_shape_are_told(agent, change, hint):
     change(rows)
     with pytest.raises(errors.UserError, match=hint):
         agent.observe(agent.prior(), rows)
+
+
+@pytest.mark.parametrize("rows", [(1, 2), 3, {"obs": [[1, 2], [3]], "action": 0, "reward": 0,
+                                               "next_obs": 0}])  # fmt: skip
+def test_what_is_no_rows_is_told(agent, rows):
+    with pytest.raises(errors.UserError, match="transitions are"):
+        agent.observe(agent.prior(), rows)
+
+
+def test_agents_of_one_run_share_what_is_compiled(kept, agent):
+    other = gentle_jax.load(kept[0], seed=3)
+    assert other.functions is agent.functions
+    assert any((a != b).any() for a, b in zip(
+        jax.tree.leaves(other.state), jax.tree.leaves(agent.state), strict=True))  # fmt: skip
 
 
 def test_other_beliefs_and_observations_are_told(agent):

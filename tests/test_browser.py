@@ -127,6 +127,7 @@ ROWS = "\n".join([
     "| b | -2.5 ± 1 (0.2) | [3, 4]† | 1 |", "| a | 10 | [-1, 2] | word |",
     "| C | - | - | - |", "| d | 9.5e-1 | [20, 30] | nan |",
 ])  # fmt: skip
+NAMES = "\n".join(["| name |", "|---|", *(f"| {n} |" for n in ("1:12", "1:0", "1:9", "1.2.3"))])
 
 
 def test_tables_sort_by_numbers_and_words_and_what_is_missing_stays_last(browser, tmp_path):
@@ -148,6 +149,17 @@ def test_tables_sort_by_numbers_and_words_and_what_is_missing_stays_last(browser
     assert after(3)[:2] == "ba"
     marked = browser.find_elements("css selector", "th[aria-sort]")
     assert [head.get_attribute("aria-sort") for head in marked] == ["descending"]
+
+
+def test_names_with_numbers_sort_as_a_reader_counts(browser, tmp_path):
+    path = tmp_path / "n.html"
+    path.write_text(page.page("n", [page.Text(NAMES)]))
+    load(browser, path)
+    button = browser.find_element("css selector", "th button")
+    button.click()  # from the last to the first
+    button.click()
+    cells = [cell.text for cell in browser.find_elements("css selector", "tbody td")]
+    assert cells == ["1:0", "1:9", "1:12", "1.2.3"]
 
 
 def test_the_viewer_draws_the_bodies_and_listens(browser, tmp_path):

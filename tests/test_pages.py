@@ -25,6 +25,9 @@ def swept(tmp_path_factory):
     grid.mkdir()
     (grid / "grid.json").write_text(json.dumps({"cells": [{"run": folder.name}]}))
     (grid / "heat_map.svg").write_text("<svg>the map</svg>")
+    damaged = folder.parent / "grid_3"
+    damaged.mkdir()
+    (damaged / "grid.json").write_text("{")
     other = folder.parent / "grid_2"
     other.mkdir()
     (other / "grid.json").write_text(json.dumps({"cells": [{"run": "another"}]}))
@@ -96,6 +99,8 @@ def test_episodes_of_render_are_on_the_page_and_their_command_is_told_otherwise(
     (found,) = episodes.scenes
     assert found["title"] == "rendered" and found["rewards"] == [1.0, 2.0]
     (folder / "renders/two.html").write_text("<p>no episode</p>")
+    cut = scene.page(content).partition("</script>")[0][:-9]
+    (folder / "renders/three.html").write_text(cut)
     assert len(parts_of(folder)["Episodes"][0].scenes) == 1
 
 
@@ -183,6 +188,20 @@ def test_axes_of_tables_name_their_rows():
     assert all(set(of.axis.at) == set(of.rows) for of in along.values())
 
 
+def test_runs_that_diverged_are_told_below_figures(tmp_path):
+    returns = np.array([1.0, 3.0, np.nan])[None, :, None, None] * np.ones((1, 1, 2, 3))
+    row = run_figures.Row("a", {"test/online": returns, "eval_steps": np.array([10])}, {})
+    for draw in (run_figures.seeds, run_figures.curves):
+        draw(tmp_path, [row], "final")
+    run_figures.by_episode(tmp_path, [row])
+    for name in ("seeds", "curves", "by_episode"):
+        text = (tmp_path / f"{name}.svg").read_text()
+        assert "Without 1 run(s) that diverged" in text and "Episodes end early" not in text
+    whole = row._replace(part=slice(0, 2))
+    run_figures.seeds(tmp_path, [whole], "final")
+    assert "diverged" not in (tmp_path / "seeds.svg").read_text()
+
+
 # --- the commands
 
 
@@ -237,6 +256,13 @@ def test_a_run_of_another_version_is_shown_without_its_settings(tmp_path):
     assert len(found["Results"]) == 1 and len(found["Every seed"]) == 1
     (folder / "config.json").unlink()
     assert "no config.json" in parts_of(folder)["Settings"][0].markdown
+
+
+@pytest.mark.parametrize("flag", ["--list", "--dry_run", "--page={}/results.md"])
+def test_commands_that_make_no_table_make_no_page(capsys, tmp_path, flag):
+    line = [flag.format(tmp_path), f"--html={tmp_path / 'page.html'}"]
+    code, _, err = shown(capsys, *line, command=reproduce.COMMAND, name="reproduce")
+    assert code == 2 and "--html is of a table" in err and not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_of_a_run_is_one_line(tmp_path):

@@ -64,36 +64,42 @@ def test_accuracy_is_of_contexts_that_made_no_centre():
     assert recognition.numbers(z)["accuracy"] == [0.0]
 
 
-def test_the_table_has_a_line_for_each_row_that_could_be_restored(tmp_path, capsys, monkeypatch):
+def test_the_table_has_a_line_for_each_row_that_could_be_read(tmp_path, capsys, monkeypatch):
     known = {"a": codes(100.0), "b": None}
+    of = comparisons.TABLES["gentle_fig2"]
 
-    def explored_of(folder, count, root):
-        assert (count, root) == (400, "data")
+    def explored_of(folder, count):
         if known[folder] is None:
             raise errors.UserError("it holds no checkpoint")
-        return known[folder]
 
     monkeypatch.setattr(snapshot, "explored", explored_of)
+    monkeypatch.setattr(snapshot, "kept_contexts", lambda folder, count: known[folder])
+    table_figures.explore(of, known)
+    assert capsys.readouterr().out == "no contexts: it holds no checkpoint\n"
     folders = {(row, "point_robot"): row for row in known}
     summaries = {at: {"preset": "smoke", "protocols": []} for at in folders}
-    of = comparisons.TABLES["gentle_fig2"]
-    found = table_figures.contexts("gentle_fig2", of, folders, summaries, tmp_path, "data")
+    found = table_figures.contexts("gentle_fig2_iql", of, folders, summaries, tmp_path)
     heading, _, only, _, note = "\n".join(recognition.lines(found)).splitlines()
     assert only.startswith("| a | point_robot | 1.00 [1.00, 1.00]† | 0.25 |")
     assert "nearest centroid" in heading and "40 contexts" in note
-    assert "no contexts: it holds no checkpoint" in capsys.readouterr().out
-    assert (tmp_path / "gentle_fig2_point_robot.png").stat().st_size > 5000
+    assert (tmp_path / "gentle_fig2_iql_point_robot.png").stat().st_size > 5000
     assert recognition.lines(summaries) == []
+    plain = of._replace(contexts=0)
+    table_figures.explore(plain, known)
+    assert table_figures.contexts("t", plain, folders, summaries, tmp_path) == summaries
 
 
-def test_what_was_collected_once_is_kept_in_the_run_folder(tmp_path, monkeypatch):
+def test_what_was_collected_once_is_kept_in_the_run_folder(tmp_path):
     folder = make_run(tmp_path, "--num_seeds=2")
-    with pytest.raises(errors.UserError, match="dataset is not in"):
-        snapshot.explored(folder, 4, str(tmp_path / "none"))
+    with pytest.raises(errors.UserError, match=r"has no agent\.json"):
+        snapshot.explored(folder, 4)
     z = codes(1.0, contexts=4)
     np.savez(folder / "explored.npz", z=z, done=8)
-    np.testing.assert_array_equal(snapshot.explored(folder, 4, "none"), z)
+    np.testing.assert_array_equal(snapshot.explored(folder, 4), z)
     for count, done in ((5, 8), (4, 7)):  # of another number, of an unfinished run
         np.savez(folder / "explored.npz", z=z, done=done)
-        with pytest.raises(errors.UserError):
-            snapshot.explored(folder, count, str(tmp_path / "none"))
+        assert snapshot.kept_contexts(folder, count) is None
+    (folder / "explored.npz").write_bytes(b"no archive")
+    assert snapshot.kept_contexts(folder, 4) is None
+    with pytest.raises(errors.UserError, match="not on this machine"):
+        snapshot.explored("gs://bucket/run", 4)

@@ -338,10 +338,10 @@ def test_the_protocol_and_the_task_may_be_left_out_or_named(finished, tmp_path, 
 
 
 def test_contexts_of_a_run_come_from_its_checkpoint(finished):
-    folder, data, _ = finished
-    z = snapshot.explored(folder, 3, data)
+    folder = finished[0]
+    z = snapshot.explored(folder, 3)
     assert z.shape[:3] == (4, 2, 3) and np.isfinite(z).all() and (folder / "explored.npz").exists()
-    np.testing.assert_array_equal(snapshot.explored(folder, 3, "none"), z)  # kept
+    np.testing.assert_array_equal(snapshot.explored(folder, 3), z)  # kept
     (folder / "explored.npz").unlink()
 
 

@@ -62,7 +62,7 @@ BRAC = {
     "discount 0.97": ("--config.backbone.discount=0.97",),
 }
 CAUSES = {
-    "td3_bc, the preset": (),
+    "td3_bc, the preset": ("--backbone=td3_bc",),
     "iql": ("--backbone=iql",),
     **{name: ("--backbone=brac_sac", *changes) for name, changes in BRAC.items()},
 }

@@ -1,6 +1,8 @@
 """Finished or interrupted runs as they were at their newest checkpoint."""
 
 import os
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -8,10 +10,14 @@ import numpy as np
 
 from experiments import collect
 from experiments.host import computer
+from experiments.runs import remote
 from gentle_jax import agents, assembly, checkpoint, errors, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import explored as explored_lib
 from gentle_jax import sweep as sweep_lib
+
+EXPLORED = "explored.npz"
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Restored(NamedTuple):
@@ -50,27 +56,42 @@ def restore(folder, config, points, checksums, root):
     return Restored(config, sweep, env, scale, kept[0]["state"], kept[1]["done"])
 
 
-def explored(folder, num_contexts, root):
-    """Returns z [seed, test task, num_contexts, Z] of contexts that a run's policies collect.
-
-    Kept in the run folder, which answers the next time. Args: root, as `--data`. Raises UserError
-    for a run that cannot be restored.
-    """
-    path = folder / "explored.npz"
-    config, points, checksums = agents.read_config(folder)
-    if path.exists():
+def kept_contexts(folder, num_contexts):
+    """Returns what `explored` left in a run folder, None where it has not, or not this many."""
+    path = folder / EXPLORED
+    if remote.is_remote(str(folder)) or not path.exists():
+        return None
+    try:
         with np.load(path, allow_pickle=False) as arrays:
-            if arrays["z"].shape[2] == num_contexts and arrays["done"] >= config.train.num_steps:
-                return arrays["z"]
-    restored = restore(folder, config, points, checksums, root)
-    sweep, env = restored.sweep, restored.env
-    explore = explored_lib.make(sweep.algorithm, env, num_contexts)
-    tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[env.test_ids], env.tasks)
-    over_runs = sweep_lib.over_runs(explore, 2)
-    host = jax.tree.map(np.asarray, restored.state)
-    z = np.asarray(jax.jit(over_runs)(host, sweep.run_keys, tasks, np.int32(restored.done)))
+            z, done = arrays["z"], int(arrays["done"])
+    except DAMAGE:
+        return None
+    config, *_ = agents.read_config(folder)
+    whole = z.ndim == 4 and z.shape[2] == num_contexts and done >= config.train.num_steps
+    return z if whole else None
+
+
+def explored(folder, num_contexts):
+    """Returns z [run, test task, num_contexts, Z] of contexts that a run's policies collect.
+
+    Kept in the run folder, which answers the next time. Neither the dataset nor the run's lock is
+    needed. Raises UserError for a run whose agents cannot be read.
+    """
+    if remote.is_remote(str(folder)):
+        raise errors.UserError(f"{folder} is not on this machine: copy the run here")
+    z = kept_contexts(folder, num_contexts)
+    if z is not None:
+        return z
+    config, points, _ = agents.read_config(folder)
+    sweep = assembly.without_data(config, agents.read_known(folder), points)
+    state, done = agents.read_state(folder, sweep, None)
+    explore = explored_lib.make(sweep.algorithm, sweep.env, num_contexts)
+    tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[sweep.env.test_ids], sweep.env.tasks)
+    over_runs = jax.jit(sweep_lib.over_runs(explore, 2))
+    z = np.asarray(over_runs(state, sweep.run_keys[: sweep.runs], tasks, np.int32(done)))
+    path = folder / EXPLORED
     whole = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez_compressed(whole, z=z, done=restored.done)
+    np.savez_compressed(whole, z=z, done=done)
     whole.replace(path)
     return z
 

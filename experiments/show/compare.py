@@ -26,30 +26,45 @@ class Grid(NamedTuple):
     num_left: int  # how many columns hold names
 
 
+class Legend(NamedTuple):
+    """What the runs of a table are: (name, folder, lines of settings) of each."""
+
+    runs: list
+
+
 def lines(runs):
     """Returns text lines of [(folder, summary)]; raises UserError for what is not comparable."""
     text = []
     for part in parts(runs):
-        of_grid = isinstance(part, Grid)
-        text += [tables.plain_grid(*part) if of_grid else "\n".join(part), ""]
+        if isinstance(part, Legend):
+            indent = lambda words: [f"    {line}" for line in words]
+            each = [[f"{name}: {place}", *indent(words)] for name, place, words in part.runs]
+            text += [line for one in each for line in one]
+        else:
+            text.append(tables.plain_grid(*part) if isinstance(part, Grid) else "\n".join(part))
+        text.append("")
     return text[:-1]
 
 
 def markdown(runs):
     """Returns the same as `lines` in Markdown."""
-    # a line that is set in goes on with the one before
-    spell = lambda part: "\n\n".join(part).replace("\n\n    ", "\\\n")
-    shown = lambda part: tables.markdown_grid(*part) if isinstance(part, Grid) else spell(part)
+
+    def shown(part):
+        if isinstance(part, Legend):
+            each = [[f"- {n}: `{place}`", *words] for n, place, words in part.runs]
+            return "\n".join("\\\n  ".join(one) for one in each)
+        return tables.markdown_grid(*part) if isinstance(part, Grid) else "\n\n".join(part)
+
     return "\n\n".join(map(shown, parts(runs)))
 
 
 def parts(runs):
-    """Returns what is told of [(folder, summary)], in order: Grids and lists of lines."""
+    """Returns what is told of [(folder, summary)], in order: Grids, Legends, lists of lines."""
     found = []
     for of, members in grouped(runs).items():
         names = labels(members)
         found.append([", ".join(f"{name} {value}" for name, value in of)])
-        found.append(legend(names, members))
+        found.append(Legend(legend(names, members)))
         found.append(Grid([COLUMNS, *rows(names, members)], 2))
         found += pairs(names, members)
     entries = [entry for _, summary in runs for entry in summary["results"]]
@@ -101,7 +116,9 @@ def unusual(own, known):
     """Returns `key=value` of the settings in which `own` is not as most of `known` are."""
     shared = lambda key: sum(str(one[key]) == str(own[key]) for one in known) > len(known) / 2
     keys = [key for key in told(own) if differs(key, known) and not shared(key)]
-    return [f"{key.split('.')[-1]}={own[key]}" for key in keys]
+    lasts = [key.split(".")[-1] for key in told(own)]
+    short = lambda key: key if lasts.count(key.split(".")[-1]) > 1 else key.split(".")[-1]
+    return [f"{short(key)}={own[key]}" for key in keys]
 
 
 def told(settings):
@@ -110,7 +127,7 @@ def told(settings):
 
 
 def legend(names, members):
-    """Returns a line for each run, its folder, and the settings in which runs differ.
+    """Returns (name, folder, lines of the settings in which runs differ) of each run.
 
     Those in which not all agree where all have them, and those of an algorithm where its runs
     differ: what one method has and another lacks is no difference of the comparison.
@@ -118,7 +135,6 @@ def legend(names, members):
     known = [settings_of(folder) for folder, _ in members]
     text = []
     for name, (folder, summary), one in zip(names, members, known, strict=True):
-        text.append(f"{name}: {folder}")
         alike = [
             other
             for other, (_, of) in zip(known, members, strict=True)
@@ -126,7 +142,7 @@ def legend(names, members):
         ]
         shown = [key for key in told(one) if differs(key, known) or differs(key, alike)]
         words = "  ".join(f"{key}={one[key]}" for key in shown)
-        text += textwrap.wrap(words, 110, initial_indent="    ", subsequent_indent="    ")
+        text.append((name, folder, textwrap.wrap(words, 110)))
     return text
 
 

@@ -60,7 +60,7 @@ def finish(figure, axes, count):
 
 def seeds(folder, rows, metric, title=""):
     """Draws every seed's return of the last checkpoint: a dot each, the mean and its interval."""
-    panels = panels_of(rows)
+    panels, lost = panels_of(rows), set()
     shape, size = layout(panels, 4.2, 0.9 + 0.34 * len(rows))
     # a panel of its own scale: returns of protocols differ by far
     with figures.canvas(folder, "seeds", size, title, shape) as (figure, axes, caption):
@@ -70,6 +70,7 @@ def seeds(folder, rows, metric, title=""):
                     continue
                 last = np.asarray(row.returns[key], np.float64)[-1, row.part]
                 values = base.METRICS[metric](last).mean(-1)
+                lost |= {(row.name, seed) for seed in np.flatnonzero(~np.isfinite(values))}
                 values = values[np.isfinite(values)]
                 axis.scatter(values, np.full(len(values), i), s=26, color=colour(i), alpha=0.55)
                 if len(values) > 1:
@@ -83,7 +84,14 @@ def seeds(folder, rows, metric, title=""):
             f"One dot per seed: {tables.EPISODES.get(metric, metric)}, averaged over tasks; "
             f"diamond and line: mean and 95% bootstrap interval."
         )
+        tell_lost(caption, lost)
     return figures.written(folder, "seeds")
+
+
+def tell_lost(caption, lost):
+    """Adds to a caption how many runs it leaves out. Args: lost, {(row, number of the run)}."""
+    if lost:
+        caption(f"Without {len(lost)} run(s) that diverged; tables have them as nan.")
 
 
 def over_spent(row, key):
@@ -117,26 +125,31 @@ def by_episode(folder, rows, title=""):
     }
     if not panels:
         return []
-    early = False
+    early, lost = False, set()
     shape, size = layout(panels, 4.0, 2.8)
     with figures.canvas(folder, "by_episode", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
             for i, row in enumerate(row for row in rows if key in row.returns):
                 spent, scores = over_spent(row, key)
                 figures.interval_band(axis, spent, scores, colour(i), row.name)
-                early |= bool(np.isnan(row.returns[key][-1]).any())
+                ends = np.asarray(row.returns[key])[-1, row.part][..., [0, -1]]
+                gone = np.flatnonzero(~np.isfinite(ends).all((1, 2)))
+                lost |= {(row.name, seed) for seed in gone}
+                kept = np.delete(np.asarray(row.returns[key])[-1, row.part], gone, 0)
+                early |= bool(np.isnan(kept).any())
             axis.set(title=name, xlabel=EPISODES_SPENT, ylabel="return of the episode")
             axis.grid(alpha=0.25)
         finish(figure, axes, len(panels))
         caption("Mean over seeds and tasks at the last checkpoint; band: 95% bootstrap interval.")
         if early:
             caption("Episodes end early: later points are of the tasks that had so many.")
+        tell_lost(caption, lost)
     return figures.written(folder, "by_episode")
 
 
 def curves(folder, rows, metric, title=""):
     """Draws the return over training of several rows in the same panels."""
-    panels = panels_of(rows)
+    panels, lost = panels_of(rows), set()
     shape, size = layout(panels, 4.0, 2.8)
     with figures.canvas(folder, "curves", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
@@ -145,6 +158,7 @@ def curves(folder, rows, metric, title=""):
                     continue
                 every = np.asarray(row.returns[key], np.float64)[:, row.part]
                 scores = base.METRICS[metric](every).mean(-1)
+                lost |= {(row.name, seed) for seed in np.flatnonzero(~np.isfinite(scores[-1]))}
                 steps = np.asarray(row.returns["eval_steps"])
                 figures.interval_band(axis, steps, scores, colour(i), row.name)
                 figures.steps_axis(axis, steps)
@@ -155,6 +169,7 @@ def curves(folder, rows, metric, title=""):
             f"{tables.EPISODES.get(metric, metric).capitalize()}, averaged over tasks; band: 95% "
             f"bootstrap interval over seeds."
         )
+        tell_lost(caption, lost)
     return figures.written(folder, "curves")
 
 

@@ -198,7 +198,7 @@ def heat_maps(folder):
     """Returns the parts of the heat maps of grids that a run belongs to."""
     figures = []
     for path in sorted(folder.parent.glob("grid_*/grid.json")):
-        if any(cell.get("run") == folder.name for cell in storage.read_json(path)["cells"]):
+        if any(cell.get("run") == folder.name for cell in storage.read_json(path).get("cells", ())):
             maps = sorted(path.parent.glob("heat_map*.svg"))
             figures += [page.Figure(one.read_bytes(), "Heat map of the sweep") for one in maps]
     return [page.Heading("Sweep"), *figures] if figures else []
@@ -212,7 +212,8 @@ def played(folder, shard, config, points):
         scenes = [*plane_scenes(folder, shard, config, points), *scenes]
     parts = [page.Heading("Episodes")]
     if not scenes:
-        command = f"python -m experiments.render --run={folder}"
+        where = "FOLDER" if remote.is_remote(str(folder)) else folder
+        command = f"python -m experiments.render --run={where}"
         return [*parts, page.Text(f"None is stored to play; `{command}` adds one to this page.")]
     return [*parts, page.Episodes(scenes)]
 

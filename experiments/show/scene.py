@@ -134,6 +134,9 @@ def page(scene):
 
 
 def of_page(html):
-    """Returns the scene of a page that `page` made, None of another page."""
+    """Returns the scene of a page that `page` made, None of another or a damaged one."""
     _, found, rest = html.partition('id="scene">')
-    return json.loads(rest.partition("</script>")[0]) if found else None
+    try:
+        return json.loads(rest.partition("</script>")[0]) if found else None
+    except ValueError:  # it was cut while it was written
+        return None

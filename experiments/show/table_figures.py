@@ -1,42 +1,53 @@
 """Figures beside a table of `experiments.reproduce`."""
 
+from experiments.host import preemption
 from experiments.runs import snapshot
 from experiments.show import recognition, run_figures, run_page
 from gentle_jax import errors
 
 
-def curves(table, of, summaries, found, to):
+def curves(name, of, summaries, found, to):
     """Draws a table's curves, where its rows are along something, and says where they are.
 
-    Args: of, its Comparison; found, {(row, env): scores}; to, a folder.
+    Args: name, of its files; of, its Comparison; found, {(row, env): scores}; to, a folder.
     """
     for env in dict.fromkeys(env for _, env in summaries) if of.axis else ():
         rows = run_page.rows_of_scores({row: found[row, at] for row, at in summaries if at == env})
-        metric = next(s["results"][0]["metric"] for (_, at), s in summaries.items() if at == env)
-        name, title = f"{table}_{env}", f"{table}, {env}"
-        for path in run_figures.along(to, name, rows, of.axis, metric, title):
+        one = next(s for (_, at), s in summaries.items() if at == env)
+        metric, title = one["results"][0]["metric"], f"{name}, {env}, preset {one['preset']}"
+        for path in run_figures.along(to, f"{name}_{env}", rows, of.axis, metric, title):
             print(f"figure: {path}")
 
 
-def contexts(table, of, folders, summaries, to, root):
-    """Returns summaries with the numbers of `recognition`; draws its figures into a folder.
+def explore(of, folders):
+    """Lets the policies of finished runs collect contexts, which stay in their folders.
 
-    Runs that cannot be restored have none, which is told. Args: folders, {(row, env): run folder};
-    to, a folder; root, as `--data`.
+    Args: of, a Comparison; folders, of runs. Runs whose agents cannot be read are told, and left
+    out.
     """
-    codes, found = {}, {}
-    for at, summary in summaries.items():
-        found[at] = summary
+    for folder in folders if of.contexts else ():
+        preemption.check()
         try:
-            z = snapshot.explored(folders[at], of.contexts, root)
+            snapshot.explored(folder, of.contexts)
         except errors.UserError as error:
             print(f"no contexts: {error}", flush=True)
-            continue
-        codes.setdefault(at[1], {})[at[0]] = z
-        found[at] = summary | {recognition.NUMBERS: recognition.numbers(z)}
+
+
+def contexts(name, of, folders, summaries, to):
+    """Returns summaries with the numbers of `recognition`; draws its figures into a folder.
+
+    Runs that `explore` has not been through have none. Args: name, of the table's files; folders,
+    {(row, env): run folder}; to, a folder.
+    """
+    codes, found = {}, dict(summaries)
+    for at, summary in summaries.items():
+        z = snapshot.kept_contexts(folders[at], of.contexts) if of.contexts else None
+        if z is not None:
+            codes.setdefault(at[1], {})[at[0]] = z
+            found[at] = summary | {recognition.NUMBERS: recognition.numbers(z)}
     for env, own in codes.items():
         preset = next(s["preset"] for at, s in summaries.items() if at[1] == env)
         title = f"contexts that policies collect: {env}, preset {preset}"
-        for path in recognition.draw(to, f"{table}_{env}", own, title):
+        for path in recognition.draw(to, f"{name}_{env}", own, title):
             print(f"figure: {path}")
     return found
