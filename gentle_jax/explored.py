@@ -3,7 +3,7 @@
     in each task:  play some episodes with the sampled policy at the prior z
     repeat N times: draw H of these rows, with replacement;  z of this context
 
-Source: docs/methods/gentle.md, "Figure 2". An encoder of ordered contexts gets N episodes as they
+Source: docs/methods/gentle.md, "Ablations". An encoder of ordered contexts gets N episodes as they
 came instead: single rows are no context there.
 """
 
