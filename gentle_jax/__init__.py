@@ -18,6 +18,7 @@ _NAMES = {  # public name -> module
     "make_config": "assembly",
     "make_env": "assembly",
     "make_sweep": "assembly",
+    "register": "registry",
     "task_sets": "assembly",
     "train": "assembly",
     "write_dataset": "interop.npz",

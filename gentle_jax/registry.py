@@ -22,9 +22,13 @@ Each value is a module, imported on first use. What a module must define:
                need of it, such as "relabel"
   protocol     `make(eval_config, env)`; optional: `NEEDS`, names that an environment or an
                algorithm must offer
+
+A name with a dot is a module of somebody's own, which needs no line: `my_package.my_module`.
 """
 
 import importlib
+import importlib.util
+import sys
 from types import ModuleType
 
 from gentle_jax import errors
@@ -75,14 +79,63 @@ TABLES = {
 }
 
 
+# what a module of a kind must define
+DEFINES = {
+    "algorithm": ("Config", "make"),
+    "backbone": ("Config", "make"),
+    "environment": ("SETTINGS", "PHYSICS", "make"),
+    "protocol": ("make",),
+}
+
+
 def load(kind: str, name: str) -> ModuleType:
-    """Imports the module of entry `name` in table `kind`; raises UserError for an unknown name."""
-    return importlib.import_module(name_of(kind, name))
+    """Imports the module of entry `name` in table `kind`, or the module of that name.
+
+    Raises UserError for a name that is neither, and for a module that lacks what its kind defines.
+    """
+    module = importlib.import_module(name_of(kind, name))
+    lacking = [one for one in DEFINES[kind] if not hasattr(module, one)]
+    if lacking:
+        raise errors.UserError(
+            f"{kind} {name!r} defines no {lacking[0]}: expected {', '.join(DEFINES[kind])} in "
+            f"{module.__file__}"
+        )
+    return module
 
 
 def name_of(kind: str, name: str) -> str:
     """Returns the name of an entry's module; raises UserError for an unknown entry."""
     table = TABLES[kind]
-    if name not in table:
+    if name in table:
+        return table[name]
+    if "." not in name:
         raise errors.unknown(kind, name, table)
-    return table[name]
+    try:
+        found = name in sys.modules or importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # of a package that is not there
+        found = None
+    if not found:
+        raise errors.UserError(
+            f"{kind} {name!r} is no module that Python finds: expected the dotted name of a file "
+            f"below this folder, of an installed package, or below a folder of PYTHONPATH"
+        )
+    return name
+
+
+def register(kind: str, name: str, module: str | ModuleType) -> None:
+    """Adds an entry for this process: for notebooks, and for names without a dot.
+
+    Args: kind, of TABLES; module, its dotted name, or the module itself, which may have been made
+    by hand. Raises UserError for another kind and for a name that is taken.
+    """
+    if kind not in TABLES:
+        raise errors.unknown("kind", kind, TABLES)
+    target = module if isinstance(module, str) else module.__name__
+    known = TABLES[kind].get(name)
+    if known not in (None, target):
+        raise errors.UserError(f"{kind} {name!r} is {known}: choose another name")
+    if not isinstance(module, str):
+        if known is None and sys.modules.get(target, module) is not module:
+            raise errors.UserError(f"there is another module {target!r}: give it another __name__")
+        sys.modules[target] = module  # the newest, where a cell of a notebook is run again
+    TABLES[kind][name] = target

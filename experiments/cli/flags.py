@@ -20,7 +20,9 @@ DEFAULT = config_lib.RunConfig()
 # group -> (flag, kind, default, help)
 GROUPS = {
     "what to run": (
-        ("algo", str, DEFAULT.algorithm, "algorithm: " + " ".join(registry.ALGORITHMS)),
+        ("algo", str, DEFAULT.algorithm, "algorithm: " + " ".join(registry.ALGORITHMS)
+         + "; this, --env, --backbone and --protocol also take the dotted name of a module of "
+         "your own"),
         ("suite", str, DEFAULT.suite, "task definitions and protocol: " + " ".join(suites.SUITES)),
         ("env", str, DEFAULT.env, "environment: " + " ".join(registry.ENVIRONMENTS)),
         ("tasks", str, "",
