@@ -34,6 +34,8 @@ _MODULES = (
     "types",
 )
 
+_EXTRAS = ("gymnasium",)  # modules that need a library which is not among the requirements
+
 __all__ = ["__version__", *_NAMES, *_MODULES]
 
 
@@ -41,7 +43,7 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used."""
     if name in _NAMES:
         return getattr(importlib.import_module(f"gentle_jax.{_NAMES[name]}"), name)
-    if name in _MODULES:
+    if name in _MODULES or name in _EXTRAS:
         return importlib.import_module(f"gentle_jax.{name}")
     raise AttributeError(f"module 'gentle_jax' has no attribute {name!r}")
 
