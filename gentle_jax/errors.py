@@ -13,6 +13,6 @@ def unknown(kind: str, given: Any, allowed: Iterable) -> UserError:
     """Returns a UserError for a name outside `allowed`, with the nearest match."""
     allowed = [str(name) for name in allowed]
     near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"did you mean {near[0]!r}? " if near else ""
     expected = f"expected one of {', '.join(allowed)}" if allowed else "there is none; leave it out"
-    return UserError(f"unknown {kind} {given!r}: {expected}{hint}")
+    return UserError(f"unknown {kind} {given!r}: {hint}{expected}")

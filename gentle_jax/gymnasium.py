@@ -19,7 +19,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from gentle_jax import config as config_lib
-from gentle_jax import errors, registry
+from gentle_jax import errors, registry, rng
 from gentle_jax.envs import base
 from gentle_jax.types import Env
 
@@ -91,7 +91,7 @@ class TaskEnv(gymnasium.Env):
         """Begins an episode; returns (observation, {"task", "parameters"})."""
         super().reset(seed=seed)
         self.task = check_task(self.family, (options or {}).get("task", self.task))
-        key = jax.random.key(int(self.np_random.integers(HIGHEST_SEED)))
+        key = rng.key(int(self.np_random.integers(HIGHEST_SEED)))
         self._state, obs = self._reset(_leaves(self.family, self.task), key)
         self._steps = 0
         parameters = np.copy(self.family.parameters[self.task])  # the user's to change
@@ -132,9 +132,7 @@ class TasksEnv(gymnasium.vector.VectorEnv):
 
     def _keys(self):
         """Returns new keys [tasks]."""
-        return jax.random.split(
-            jax.random.key(int(self.np_random.integers(HIGHEST_SEED))), self.num_envs
-        )
+        return jax.random.split(rng.key(int(self.np_random.integers(HIGHEST_SEED))), self.num_envs)
 
     def reset(
         self, *, seed: int | None = None, options: dict | None = None

@@ -59,7 +59,9 @@ def make_arrays(request, env):
 
 def make_run(out, *arguments, drawn=False, failed=False):
     """Writes a finished run folder without training; returns it."""
-    request = flags.parse(run.COMMAND, ["run", *FLAGS, f"--out={out}", *arguments])
+    given = {word.partition("=")[0] for word in arguments}
+    usual = [word for word in FLAGS if word.partition("=")[0] not in given]
+    request = flags.parse(run.COMMAND, ["run", *usual, f"--out={out}", *arguments])
     folder = run.folder_of(request)
     folder.mkdir(parents=True)
     storage.write_json(folder / "config.json", json_files.sealed(run.identity(request)))

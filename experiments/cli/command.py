@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments.cli import console, exit_codes, flags
+from experiments.cli import console, described, exit_codes, flags
 from experiments.host import hosts, preemption
 from gentle_jax import errors
 
@@ -102,6 +102,9 @@ def run(command, argv):
         return run(parts[argv[1]], [argv[0], *argv[2:]])
     if asked or (parts and len(argv) < 2):
         print(help_text(command))
+        if flags.takes(command, "config.algo") and described.asked(argv[1:]):
+            words = [word for word in argv if word not in HELP]
+            print("\n".join(described.lines(command, words)))
         return exit_codes.DONE
     if parts:
         raise errors.unknown("command", argv[1], parts)
