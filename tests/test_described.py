@@ -23,8 +23,8 @@ def test_every_setting_of_an_algorithm_and_its_backbone_is_listed(capsys, name):
     told = {line.split("=")[0].strip() for line in out.splitlines() if "--config." in line}
     fields = dataclasses.fields(registry.load("algorithm", name).Config)
     wanted = {f"--config.algo.{field.name}" for field in fields}
-    wanted |= {f"--config.backbone.{f.name}"
-               for f in dataclasses.fields(registry.load("backbone", "brac_sac").Config)}  # fmt: skip
+    of_backbone = dataclasses.fields(registry.load("backbone", "brac_sac").Config)
+    wanted |= {f"--config.backbone.{field.name}" for field in of_backbone}
     assert wanted <= told
 
 

@@ -267,6 +267,6 @@ def write(folder, axes, content, lines, texts):
         np.array(bounds).reshape(*shape, 2),
         None if best is None else tuple(map(int, np.unravel_index(best, shape))),
         f"test return ({content['protocol']})",
-        f"{content['algorithm']} on {content['env']}",
+        "{algorithm} on {env}, suite {suite}, preset {preset}".format(**content),
         texts,
     )
