@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 
 import gentle_jax
 from experiments.show import methods
@@ -36,6 +37,14 @@ def test_the_example_is_short():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 8_000
+
+
+def test_the_citation_file_has_the_papers_and_the_version_of_the_package():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == gentle_jax.__version__ and cited["cff-version"] == "1.2.0"
+    titles = [one["title"] for one in cited["references"]]
+    in_readme = re.findall(r"title\s+= \{(.+)\}", (ROOT / "README.md").read_text())
+    assert titles == in_readme and len(titles) == 2
 
 
 def plain(source, name):
