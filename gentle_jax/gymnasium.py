@@ -41,14 +41,34 @@ def family(name: str, suite: str, physics: str, settings: base.EnvConfig | None)
     return config_lib.make_env(name, suite, physics, settings or base.EnvConfig())
 
 
-def check_task(env: Env, task: int) -> int:
+def check_task(env: Env, task: Any) -> int:
     """Returns a task's id; raises UserError for one that the family has not."""
-    if not 0 <= task < len(env.parameters):
+    whole = isinstance(task, int | np.integer)
+    if not (whole and 0 <= task < len(env.parameters)):
         raise errors.UserError(
-            f"task is {task}: expected 0 to {len(env.parameters) - 1}, the tasks of {env.name} in "
-            f"suite {env.suite}"
+            f"task is {task!r}: expected 0 to {len(env.parameters) - 1}, the tasks of {env.name} "
+            f"in suite {env.suite}"
         )
     return int(task)
+
+
+def checked(action: Any, space: spaces.Box) -> np.ndarray:
+    """Returns actions as an array; raises UserError for another shape than the space's."""
+    action = np.asarray(action, np.float32)
+    if action.shape != space.shape:
+        raise errors.UserError(
+            f"action has shape {list(action.shape)}: expected {list(space.shape)}"
+        )
+    return action
+
+
+def check_options(options: dict | None, known: Sequence[str]) -> dict:
+    """Returns the options of a reset; raises UserError for unknown ones."""
+    options = options or {}
+    for name in options:
+        if name not in known:
+            raise errors.unknown("option of reset", name, known)
+    return options
 
 
 def make(
@@ -90,24 +110,25 @@ class TaskEnv(gymnasium.Env):
     ) -> tuple[np.ndarray, dict]:
         """Begins an episode; returns (observation, {"task", "parameters"})."""
         super().reset(seed=seed)
-        self.task = check_task(self.family, (options or {}).get("task", self.task))
+        chosen = check_options(options, ("task",)).get("task", self.task)
+        self.task = check_task(self.family, chosen)
         key = rng.key(int(self.np_random.integers(HIGHEST_SEED)))
         self._state, obs = self._reset(_leaves(self.family, self.task), key)
         self._steps = 0
         parameters = np.copy(self.family.parameters[self.task])  # the user's to change
-        return np.asarray(obs), {"task": self.task, "parameters": parameters}
+        return np.array(obs), {"task": self.task, "parameters": parameters}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Takes a step; returns (observation, reward, terminated, truncated, info)."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
-        action = np.asarray(action, np.float32)
+        action = checked(action, self.action_space)
         self._state, out = self._step(_leaves(self.family, self.task), self._state, action)
         self._steps += 1
         terminated = bool(out.terminal > 0)
         truncated = not terminated and self._steps >= self.family.horizon
         info = {"dense_reward": float(out.reward)}
-        return np.asarray(out.obs), float(out.context_reward), terminated, truncated, info
+        return np.array(out.obs), float(out.context_reward), terminated, truncated, info
 
 
 class TasksEnv(gymnasium.vector.VectorEnv):
@@ -139,10 +160,11 @@ class TasksEnv(gymnasium.vector.VectorEnv):
     ) -> tuple[np.ndarray, dict]:
         """Begins an episode of every task; returns (observations [tasks, ...], infos)."""
         super().reset(seed=seed, options=options)
+        check_options(options, ())
         self._state, obs = self._reset(self._leaves, self._keys())
         self._steps = jnp.zeros(self.num_envs, jnp.int32)
         self._over = jnp.zeros(self.num_envs, bool)
-        return np.asarray(obs), {"task": self.tasks.copy(), "parameters": self._parameters()}
+        return np.array(obs), {"task": self.tasks.copy(), "parameters": self._parameters()}
 
     def _parameters(self):
         """Returns the parameters of the tasks [tasks, P]."""
@@ -152,15 +174,15 @@ class TasksEnv(gymnasium.vector.VectorEnv):
         """Takes a step in every task; returns arrays [tasks, ...] of what `TaskEnv.step` does."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
-        actions = np.asarray(actions, np.float32)
+        actions = checked(actions, self.action_space)
         self._state, out, self._steps, ended = self._step(
             self._leaves, self._state, actions, self._keys(), self._steps, self._over
         )
-        terminated = np.asarray(ended)
+        terminated = np.array(ended)
         truncated = ~terminated & (np.asarray(self._steps) >= self.family.horizon)
         self._over = terminated | truncated
-        info = {"dense_reward": np.asarray(out.reward)}
-        return np.asarray(out.obs), np.asarray(out.context_reward), terminated, truncated, info
+        info = {"dense_reward": np.array(out.reward)}
+        return np.array(out.obs), np.array(out.context_reward), terminated, truncated, info
 
 
 def _leaves(env, task):

@@ -87,14 +87,19 @@ def _path(name):
     """Returns the source file of a module, or None; imports nothing."""
     top, *parts = name.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
-    origin = pathlib.Path(spec.origin)
     if not parts:
+        origin = pathlib.Path(spec.origin or "")
         return origin if origin.suffix == ".py" else None
-    base = origin.parent.joinpath(*parts)
-    files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
-    return next((path for path in files if path.is_file()), None)
+    # a folder without `__init__.py` may lie in several places
+    for place in spec.submodule_search_locations or ():
+        base = pathlib.Path(place).joinpath(*parts)
+        files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
+        found = next((path for path in files if path.is_file()), None)
+        if found is not None:
+            return found
+    return None
 
 
 def _submodules(name, path):
@@ -141,7 +146,7 @@ def _resolve(base, attribute, packages):
         yield base
     elif attribute is not None:  # a name that the top package has from one of its modules
         path = _path(base)
-        for node in ast.parse(path.read_bytes()).body:
+        for node in ast.parse(path.read_bytes()).body if path else ():
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if attribute in (alias.asname or alias.name, "*"):

@@ -93,7 +93,7 @@ def load(kind: str, name: str) -> ModuleType:
 
     Raises UserError for a name that is neither, and for a module that lacks what its kind defines.
     """
-    module = importlib.import_module(name_of(kind, name))
+    module = _import(kind, name, name_of(kind, name))
     lacking = [one for one in DEFINES[kind] if not hasattr(module, one)]
     if lacking:
         raise errors.UserError(
@@ -109,17 +109,36 @@ def name_of(kind: str, name: str) -> str:
     if name in table:
         return table[name]
     if "." not in name:
-        raise errors.unknown(kind, name, table)
+        own = "or the dotted name of a module of your own, package.module"
+        raise errors.UserError(f"{errors.unknown(kind, name, table)}, {own}")
+    _find(kind, name)
+    return name
+
+
+def _find(kind, name):
+    """Raises UserError for a dotted name that is no module."""
     try:
         found = name in sys.modules or importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # of a package that is not there
+    except ValueError:  # of a name that is none
+        found = None
+    except ImportError as error:
+        missing = getattr(error, "name", None) or ""
+        if missing and not f"{name}.".startswith(f"{missing}."):  # what its package imports
+            raise errors.UserError(f"{kind} {name!r} cannot be imported: {error}") from error
         found = None
     if not found:
         raise errors.UserError(
             f"{kind} {name!r} is no module that Python finds: expected the dotted name of a file "
             f"below this folder, of an installed package, or below a folder of PYTHONPATH"
         )
-    return name
+
+
+def _import(kind, name, target):
+    """Imports a module; raises UserError where that, or what it imports, is not there."""
+    try:
+        return importlib.import_module(target)
+    except ImportError as error:
+        raise errors.UserError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
 def register(kind: str, name: str, module: str | ModuleType) -> None:
@@ -131,6 +150,8 @@ def register(kind: str, name: str, module: str | ModuleType) -> None:
     if kind not in TABLES:
         raise errors.unknown("kind", kind, TABLES)
     target = module if isinstance(module, str) else module.__name__
+    if isinstance(module, str):
+        _find(kind, module)
     known = TABLES[kind].get(name)
     if known not in (None, target):
         raise errors.UserError(f"{kind} {name!r} is {known}: choose another name")

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments import collect, run
+from experiments import collect, reproduce, run
 from experiments.cli import described
 from experiments.cli.command import main
 from gentle_jax import registry
@@ -58,12 +58,19 @@ def test_a_class_made_by_hand_has_no_comments():
     assert described.comments(made) == {}
 
 
+def test_a_commands_own_switch_is_given_once(capsys):
+    words = ("--dry_run", "--nodry_run", "--preset=smoke")
+    code, _, err = shown(capsys, *words, command=reproduce.COMMAND)
+    assert code == 2 and "--dry_run is given 2 times" in err
+
+
 @pytest.mark.parametrize(
     "words,name",
     [
         (("--num_seeds=1", "--num_seeds=2"), "num_seeds"),
         (("--num_seeds", "1", "--num_seeds=1"), "num_seeds"),
         (("--fresh", "--nofresh"), "fresh"),
+        (("--nofresh", "--nofresh"), "fresh"),
         (("--config.algo.lr=1", "--config.algo.lr=1"), "config.algo.lr"),
     ],
 )

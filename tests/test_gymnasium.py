@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gentle_jax
-from gentle_jax import errors, registry
+from gentle_jax import errors, registry, rng
 
 gym = pytest.importorskip("gymnasium")
 gentle_gym = gentle_jax.gymnasium
@@ -41,14 +41,19 @@ def env():
     return gentle_gym.make("sparse_point_robot", task=2, settings=FEW)
 
 
+def key_of(seed, number=1):
+    """Returns the key that the draw `number` of a seed makes."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    return rng.key([int(random.integers(2**31)) for _ in range(number)][-1])
+
+
 def test_an_episode_is_that_of_the_family_and_truncated_at_the_horizon(env):
     family, actions = env.family, np.random.default_rng(0).uniform(-1, 1, (5, 2))
     obs, info = env.reset(seed=7)
     np.testing.assert_array_equal(info["parameters"], family.parameters[2])
     assert info["task"] == 2
     task = jax.tree.map(lambda leaf: leaf[2], family.tasks)
-    key = jax.random.key(int(np.random.Generator(np.random.PCG64(7)).integers(2**31)))
-    state, wanted = family.reset(task, key)
+    state, wanted = family.reset(task, key_of(7))
     np.testing.assert_allclose(obs, wanted, rtol=1e-6)
     for i, action in enumerate(actions.astype(np.float32)):
         obs, reward, terminated, truncated, info = env.step(action)
@@ -60,14 +65,24 @@ def test_an_episode_is_that_of_the_family_and_truncated_at_the_horizon(env):
     assert reward != pytest.approx(info["dense_reward"])  # the family is sparse
 
 
-def test_seeds_repeat_and_tasks_are_chosen_at_reset(env):
-    one, other = (env.reset(seed=3)[0] for _ in range(2))
-    np.testing.assert_array_equal(one, other)
+def test_seeds_repeat_differ_and_tasks_are_chosen_at_reset():
+    env = gentle_gym.make("point_robot", "gentle", settings=FEW)  # starts are random there
+    starts = [env.reset(seed=seed)[0] for seed in (3, 3, 4)] + [env.reset()[0]]
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert len({start.tobytes() for start in starts}) == 3
+    task = jax.tree.map(lambda leaf: leaf[0], env.family.tasks)
+    np.testing.assert_allclose(starts[0], env.family.reset(task, key_of(3))[1], rtol=1e-6)
+    np.testing.assert_allclose(starts[3], env.family.reset(task, key_of(4, 2))[1], rtol=1e-6)
+    starts[0] += 1.0  # the user's to change
     assert env.reset(options={"task": 4})[1]["task"] == 4
     assert env.reset()[1]["task"] == 4  # until another is chosen
-    with pytest.raises(errors.UserError, match="task is 9: expected 0 to 5"):
-        env.reset(options={"task": 9})
-    env.reset(options={"task": 2})
+    for task in (9, 1.5, "3"):
+        with pytest.raises(errors.UserError, match="expected 0 to 5"):
+            env.reset(options={"task": task})
+    with pytest.raises(errors.UserError, match="unknown option of reset 'tsak'"):
+        env.reset(options={"tsak": 1})
+    with pytest.raises(errors.UserError, match=r"action has shape \[\]: expected \[2\]"):
+        env.step(0.5)
 
 
 def test_what_does_not_exist_is_told():
@@ -85,28 +100,33 @@ def test_what_does_not_exist_is_told():
         gentle_gym.make_vector("point_robot", tasks=[0]).step(np.zeros((1, 2)))
 
 
-def test_tasks_side_by_side_are_each_their_own_and_begin_anew_after_an_end(env):
-    envs = gentle_gym.make_vector("sparse_point_robot", tasks=[2, 0, 5], settings=FEW)
+def test_tasks_side_by_side_are_each_their_own_and_begin_anew_after_an_end():
+    envs = gentle_gym.make_vector("point_robot", "gentle", tasks=[2, 0, 5], settings=FEW)
+    family, obs_of = envs.family, {}
+    leaves = jax.tree.map(lambda leaf: leaf[np.array([2, 0, 5])], family.tasks)
+    starts = lambda number: jax.vmap(family.reset)(
+        leaves, jax.random.split(key_of(7, number), 3))[1]  # fmt: skip
     obs, info = envs.reset(seed=7)
     assert obs.shape == (3, 2) and envs.action_space.shape == (3, 2)
     np.testing.assert_array_equal(info["task"], [2, 0, 5])
-    actions = np.random.default_rng(0).uniform(-1, 1, (7, 3, 2)).astype(np.float32)
-    keys = jax.random.split(
-        jax.random.key(int(np.random.Generator(np.random.PCG64(7)).integers(2**31))), 3
-    )
-    family = env.family
-    for k, task in enumerate((2, 0, 5)):
-        leaves = jax.tree.map(lambda leaf, task=task: leaf[task], family.tasks)
-        np.testing.assert_allclose(obs[k], family.reset(leaves, keys[k])[1], rtol=1e-6)
-    for i in range(5):
+    np.testing.assert_allclose(obs, starts(1), rtol=1e-6)
+    actions = np.random.default_rng(0).uniform(-1, 1, (13, 3, 2)).astype(np.float32)
+    for i, action in enumerate(actions, 1):  # step i makes draw i + 1
         before = obs
-        obs, rewards, terminated, truncated, info = envs.step(actions[i])
-        np.testing.assert_allclose(obs, before + 0.1 * actions[i], atol=1e-5)
-        assert not terminated.any() and (truncated == (i == 4)).all()
-    obs, rewards, terminated, truncated, info = envs.step(actions[5])  # is a reset
-    assert not rewards.any() and not info["dense_reward"].any() and not truncated.any()
-    after = envs.step(actions[6])[0]
-    np.testing.assert_allclose(after, obs + 0.1 * actions[6], atol=1e-5)
+        obs, rewards, terminated, truncated, info = envs.step(action)
+        obs_of[i] = obs
+        assert not terminated.any() and (truncated == (i in (5, 11))).all()
+        if i in (6, 12):  # is a reset
+            np.testing.assert_allclose(obs, starts(i + 1), rtol=1e-6)
+            assert not rewards.any() and not info["dense_reward"].any()
+        else:
+            np.testing.assert_allclose(obs, before + 0.1 * action, atol=1e-5)
+            assert rewards.all()
+    assert (obs_of[6] != obs_of[12]).all()
+    with pytest.raises(errors.UserError, match="there is none; leave it out"):
+        envs.reset(options={"task": 1})
+    with pytest.raises(errors.UserError, match=r"action has shape \[2\]: expected \[3, 2\]"):
+        envs.step(np.zeros(2))
 
 
 @pytest.mark.mjx
@@ -118,6 +138,7 @@ def test_a_task_that_falls_is_terminated_and_begins_anew_alone():
         over = envs._over
         _, rewards, terminated, truncated, _ = envs.step(np.ones((2, 3)))
         assert not (terminated & truncated).any()
+        assert not terminated[np.asarray(over)].any()
         assert (rewards[np.asarray(over)] == 0).all()  # the step after an end is a reset
         fell |= terminated
         if fell.all():

@@ -1,6 +1,7 @@
 """Entries outside the package: modules of one's own by their dotted name, and `register`."""
 
 import json
+import shutil
 import sys
 import types
 
@@ -15,7 +16,7 @@ from tests.test_readme import BLOCKS
 from tests.test_report import shown
 
 TINY = (
-    "--preset=smoke", "--num_seeds=1", "--num_steps=4", "--backbone=td3_bc",
+    "--preset=smoke", "--num_seeds=1", "--num_steps=4",
     "--config.env.num_train=4", "--config.env.num_test=2", "--config.env.horizon=5",
     "--config.train.num_evals=1", "--config.train.batch_size=4", "--config.backbone.width=4",
     "--config.algo.width=4", "--config.behaviour.num_steps=30",
@@ -32,14 +33,18 @@ def make(config, env):
 """
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A folder on the path with a package of one's own: the README's method, and a protocol."""
+@pytest.fixture(params=["package", "folder"])
+def package(request, tmp_path, monkeypatch):
+    """A folder on the path with a package of one's own: the README's method, and what it needs."""
     folder = tmp_path / "path" / "my_lab"
     folder.mkdir(parents=True)
-    (folder / "__init__.py").write_text("")
+    if request.param == "package":
+        (folder / "__init__.py").write_text("")
     (folder / "method.py").write_text(BLOCKS[0])
     (folder / "protocol.py").write_text(PROTOCOL)
+    (folder / "needy.py").write_text("import not_installed_lib")
+    for name, kind in (("point_robot", "environment"), ("td3_bc", "backbone")):
+        shutil.copy(registry.load(kind, name).__file__, folder / f"{name}.py")
     monkeypatch.syspath_prepend(str(folder.parent))
     yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
@@ -50,10 +55,15 @@ def package(tmp_path, monkeypatch):
 def test_a_method_outside_trains_is_reported_and_loaded(package, tmp_path, capsys):
     out = tmp_path / "runs"
     names = ["--algo=my_lab.method", "--protocol=my_lab.protocol", f"--data={tmp_path / 'data'}"]
-    assert main(run.COMMAND, ["run", *names, f"--out={out}", *TINY]) == 0
-    (folder,) = (out / "ctmrl/point_robot/my_lab.method").iterdir()
+    names += ["--env=my_lab.point_robot", "--backbone=my_lab.td3_bc", f"--out={out}", *TINY]
+    assert main(run.COMMAND, ["run", *names]) == 0
+    (folder,) = (out / "ctmrl/my_lab.point_robot/my_lab.method").iterdir()
     config = json.loads((folder / "config.json").read_text())
     assert config["run"]["algorithm"] == "my_lab.method"
+    assert config["run"]["backbone"] == "my_lab.td3_bc"
+    capsys.readouterr()
+    assert main(run.COMMAND, ["run", *names]) == 0  # its code is known: it is shown again
+    assert "finished before" in capsys.readouterr().out
     assert config["run"]["protocols"] == ["my_lab.protocol"]
     capsys.readouterr()
     code, text, _ = shown(capsys, f"--run={folder}", f"--html={tmp_path / 'page.html'}")
@@ -81,7 +91,8 @@ def test_the_hash_of_a_run_is_of_its_module_too(package):
         ("--algo=.method", "is no module that Python finds"),
         ("--algo=my_lab.protocol", "algorithm 'my_lab.protocol' defines no Config"),
         ("--env=my_lab.method", "environment 'my_lab.method' defines no PHYSICS"),
-        ("--algo=method", "unknown algorithm 'method'"),
+        ("--algo=method", "or the dotted name of a module of your own, package.module"),
+        ("--algo=my_lab.needy", "'my_lab.needy' cannot be imported: No module named 'not_inst"),
     ],
 )
 def test_what_is_no_entry_is_one_line(package, capsys, flag, hint):
@@ -107,6 +118,8 @@ def test_registered_entries_are_found_and_names_are_taken_once(monkeypatch):
     assert config.algo.focal_weight == 2.0
     gentle_jax.register("protocol", "theirs", "gentle_jax.protocols.online")
     assert registry.load("protocol", "theirs").__name__ == "gentle_jax.protocols.online"
+    with pytest.raises(errors.UserError, match="is no module that Python finds"):
+        gentle_jax.register("algorithm", "other", "no_such.module")
     with pytest.raises(errors.UserError, match="choose another name"):
         gentle_jax.register("algorithm", "focal", module)
     with pytest.raises(errors.UserError, match="unknown kind 'algo'"):

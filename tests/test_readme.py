@@ -43,7 +43,7 @@ def test_the_citation_file_has_the_papers_and_the_version_of_the_package():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == gentle_jax.__version__ and cited["cff-version"] == "1.2.0"
     titles = [one["title"] for one in cited["references"]]
-    in_readme = re.findall(r"title\s+= \{(.+)\}", (ROOT / "README.md").read_text())
+    in_readme = re.findall(r"^  title\s+= \{(.+)\}", (ROOT / "README.md").read_text(), re.M)
     assert titles == in_readme and len(titles) == 2
 
 

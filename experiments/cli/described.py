@@ -32,7 +32,9 @@ def lines(command, argv):
         ("algo", "algorithm", run.algorithm), ("backbone", "backbone", run.backbone),
     ):  # fmt: skip
         told = comments(registry.load(kind, name).Config)
-        text += ["", f"settings of {kind} {name}, preset {run.preset}, suite {run.suite}:"]
+        auto = " (that of a CPU)" if request.automatic else ""
+        heading = f"settings of {kind} {name}, preset {run.preset}{auto}, suite {run.suite}:"
+        text += ["", heading]
         for key, value in vars(getattr(request.config, section)).items():
             start = f"  --config.{section}.{key}={value}"
             wide = 46

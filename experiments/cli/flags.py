@@ -208,7 +208,7 @@ def read(command, argv):
         misspelt = section not in SECTIONS and any(s.startswith("config.") for s in command.shared)
         if not (name.startswith("config.") and (misspelt or takes(command, name))):
             raise refusal(command, name)
-    once(argv[1:], {name for name, kind, *_ in (*command.own, *taken) if kind is list})
+    once(argv[1:], {name: kind for name, kind, *_ in (*command.own, *taken)})
     defaults = {name: default for name, _, default, _ in ENTRIES}
     local = lambda values: {name: expanded(name, value) for name, value in values.items()}
     if command.elsewhere:  # a `~` is for the machines that will get the flag
@@ -224,14 +224,12 @@ def read(command, argv):
     return line
 
 
-def once(words, repeatable):
-    """Raises UserError for a flag or setting that is given twice. Args: repeatable, names."""
+def once(words, kinds):
+    """Raises UserError for a flag or setting that is given twice. Args: kinds, {name: its type}."""
     names = [word.lstrip("-").partition("=")[0] for word in words if word.startswith("-")]
-    names = [
-        name.removeprefix("no") if name.removeprefix("no") in NAMES else name for name in names
-    ]
+    names = [name if name in kinds else name.removeprefix("no") for name in names]
     for name in names:
-        if names.count(name) > 1 and name not in repeatable:
+        if names.count(name) > 1 and kinds.get(name) is not list:
             raise errors.UserError(f"--{name} is given {names.count(name)} times: give it once")
 
 
