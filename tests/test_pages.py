@@ -202,6 +202,15 @@ def test_runs_that_diverged_are_told_below_figures(tmp_path):
     assert "diverged" not in (tmp_path / "seeds.svg").read_text()
 
 
+def test_of_many_grid_points_the_best_on_training_tasks_are_shown():
+    level = np.r_[np.arange(14.0), np.nan, 3.5]
+    returns = {"train/online": level[None, :, None, None] * np.ones((1, 1, 2, 3))}
+    rows = [run_figures.Row(str(i), returns, {}, slice(i, i + 1)) for i in range(16)]
+    kept = run_page.best_of(rows, "final", "train/online")
+    assert [row.name for row in kept] == [str(i) for i in (*range(3, 14), 15)]
+    assert run_page.best_of(rows[:5], "final", "none") == rows[:5]
+
+
 # --- the commands
 
 

@@ -122,6 +122,7 @@ def paper_name(config):
     return next((name for name, values in names.items() if values == changed), None)
 
 
+MAX_CURVES = 12  # of a sweep's figure: more lie on each other
 AXES = (
     "eval_point, seed, task, episode; seed = grid point x seed in a sweep; where episodes end "
     "early, NaN between the first and the last slot is no episode, the last slot the last episode"
@@ -177,10 +178,15 @@ def best_point(config, points, returns):
     By the suite's metric of the first protocol, mean over seeds and tasks; one that diverged is
     never the best where another did not.
     """
+    return int(best_points(config, points, returns)[0])
+
+
+def best_points(config, points, returns):
+    """Returns the indices of all grid points, in the order that `best_point` goes by."""
     name = f"train/{config.run.protocols[0]}"
     last = tables.base.METRICS[config.eval.metric](returns[name][-1])  # [run, task]
     means = last.reshape(len(points), -1).mean(1)
-    return int(np.argmax(np.where(np.isfinite(means), means, -np.inf)))
+    return np.argsort(-np.where(np.isfinite(means), means, -np.inf), kind="stable")
 
 
 def draw(folder, request, env, returns, embeddings, trace, point=None):
@@ -198,8 +204,12 @@ def draw(folder, request, env, returns, embeddings, trace, point=None):
         one += f"\n{label(request.points[point])}{why}"
     sets, target = assembly.task_sets(env), folder / "figures"
     reference = "optimum" if env.optimal_return is not None else "expert"
-    metric = request.config.eval.metric
-    figures.learning_curves(target, returns, metric, groups_of(request), title, reference)
+    metric, groups, curves = request.config.eval.metric, groups_of(request), title
+    if groups and len(groups) > MAX_CURVES:
+        best = sorted(best_points(request.config, request.points, returns)[:MAX_CURVES])
+        curves += f"\nthe best {MAX_CURVES} of {len(groups)} grid points on training tasks"
+        groups = [groups[i] for i in best]
+    figures.learning_curves(target, returns, metric, groups, curves, reference)
     ids = {"train": env.train_ids, "test": env.test_ids}
     z = {name: embeddings[f"{name}/z"][-1, own] for name in ids}
     figures.embeddings(target, z, ids, env.parameters, env.parameter_names, one)

@@ -37,6 +37,7 @@ MAX_POINTS = 800  # of t-SNE, a few seconds on one CPU core
 MAX_LABELLED = 400  # cells of an image that still get their number written in
 CAPTION_WIDTH, TITLE_WIDTH = 13, 8.5  # characters per inch, at their sizes
 LEGEND_WIDTH = 1.8  # inches
+LABEL_WIDTH, LINE_HEIGHT = 0.075, 0.24  # inches of a character and of a line of a legend
 
 
 @contextlib.contextmanager
@@ -109,8 +110,10 @@ def learning_curves(folder, arrays, metric="final", groups=None, title="", refer
     task_sets = list(dict.fromkeys(task_set for _, task_set, _ in blocks))
     steps = np.asarray(arrays["eval_steps"])
     shape = (max(len(task_sets), 1), max(len(protocols), 1))
-    size = (max(3.4 * shape[1], 5.5) + 2.0, 2.7 * shape[0] + 1.3)
-    diverged = 0
+    labels = [label for label, _ in groups or []]
+    wide = max(2.0, 0.8 + LABEL_WIDTH * max(map(len, labels), default=0))
+    high = max(2.7 * shape[0], LINE_HEIGHT * len(labels)) + 1.3
+    size, diverged = (max(3.4 * shape[1], 5.5) + wide, high), 0
     share = {"sharex": True, "sharey": True}
     with canvas(folder, "learning_curves", size, title, shape, **share) as (figure, axes, caption):
         for name, task_set, protocol in blocks:

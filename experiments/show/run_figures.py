@@ -47,6 +47,12 @@ def layout(panels, wide, high):
     return (lines, columns), (max(wide * columns, 6.0), high * lines + 1.2)
 
 
+def with_legend(size, names):
+    """Returns the size of a figure that has room for a legend beside it."""
+    wide = 0.8 + figures.LABEL_WIDTH * max(map(len, names))
+    return size[0] + wide, max(size[1], 1.0 + figures.LINE_HEIGHT * len(names))
+
+
 def finish(figure, axes, count):
     """Hides the panels that nothing was drawn in, and adds one legend for the others."""
     entries = {}
@@ -61,7 +67,8 @@ def finish(figure, axes, count):
 def seeds(folder, rows, metric, title=""):
     """Draws every seed's return of the last checkpoint: a dot each, the mean and its interval."""
     panels, lost = panels_of(rows), set()
-    shape, size = layout(panels, 4.2, 0.9 + 0.34 * len(rows))
+    shape, size = layout(panels, 3.6, 0.9 + 0.34 * len(rows))
+    size = (size[0] + figures.LABEL_WIDTH * max(len(row.name) for row in rows), size[1])
     # a panel of its own scale: returns of protocols differ by far
     with figures.canvas(folder, "seeds", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
@@ -76,7 +83,8 @@ def seeds(folder, rows, metric, title=""):
                 if len(values) > 1:
                     axis.plot(statistics.bootstrap_ci(values, 2_000), (i, i), color="black", lw=1.5)
                     axis.plot(values.mean(), i, "D", color="black", ms=5)
-            axis.set_yticks(range(len(rows)), [row.name for row in rows])
+            first = axis in axes[:, 0]
+            axis.set_yticks(range(len(rows)), [row.name if first else "" for row in rows])
             axis.set(title=name, xlabel="return per episode", ylim=(len(rows) - 0.5, -0.5))
             axis.grid(alpha=0.25, axis="x")
         finish(figure, axes, len(panels))
@@ -127,6 +135,7 @@ def by_episode(folder, rows, title=""):
         return []
     early, lost = False, set()
     shape, size = layout(panels, 4.0, 2.8)
+    size = with_legend(size, [row.name for row in rows])
     with figures.canvas(folder, "by_episode", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
             for i, row in enumerate(row for row in rows if key in row.returns):
@@ -151,6 +160,7 @@ def curves(folder, rows, metric, title=""):
     """Draws the return over training of several rows in the same panels."""
     panels, lost = panels_of(rows), set()
     shape, size = layout(panels, 4.0, 2.8)
+    size = with_legend(size, [row.name for row in rows])
     with figures.canvas(folder, "curves", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
             for i, row in enumerate(rows):

@@ -15,6 +15,7 @@ from experiments.runs import code_identity, outputs, remote, shards
 from experiments.show import compare, page, results_page, run_figures, scene, scores, tables
 from gentle_jax import assembly, errors, presets, storage
 from gentle_jax import config as config_lib
+from gentle_jax.protocols import base
 
 FACTS = (
     "algorithm", "backbone", "fidelity", "suite", "env", "physics", "preset", "num_seeds",
@@ -26,7 +27,7 @@ DRAWN = {  # figures of a run's folder, in the order of a page
     "code_assignment": "Codes of training tasks",
     "rollouts": "Rollouts",
 }
-MAX_ROWS = 30  # of a figure that has a line for each grid point
+MAX_ROWS = outputs.MAX_CURVES  # of a figure that has a line for each grid point
 VERSIONS = ("jax", "numpy", "mujoco")
 
 
@@ -43,13 +44,15 @@ def of_run(folder, summary):
     if summary.get("data_misfit"):
         parts.append(page.Text(f"**Warning:** {summary['data_misfit']}"))
     rows = rows_of(folder, summary["algorithm"], points)
-    metric = summary["results"][0]["metric"]
-    parts += drawn("Every seed", run_figures.seeds, rows[:MAX_ROWS], metric)
-    if len(rows) > MAX_ROWS:
-        parts.append(page.Text(f"The first {MAX_ROWS} of {len(rows)} grid points are shown."))
+    metric, every = summary["results"][0]["metric"], len(rows)
+    rows = best_of(rows, metric, f"train/{summary['protocols'][0]}")
+    parts += drawn("Every seed", run_figures.seeds, rows, metric)
+    if len(rows) < every:
+        told = f"The best {len(rows)} of {every} grid points on training tasks, also below."
+        parts.append(page.Text(told))
     parts += heat_maps(folder)
     parts += kept(folder, "learning_curves")
-    parts += drawn("Return by episode", run_figures.by_episode, rows[:MAX_ROWS])
+    parts += drawn("Return by episode", run_figures.by_episode, rows)
     parts += [part for name in list(DRAWN)[1:] for part in kept(folder, name)]
     parts += played(folder, shard, config, points)
     parts.append(page.Heading("Settings"))
@@ -158,6 +161,15 @@ def rows_of(folder, name, points=({},)):
     part = lambda i: slice(i * seeds, (i + 1) * seeds)
     label = outputs.label
     return [run_figures.Row(label(p), returns, costs, part(i)) for i, p in enumerate(points)]
+
+
+def best_of(rows, metric, key):
+    """Returns MAX_ROWS of the rows at most, in order: those with the best returns `key`."""
+    if len(rows) <= MAX_ROWS:
+        return rows
+    mean = [base.METRICS[metric](row.returns[key][-1, row.part]).mean() for row in rows]
+    best = np.argsort(np.nan_to_num(np.array(mean), nan=-np.inf))[-MAX_ROWS:]
+    return [rows[i] for i in sorted(best)]
 
 
 def arrays(folder, name):
