@@ -195,7 +195,8 @@ def test_runs_that_diverged_are_told_below_figures(tmp_path):
         draw(tmp_path, [row], "final")
     run_figures.by_episode(tmp_path, [row])
     for name in ("seeds", "curves", "by_episode"):
-        text = (tmp_path / f"{name}.svg").read_text()
+        lines = re.findall(r"<!-- (.*?) -->", (tmp_path / f"{name}.svg").read_text())
+        text = " ".join(line.strip() for line in lines)
         assert "Without 1 run(s) that diverged" in text and "Episodes end early" not in text
     whole = row._replace(part=slice(0, 2))
     run_figures.seeds(tmp_path, [whole], "final")
