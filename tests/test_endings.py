@@ -82,16 +82,17 @@ def test_characters_that_stdout_cannot_encode_are_written_as_escapes(monkeypatch
     assert raw.getvalue() == b"results: r\\xfcns/\\udcff\n"
 
 
-def test_a_program_whose_reader_has_ended_tells_it_in_one_line():
+@pytest.mark.parametrize("name,told", [("run", 1), ("report", 0)])
+def test_a_program_whose_reader_has_ended_tells_it_in_one_line_if_it_resumes(name, told):
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(
-        [sys.executable, "-m", "experiments.report", "--help"], stdout=writer, text=True,
+        [sys.executable, "-m", f"experiments.{name}", "--help"], stdout=writer, text=True,
         stderr=subprocess.PIPE, check=False,
     )  # fmt: skip
     os.close(writer)
     assert ended.returncode == exit_codes.INTERRUPTED
-    assert ended.stderr.count("\n") == 1 and "nobody reads" in ended.stderr
+    assert ended.stderr.count("\n") == ended.stderr.count("nobody reads") == told
 
 
 @pytest.fixture

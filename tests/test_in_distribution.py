@@ -216,8 +216,8 @@ def test_an_agent_without_z_runs():
 def test_an_unknown_quantifier_is_refused_in_one_line():
     with pytest.raises(errors.UserError) as error:
         toys.make("in_distribution", point_env(), quantifier="returns")
-    wanted = "unknown eval.quantifier 'returns': expected one of return, prediction_error, ensemble"
-    assert str(error.value) == f"{wanted}; did you mean 'return'?"
+    wanted = "expected one of return, prediction_error, ensemble"
+    assert str(error.value) == f"unknown eval.quantifier 'returns': did you mean 'return'? {wanted}"
 
 
 @pytest.mark.parametrize(

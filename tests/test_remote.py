@@ -366,9 +366,13 @@ def test_runs_resume_on_a_fresh_machine_and_are_gathered(bucket, tmp_path, monke
         return compiled[calls[-1]]
 
     monkeypatch.setattr(training, "compile_all", once)
-    start = lambda out, *more: main(
-        run.COMMAND, ["run", *TINY, f"--data={tmp_path / 'data'}", f"--out={out}", *more]
-    )
+
+    def start(out, *more):
+        given = {word.partition("=")[0] for word in more}
+        usual = [word for word in TINY if word.partition("=")[0] not in given]
+        files = f"--data={tmp_path / 'data'}", f"--out={out}"
+        return main(run.COMMAND, ["run", *usual, *files, *more])
+
     assert start(tmp_path / "plain") == 0
     (plain,) = (path.parent for path in (tmp_path / "plain").rglob("summary.json"))
     folder = remote.path(OUT) / plain.relative_to(tmp_path / "plain").as_posix()
