@@ -1,8 +1,5 @@
 """Finished or interrupted runs as they were at their newest checkpoint."""
 
-import os
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import jax
@@ -10,14 +7,13 @@ import numpy as np
 
 from experiments import collect
 from experiments.host import computer
-from experiments.runs import remote
+from experiments.runs import npz_files, remote
 from gentle_jax import agents, assembly, checkpoint, errors, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import explored as explored_lib
 from gentle_jax import sweep as sweep_lib
 
 EXPLORED = "explored.npz"
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Restored(NamedTuple):
@@ -64,7 +60,7 @@ def kept_contexts(folder, num_contexts):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             z, done = arrays["z"], int(arrays["done"])
-    except DAMAGE:
+    except npz_files.DAMAGE:
         return None
     config, *_ = agents.read_config(folder)
     whole = z.ndim == 4 and z.shape[2] == num_contexts and done >= config.train.num_steps
@@ -89,10 +85,7 @@ def explored(folder, num_contexts):
     tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[sweep.env.test_ids], sweep.env.tasks)
     over_runs = jax.jit(sweep_lib.over_runs(explore, 2))
     z = np.asarray(over_runs(state, sweep.run_keys[: sweep.runs], tasks, np.int32(done)))
-    path = folder / EXPLORED
-    whole = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez_compressed(whole, z=z, done=done)
-    whole.replace(path)
+    npz_files.write(folder / EXPLORED, {"z": z, "done": done})
     return z
 
 

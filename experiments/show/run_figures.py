@@ -31,6 +31,11 @@ def panels_of(rows, task_sets=tables.TASK_SETS):
     return {f"{t} tasks, {p}": key for key, t, p in dict.fromkeys(blocks) if t in task_sets}
 
 
+def having(rows, key):
+    """Returns [(number, row)] of the rows with these returns: a row has one colour everywhere."""
+    return [(i, row) for i, row in enumerate(rows) if key in row.returns]
+
+
 def colour(index):
     """Returns the colour of a row."""
     return figures.PALETTE[index % len(figures.PALETTE)]
@@ -72,9 +77,7 @@ def seeds(folder, rows, metric, title=""):
     # a panel of its own scale: returns of protocols differ by far
     with figures.canvas(folder, "seeds", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
-            for i, row in enumerate(rows):
-                if key not in row.returns:
-                    continue
+            for i, row in having(rows, key):
                 last = np.asarray(row.returns[key], np.float64)[-1, row.part]
                 values = base.METRICS[metric](last).mean(-1)
                 lost |= {(row.name, seed) for seed in np.flatnonzero(~np.isfinite(values))}
@@ -138,7 +141,7 @@ def by_episode(folder, rows, title=""):
     size = with_legend(size, [row.name for row in rows])
     with figures.canvas(folder, "by_episode", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
-            for i, row in enumerate(row for row in rows if key in row.returns):
+            for i, row in having(rows, key):
                 spent, scores = over_spent(row, key)
                 figures.interval_band(axis, spent, scores, colour(i), row.name)
                 ends = np.asarray(row.returns[key])[-1, row.part][..., [0, -1]]
@@ -163,9 +166,7 @@ def curves(folder, rows, metric, title=""):
     size = with_legend(size, [row.name for row in rows])
     with figures.canvas(folder, "curves", size, title, shape) as (figure, axes, caption):
         for axis, (name, key) in zip(axes.flat, panels.items(), strict=False):
-            for i, row in enumerate(rows):
-                if key not in row.returns:
-                    continue
+            for i, row in having(rows, key):
                 every = np.asarray(row.returns[key], np.float64)[:, row.part]
                 scores = base.METRICS[metric](every).mean(-1)
                 lost |= {(row.name, seed) for seed in np.flatnonzero(~np.isfinite(scores[-1]))}

@@ -11,7 +11,7 @@ import tempfile
 import numpy as np
 
 from experiments.host import computer
-from experiments.runs import code_identity, outputs, remote, shards
+from experiments.runs import code_identity, npz_files, outputs, remote, shards
 from experiments.show import compare, page, results_page, run_figures, scene, scores, tables
 from gentle_jax import assembly, errors, presets, storage
 from gentle_jax import config as config_lib
@@ -77,14 +77,19 @@ def of_runs(runs):
     """
     parts = [page.Text(compare.markdown(runs))]
     for of, members in compare.grouped(runs).items():
-        place = ", ".join(f"{name} {value}" for name, value in of)
-        names = compare.labels(members)
-        rows = [rows_of(f, n)[0] for n, (f, _) in zip(names, members, strict=True)]
-        metric = members[0][1]["results"][0]["metric"]
+        place, rows, metric = beside(of, members)
         parts += drawn(f"Every seed: {place}", run_figures.seeds, rows, metric)
         parts += drawn(f"Learning curves: {place}", run_figures.curves, rows, metric)
         parts += drawn(f"Return by episode: {place}", run_figures.by_episode, rows)
     return f"{len(runs)} runs side by side", parts
+
+
+def beside(of, members):
+    """Returns (heading, run_figures.Rows, metric) of runs [(folder, summary)] that share `of`."""
+    place = ", ".join(f"{name} {value}" for name, value in of)
+    names = compare.labels(members)
+    rows = [rows_of(f, n)[0] for n, (f, _) in zip(names, members, strict=True)]
+    return place, rows, members[0][1]["results"][0]["metric"]
 
 
 def of_list(listed, runs):
@@ -98,10 +103,7 @@ def of_list(listed, runs):
         if not any("sweep" in entry for entry in summary["results"]):
             places.setdefault(compare.common(folder, summary), []).append((folder, summary))
     for of, members in places.items():
-        names = compare.labels(members)
-        rows = [rows_of(f, n)[0] for n, (f, _) in zip(names, members, strict=True)]
-        place = ", ".join(f"{name} {value}" for name, value in of)
-        metric = members[0][1]["results"][0]["metric"]
+        place, rows, metric = beside(of, members)
         parts += drawn(f"Every seed: {place}", run_figures.seeds, rows, metric)
     return "Finished runs", parts
 
@@ -183,7 +185,7 @@ def arrays(folder, name):
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
             return {key: found[key] for key in found}
-    except scores.DAMAGE:
+    except npz_files.DAMAGE:
         raise shards.damaged(path) from None
 
 

@@ -1,19 +1,15 @@
 """Returns of every seed and task: what comparisons of methods are computed from."""
 
 import io
-import os
-import zipfile
-import zlib
 
 import numpy as np
 
-from experiments.runs import remote
+from experiments.runs import npz_files, remote
 from experiments.show import tables
 from gentle_jax import errors, statistics
 from gentle_jax.protocols import base
 
 BOUNDS = "bounds"
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 RLIABLE = "rliable"  # the form of the library of that name: {algorithm: scores [runs, tasks]}
 
 
@@ -28,7 +24,7 @@ def of_run(folder, metric):
         return {}
     try:
         return _of_file(io.BytesIO(path.read_bytes()), metric)
-    except DAMAGE as error:
+    except npz_files.DAMAGE as error:
         raise errors.UserError(
             f"{path} cannot be read ({error}): delete the summary.json beside it, give the run's "
             f"command again"
@@ -56,9 +52,7 @@ def normalized(own, name):
 def write(path, scores):
     """Writes {(row, env): {name: [seeds, tasks]}} as one compressed file."""
     flat = {"|".join((*at, name)): one for at, of in scores.items() for name, one in of.items()}
-    whole = path.with_name(f".{path.name}.{os.getpid()}.npz")  # shards may write at once
-    np.savez_compressed(whole, **flat)
-    whole.replace(path)
+    npz_files.write(path, flat)
 
 
 def read(path):
@@ -69,7 +63,7 @@ def read(path):
             for key in arrays:
                 row, env, name = key.split("|")
                 found.setdefault((row, env), {})[name] = arrays[key]
-    except DAMAGE as error:
+    except npz_files.DAMAGE as error:
         raise errors.UserError(f"{path} holds no scores of a table ({error})") from None
     return found
 
