@@ -1,43 +1,56 @@
-"""The commands: `python -m experiments` lists them."""
+"""The commands: `python -m experiments` lists them, `python -m experiments NAME` runs one.
+
+Where the package is installed, `gentle-jax` is the same program.
+"""
 
 import importlib
 import sys
 import textwrap
 
-from experiments.cli import command, exit_codes
 from gentle_jax import errors
+
+from .cli import command, exit_codes
 
 NAMES = ("run", "collect", "report", "render", "reproduce", "data", "gather", "soak", "launch")
 PACKAGES = ("launch",)  # commands of several files
 
 
-def commands():
-    """Returns every Command."""
-    modules = [f"experiments.{name}" + ".__main__" * (name in PACKAGES) for name in NAMES]
-    return tuple(importlib.import_module(module).COMMAND for module in modules)
+def load(name):
+    """Returns the Command of a name."""
+    module = f".{name}" + ".__main__" * (name in PACKAGES)
+    return importlib.import_module(module, __package__).COMMAND
 
 
 def listing():
     """Returns a text: every command and what it is for."""
-    lines = ["python -m experiments.COMMAND [flags]", ""]
-    for each in commands():
-        first, *rest = textwrap.wrap(each.summary, 86)
-        lines += [f"  {each.name:<10} {first}", *(" " * 13 + more for more in rest)]
-    return "\n".join([*lines, "", "python -m experiments.COMMAND --help lists its flags"])
+    lines = [f"{errors.command('COMMAND')} [flags]", ""]
+    for name in NAMES:
+        first, *rest = textwrap.wrap(load(name).summary, 86)
+        lines += [f"  {name:<10} {first}", *(" " * 13 + more for more in rest)]
+    return "\n".join([*lines, "", f"{errors.command('COMMAND')} --help lists its flags"])
 
 
 def run(argv):
-    """Prints the list; returns the exit code. Raises UserError for any argument but --help."""
-    for word in argv[1:]:
-        if word in NAMES:
-            raise errors.UserError(
-                f"{word} stands alone: start it as `python -m experiments.{word}`"
-            )
+    """Runs the command that the first word names, or prints the list; returns the exit code."""
+    words = argv[1:]
+    if words and words[0] in NAMES:
+        return command.main(load(words[0]), words)
+    return command.guard(lambda: show(words))
+
+
+def show(words):
+    """Prints the list; returns the exit code. Raises UserError for any word but --help."""
+    for word in words:
         if word not in command.HELP:
-            raise errors.unknown("argument", word, [*NAMES, "--help"])
+            raise errors.unknown("command", word, [*NAMES, "--help"])
     print(listing())
     return exit_codes.DONE
 
 
+def main():
+    """The program `gentle-jax`, and `python -m experiments`."""
+    command.end(lambda: run(sys.argv))
+
+
 if __name__ == "__main__":
-    command.end(lambda: command.guard(lambda: run(sys.argv)))
+    main()

@@ -15,10 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cli import console, flags
-from experiments.cli.command import Command, start
-from experiments.host import computer, hosts, preemption
-from experiments.runs import data_code, environments, events
 from gentle_jax import (
     assembly,
     checkpoint,
@@ -33,6 +29,11 @@ from gentle_jax import (
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 from gentle_jax.envs import base
+
+from .cli import console, flags
+from .cli.command import Command, start
+from .host import computer, hosts, preemption
+from .runs import data_code, environments, events
 
 SUMMARY = "Trains one SAC agent per task and stores episodes along training, as a dataset on disk."
 RETURNS = ("behaviour_return", "expert_return", "random_return", "reference_return")

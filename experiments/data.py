@@ -10,16 +10,17 @@ import textwrap
 
 import numpy as np
 
-from experiments import collect
-from experiments.cli import console, flags
-from experiments.cli.command import Command, start
-from experiments.host import computer
-from experiments.runs import imports, stored
-from experiments.show import figures, tables
 from gentle_jax import assembly, errors, interop, storage, task_tables
 from gentle_jax import config as config_lib
 from gentle_jax.interop import checks
 from gentle_jax.interop import table as table_lib
+
+from . import collect
+from .cli import console, flags
+from .cli.command import Command, start
+from .host import computer
+from .runs import imports, stored
+from .show import figures, tables
 
 
 def import_(line):

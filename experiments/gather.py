@@ -14,13 +14,14 @@ import tempfile
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments.cli import exit_codes, flags
-from experiments.cli.command import Command, start
-from experiments.host import computer, switches
-from experiments.runs import code_identity, environments, outputs, remote
-from experiments.runs.shards import damaged, load, read, read_shard, settings_of
 from gentle_jax import assembly, errors, json_files, storage
 from gentle_jax import config as config_lib
+
+from .cli import exit_codes, flags
+from .cli.command import Command, start
+from .host import computer, switches
+from .runs import code_identity, environments, outputs, remote
+from .runs.shards import damaged, load, read, read_shard, settings_of
 
 SUMMARY = (
     "Merges run folders that differ in their seeds only into one run folder of all the seeds. "

@@ -13,11 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import collect
-from experiments.cli.command import Command, start
-from experiments.host import computer
-from experiments.runs import remote, snapshot
-from experiments.show import movies, offscreen, scene
 from gentle_jax import (
     agents,
     assembly,
@@ -30,6 +25,12 @@ from gentle_jax import (
 )
 from gentle_jax import data as data_lib
 from gentle_jax.types import Offline
+
+from . import collect
+from .cli.command import Command, start
+from .host import computer
+from .runs import remote, snapshot
+from .show import movies, offscreen, scene
 
 SUMMARY = "Writes one episode of a trained agent as a page for the browser and as a moving picture."
 EXTRA = (

@@ -6,11 +6,12 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 three as a page.
 """
 
-from experiments.cli import flags
-from experiments.cli.command import Command, start
-from experiments.runs import code_identity, outputs, remote, shards
-from experiments.show import compare, page, run_page, tables
 from gentle_jax import assembly, errors
+
+from .cli import flags
+from .cli.command import Command, start
+from .runs import code_identity, outputs, remote, shards
+from .show import compare, page, run_page, tables
 
 SUMMARY = "Prints the table of a finished run, or one line for every finished run below --out."
 EXTRA = (
@@ -161,7 +162,7 @@ def listed(line):
     if len(rows) == 1:
         raise errors.UserError(
             f"no such finished run below {request.out}: pass another --out or fewer flags, or run "
-            f"`python -m experiments.run` first"
+            f"`{errors.command('run')}` first"
         )
     as_markdown = line.own["markdown"]
     print(tables.markdown_grid(rows) if as_markdown else tables.plain_grid(rows, len(rows[0])))

@@ -6,13 +6,15 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 import pathlib
 import shlex
 
-from experiments import collect, run
-from experiments.cli import exit_codes, flags
-from experiments.cli.command import Command, start
-from experiments.host import computer
-from experiments.runs import cells, code_identity, outputs, remote
-from experiments.runs.comparisons import TABLES
-from experiments.show import (
+from gentle_jax import errors, storage, suites
+
+from . import collect, run
+from .cli import exit_codes, flags
+from .cli.command import Command, start
+from .host import computer
+from .runs import cells, code_identity, outputs, remote
+from .runs.comparisons import TABLES
+from .show import (
     methods,
     paper_view,
     recognition,
@@ -22,7 +24,6 @@ from experiments.show import (
     table_figures,
     tables,
 )
-from gentle_jax import errors, storage, suites
 
 SUMMARY = (
     "Runs every row of a table on every environment of the suite, and writes Markdown and JSON."
@@ -58,9 +59,9 @@ REFUSED = (
     *((name, BY_ROWS) for name in ("algo", "env", "fidelity")),
     ("tasks", "a paper's table is of the tasks of its suite; leave it out"),
     ("sweep", "a table has one cell for each row and environment; sweep with "
-     "`python -m experiments.run`"),
+     f"`{errors.command('run')}`"),
     ("multihost", "one process runs the cells one by one; leave it out, or run a cell with "
-     "`python -m experiments.run --multihost`"),
+     f"`{errors.command('run')} --multihost`"),
 )  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def write(table, summaries, folder, note=None, found=None, words=()):
     name = file_name(table, summaries)
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
     stored = [{"row": row, "env": env, **summary} for (row, env), summary in summaries.items()]
-    command = shlex.join(["python", "-m", "experiments.reproduce", f"--table={table}", *words])
+    command = " ".join([errors.command("reproduce"), shlex.join([f"--table={table}", *words])])
     content = {"table": table, "command": command, "environment": computer.environment()}
     content["cells"] = stored
     storage.write_json(folder / f"{name}.json", content)
@@ -302,7 +303,7 @@ def stored(path):
     if not (good and kept and all(map(outputs.is_cell, kept))):
         raise errors.UserError(
             f"{path} is no table of this version: expected the .json file that "
-            f"`python -m experiments.reproduce` wrote"
+            f"`{errors.command('reproduce')}` wrote"
         )
     arrays = path.with_suffix(".npz")
     found = scores.read(arrays) if arrays.exists() else {}

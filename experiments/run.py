@@ -12,15 +12,16 @@ import time
 import jax
 import numpy as np
 
-from experiments import collect
-from experiments.cli import console, flags
-from experiments.cli.command import Command, start
-from experiments.host import computer, hosts, preemption
-from experiments.runs import code_identity, environments, events, grids, outputs, remote
 from gentle_jax import agents, assembly, checkpoint, errors, json_files, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import sweep as sweep_lib
 from gentle_jax.protocols import base
+
+from . import collect
+from .cli import console, flags
+from .cli.command import Command, start
+from .host import computer, hosts, preemption
+from .runs import code_identity, environments, events, grids, outputs, remote
 
 SUMMARY = (
     "Trains and evaluates one algorithm on one task family: a whole seed sweep in one program."

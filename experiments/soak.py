@@ -19,13 +19,14 @@ import sys
 import jax
 import numpy as np
 
-from experiments.cli import exit_codes, flags
-from experiments.cli.command import Command, start
-from experiments.host import computer
-from experiments.runs import events, same_bits
-from experiments.runs.attempts import IDLE, KINDS, Process, until
-from experiments.show import tables
 from gentle_jax import errors, storage
+
+from .cli import exit_codes, flags
+from .cli.command import Command, start
+from .host import computer
+from .runs import events, same_bits
+from .runs.attempts import IDLE, KINDS, Process, until
+from .show import tables
 
 SUMMARY = "Kills a sweep at random moments, resumes it, and compares it with an uninterrupted one."
 EXTRA = (
@@ -271,7 +272,7 @@ def run(line):
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # a kill must not harm the user's own
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(to.absolute() / "cache")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    command = [sys.executable, "-u", "-m", "experiments.run", *line.words]
+    command = [sys.executable, "-u", "-m", f"{__package__}.run", *line.words]
     outcome = soak(command, asked["kills"], asked["soak_seed"], asked["kinds"], to)
     storage.write_json(to / "soak.json", outcome)
     print("\n" + report(outcome) + f"\nresults: {to / 'soak.json'}", flush=True)

@@ -250,7 +250,7 @@ def read_config(folder: pathlib.Path) -> tuple[config_lib.ExperimentConfig, tupl
     except (OSError, ValueError, KeyError, AttributeError):
         raise errors.UserError(
             f"{folder} is not a run folder (no config.json that can be read): pass the folder that "
-            f"`python -m experiments.run` names at its end"
+            f"`{errors.command('run')}` names at its end"
         ) from None
     return config_lib.from_dict(tree), points, (tree.get("data") or {}).get("sha256")
 

@@ -1,8 +1,12 @@
 """Errors that a user caused and can mend: one line, shown without a traceback, exit code 2."""
 
 import difflib
+import pathlib
+import sys
 from collections.abc import Iterable
 from typing import Any
+
+SCRIPT = "gentle-jax"  # the program that an installed package brings
 
 
 class UserError(ValueError):
@@ -16,3 +20,10 @@ def unknown(kind: str, given: Any, allowed: Iterable) -> UserError:
     hint = f"did you mean {near[0]!r}? " if near else ""
     expected = f"expected one of {', '.join(allowed)}" if allowed else "there is none; leave it out"
     return UserError(f"unknown {kind} {given!r}: {hint}{expected}")
+
+
+def command(name: str) -> str:
+    """Returns how a user starts the command `name` here: installed, or from a checkout."""
+    checkout = pathlib.Path(__file__).parents[1] / "experiments" / "__main__.py"
+    installed = pathlib.Path(sys.argv[0]).stem == SCRIPT or not checkout.is_file()
+    return f"{SCRIPT} {name}" if installed else f"python -m experiments.{name}"

@@ -138,7 +138,7 @@ def read_meta(folder: Folder) -> dict:
     except FileNotFoundError:
         raise errors.UserError(
             f"{folder} holds no dataset (meta.json is missing): pass another --data, or collect it "
-            f"with `python -m experiments.collect`"
+            f"with `{errors.command('collect')}`"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise errors.UserError(

@@ -63,7 +63,7 @@ def read(path: pathlib.Path, env: Env) -> dict:
     if not path.is_file():
         raise errors.UserError(
             f"--tasks={path} is no file: pass another one, or write the suite's own with "
-            f"`python -m experiments.data tasks --env={env.name} --suite={env.suite} --to={path}`"
+            f"`{errors.command('data')} tasks --env={env.name} --suite={env.suite} --to={path}`"
         )
     try:
         columns = readers[path.suffix](path, env)

@@ -5,10 +5,12 @@ import configparser
 import itertools
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
 import pytest
+import setuptools
 
 from experiments import __main__ as listing
 from experiments import collect, run
@@ -22,7 +24,7 @@ from gentle_jax import config as config_lib
 
 pytestmark = pytest.mark.usefixtures("no_cache")
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = {each.name: each for each in listing.commands()}
+COMMANDS = {name: listing.load(name) for name in listing.NAMES}
 # those that read flags: a command of several parts reads none itself
 READING = {each.name: each for whole in COMMANDS.values() for each in whole.parts or (whole,)}
 SETTINGS = {name: f"config.{name}.key" for name in flags.SECTIONS}
@@ -47,7 +49,7 @@ def test_every_command_is_listed(capsys):
     found += [path.parent.name for path in (ROOT / "experiments").glob("*/__main__.py")]
     assert set(COMMANDS) == set(listing.NAMES) == set(found) - {"__init__", "__main__"}
     for words in ([], ["--help"], ["-h"]):
-        assert command.guard(lambda words=words: listing.run(["x", *words])) == 0
+        assert listing.run(["x", *words]) == 0
         text = capsys.readouterr().out
         for name, each in COMMANDS.items():
             (line,) = re.findall(rf"^  {name} +(.*)$", text, re.M)
@@ -58,16 +60,23 @@ def test_every_command_is_listed(capsys):
 @pytest.mark.parametrize(
     "word,part",
     [
-        ("colect", "unknown argument 'colect'"),
+        ("colect", "unknown command 'colect'"),
         ("--hlep", "did you mean '--help'"),
         ("colect", "did you mean 'collect'"),
-        ("run", "python -m experiments.run"),
+        ("--algo=ctmrl", "unknown command '--algo=ctmrl'"),
     ],
 )
 def test_an_unknown_argument_of_the_list_is_one_line(capsys, word, part):
-    assert command.guard(lambda: listing.run(["x", word])) == exit_codes.USAGE
+    assert listing.run(["x", word]) == exit_codes.USAGE
     out, err = capsys.readouterr()
     assert not out and err.startswith("error: ") and err.count("\n") == 1 and part in err
+
+
+def test_the_list_runs_a_command(capsys):
+    assert listing.run(["x", "collect", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("python -m experiments.collect [flags]")
+    assert listing.run(["x", "collect", "--algo=ctmrl"]) == exit_codes.USAGE
+    assert "collect does not use --algo" in capsys.readouterr().err
 
 
 def test_the_list_is_a_program():
@@ -222,21 +231,50 @@ def test_other_processes_are_joined_where_it_is_asked_for(monkeypatch, capsys, w
     assert seen == [expected] * 2 and capsys.readouterr().err == "error: enough\n" * 2
 
 
-def test_the_wheel_is_the_library_and_commands_run_from_a_checkout():
+def test_the_wheel_is_one_package_with_all_that_commands_read(monkeypatch):
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **words: given.update(words))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert {name.partition(".")[0] for name in given["packages"]} == {"gentle_jax"}
+    place = {"gentle_jax": "gentle_jax", **given["package_dir"]}
+    for name, folder in place.items():
+        code = {path.parent.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")}
+        expected = {".".join([name, *inner.parts]) for inner in code}
+        others = {each for each in place if each.startswith(f"{name}.")}
+        packed = {each for each in given["packages"] if each.startswith(name)}
+        assert {each for each in packed if not each.startswith(tuple(others))} == expected
+        taken = {
+            path
+            for pattern in given["package_data"].get(name, ())
+            for path in (ROOT / folder).glob(pattern)
+        }
+        files = {path for path in (ROOT / folder).rglob("*") if path.is_file()}
+        files = {path for path in files if "__pycache__" not in path.parts}
+        assert {path for path in files if path.suffix != ".py"} == taken
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    chosen = setup["options.packages.find"]["include"].split()
-    assert setup["options"]["packages"] == "find:" and chosen == ["gentle_jax*"]
-    folders = {path.parent for path in (ROOT / "gentle_jax").rglob("*.py")}
-    assert all((folder / "__init__.py").exists() for folder in folders)  # else not in the wheel
-    files = {path for path in (ROOT / "gentle_jax").rglob("*") if path.is_file()}
-    # a wheel has other files only where setup.cfg lists them, and it lists none
-    assert {path.suffix for path in files if "__pycache__" not in path.parts} == {".py"}
-    assert "options.package_data" not in setup and "data_files" not in setup["options"]
+    script = setup["options.entry_points"]["console_scripts"].split()
+    assert script == [errors.SCRIPT, "=", "gentle_jax.experiments.__main__:main"]
+
+
+def test_texts_name_the_program_that_was_started(monkeypatch):
+    assert errors.command("run") == "python -m experiments.run"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/gentle-jax", "run"])
+    assert errors.command("run") == "gentle-jax run"
+
+
+def test_commands_import_each_other_by_their_place_among_them():
+    """`experiments` is another name of the package where it is installed."""
+    for path in (ROOT / "experiments").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            assert "experiments" not in {name.partition(".")[0] for name in names}, path
 
 
 def test_the_library_imports_no_command():
-    """It is installed alone: an import of `experiments` works in a checkout only."""
+    """`experiments` is its name in a checkout only, and commands are thin."""
     for path in (ROOT / "gentle_jax").rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]

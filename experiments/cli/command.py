@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments.cli import console, described, exit_codes, flags
-from experiments.host import hosts, preemption
 from gentle_jax import errors
+
+from ..host import hosts, preemption
+from . import console, described, exit_codes, flags
 
 HELP = ("--help", "-h", "--helpfull", "-help")
 # what the system says of a folder that a user named and that cannot be what it should be
@@ -71,7 +72,7 @@ def settings_lines(command):
 def help_text(command):
     """Returns --help: what a command does and the flags that it takes, two screens at most."""
     if command.parts:
-        lines = [f"python -m experiments.{command.name} COMMAND [flags]", ""]
+        lines = [f"{errors.command(command.name)} COMMAND [flags]", ""]
         lines += textwrap.wrap(command.summary, 100)
         lines += ["", "commands:"]
         lines += [f"  {word_of(part):<8} {part.summary}" for part in command.parts]
@@ -79,7 +80,7 @@ def help_text(command):
             entries = [entry for group in entries_of(part).values() for entry in group]
             lines += ["", f"{word_of(part)}:", *flag_lines(part, entries)]
         return "\n".join(lines)
-    lines = [f"python -m experiments.{command.name} [flags]", ""]
+    lines = [f"{errors.command(command.name)} [flags]", ""]
     lines += textwrap.wrap(command.summary, 100)
     for group, entries in entries_of(command).items():
         lines += ["", f"{group}:", *flag_lines(command, entries)]

@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from experiments.host import preemption
+from ..host import preemption
 
 GONE = (errno.EPIPE, errno.EIO)  # the reader has ended, the terminal was closed
 PLAIN_SECONDS = 15.0  # between lines when output is not a terminal

@@ -4,8 +4,9 @@ import inspect
 import re
 import textwrap
 
-from experiments.cli import flags
 from gentle_jax import errors, registry
+
+from . import flags
 
 NAMED = ("algo", "backbone")  # flags that ask for it
 FIELD = re.compile(r"^    (\w+): [^=]+= .*?(?:  # (.*))?$")

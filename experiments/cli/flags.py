@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from absl import flags as absl_flags
 
-from experiments.cli import settings
 from gentle_jax import config as config_lib
 from gentle_jax import errors, presets, registry, storage, suites, task_tables
+
+from . import settings
 
 DEFAULT = config_lib.RunConfig()
 # group -> (flag, kind, default, help)
@@ -239,7 +240,7 @@ def check(command, line):
         if name not in line.given:
             raise errors.UserError(
                 f"{command.name} needs --{name}: pass it; see "
-                f"`python -m experiments.{command.name} --help`"
+                f"`{errors.command(command.name)} --help`"
             )
     if "://" in line.shared["data"]:
         raise errors.UserError(

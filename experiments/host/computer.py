@@ -15,8 +15,9 @@ import time
 import jax
 
 import gentle_jax
-from experiments.host import hosts, switches
 from gentle_jax import errors, presets
+
+from . import hosts, switches
 
 try:
     import fcntl

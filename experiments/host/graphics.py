@@ -8,7 +8,7 @@ import os
 import sys
 
 NAME, ASIDE = "MUJOCO_GL", "GENTLE_JAX_MUJOCO_GL"
-NEEDS_IT = "experiments.show.offscreen"
+NEEDS_IT = __package__.replace("host", "show") + ".offscreen"
 
 
 def set_aside():

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 
-from experiments.cli import exit_codes
+from ..cli import exit_codes
 
 # not every system has the last one: the terminal was closed
 SIGNALS = tuple(

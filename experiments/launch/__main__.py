@@ -10,20 +10,20 @@ import pathlib
 import re
 import shlex
 
-from experiments.cli import flags
-from experiments.cli.command import Command, start
-from experiments.host import computer
-from experiments.launch import check, plan
+from ..cli import flags
+from ..cli.command import Command, start
+from ..host import computer
+from . import check, plan
 
 SUMMARY = (
     "Writes the files of a batch system for a sweep that one device cannot hold, and checks them. "
-    "The flags of experiments.run say what a run is; --num_seeds follows from --num_runs."
+    "The flags of `run` say what a run is; --num_seeds follows from --num_runs."
 )
 
 
 def texts(job_plan):
     """Returns {name: text} of a Plan's files."""
-    target = importlib.import_module(f"experiments.launch.{job_plan.target}")
+    target = importlib.import_module(f".{job_plan.target}", __package__)
     files = target.files(job_plan)
     if job_plan.target == "jobset":
         files["Dockerfile"] = (check.HERE / "Dockerfile").read_text()

@@ -10,10 +10,11 @@ import tempfile
 import jsonschema
 import yaml
 
-from experiments import collect, run
-from experiments.cli import flags
 from gentle_jax import config as config_lib
 from gentle_jax import errors
+
+from .. import collect, run
+from ..cli import flags, program
 
 HERE = pathlib.Path(__file__).parent
 # file -> schema of each of its documents
@@ -123,8 +124,10 @@ def check_seeds(plan, texts):
     """Raises UserError unless the jobs' commands train every seed of the plan exactly once."""
     seen = []
     for arguments in job_commands(plan, texts):
-        if arguments[:2] != ["-m", "experiments.run"]:
-            raise errors.UserError(f"a job runs {' '.join(arguments[:2])}, not experiments.run")
+        if arguments[:2] != program.words("run")[1:]:
+            raise errors.UserError(
+                f"a job runs {' '.join(arguments[:2])}, not {program.words('run')[-1]}"
+            )
         request = flags.parse(run.COMMAND, arguments[1:], lambda: True)
         first, count = request.config.run.seed_offset, request.config.run.num_seeds
         if request.out != plan.out or count > plan.per_job:
@@ -140,8 +143,10 @@ def check_data(plan, texts):
     """Raises UserError unless the data that are made beforehand are those of the jobs."""
     for name in (name for name in texts if name.startswith("collect.")):
         (words,) = commands(scripts(name, texts[name])[-1], [{}])
-        if words[:2] != ["-m", "experiments.collect"]:
-            raise errors.UserError(f"{name} runs {' '.join(words[:2])}, not experiments.collect")
+        if words[:2] != program.words("collect")[1:]:
+            raise errors.UserError(
+                f"{name} runs {' '.join(words[:2])}, not {program.words('collect')[-1]}"
+            )
         made = flags.parse(collect.COMMAND, words[1:], lambda: True)
         job = flags.parse(run.COMMAND, job_commands(plan, texts)[0][1:], lambda: True)
         same = config_lib.data_identity(made.config) == config_lib.data_identity(job.config)

@@ -1,8 +1,9 @@
 """A GKE JobSet behind a Kueue queue: every index of one Job has a single-host TPU v5e slice."""
 
-from experiments.cli import exit_codes
-from experiments.launch import plan as plan_lib
 from gentle_jax import errors
+
+from ..cli import exit_codes
+from . import plan as plan_lib
 
 CHIPS = {"1x1": 1, "2x2": 4, "2x4": 8}  # slices of one host
 MACHINES = {"1x1": "ct5lp-hightpu-1t", "2x2": "ct5lp-hightpu-4t", "2x4": "ct5lp-hightpu-8t"}

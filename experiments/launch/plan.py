@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import yaml
 
-from experiments import collect
-from experiments.cli import flags
-from experiments.runs import remote
 from gentle_jax import errors
+
+from .. import collect
+from ..cli import flags, program
+from ..runs import remote
 
 TARGETS = ("jobset", "skypilot", "slurm")
 ACCELERATORS = {"jobset": "2x4", "skypilot": "A100:1", "slurm": "gpu:1"}  # default of each target
@@ -221,7 +222,7 @@ def required(plan):
 
 def command(plan):
     """Returns the shell words of a job's command, without seeds."""
-    words = ["python", "-m", "experiments.run", *plan.arguments]
+    words = [*program.words("run"), *plan.arguments]
     words += [f"--data={plan.data}", f"--out={plan.out}", *required(plan)]
     return " ".join(map(shlex.quote, words))
 
@@ -230,7 +231,7 @@ def collect_command(plan):
     """Returns the shell words of the command that makes the jobs' data beforehand."""
     name = lambda word: word.lstrip("-").partition("=")[0]
     kept = [word for word in plan.arguments if flags.takes(collect.COMMAND, name(word))]
-    words = ["python", "-m", "experiments.collect", *kept, f"--data={plan.data}"]
+    words = [*program.words("collect"), *kept, f"--data={plan.data}"]
     words += required(plan)
     return " ".join(map(shlex.quote, words))
 
@@ -252,4 +253,4 @@ def job_line(plan):
 def gather_line(plan):
     """Returns the command that merges the jobs' run folders."""
     root = shlex.quote(f"--from={plan.out}")
-    return f"python -m experiments.gather {root} --num_seeds={plan.seeds}"
+    return f"{errors.command('gather')} {root} --num_seeds={plan.seeds}"

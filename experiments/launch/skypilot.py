@@ -1,7 +1,7 @@
 """A managed spot job of SkyPilot for each part of a sweep: one file, started with an INDEX each."""
 
-from experiments.cli import exit_codes
-from experiments.launch import plan as plan_lib
+from ..cli import exit_codes
+from . import plan as plan_lib
 
 # the machines' own Python may be older than ours
 SETUP = """\

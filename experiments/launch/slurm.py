@@ -1,7 +1,7 @@
 """A SLURM array: a task for each part of a sweep, which is requeued until it has finished."""
 
-from experiments.cli import exit_codes
-from experiments.launch import plan as plan_lib
+from ..cli import exit_codes
+from . import plan as plan_lib
 
 NOTICE = 120  # seconds before the time limit at which the script is told
 

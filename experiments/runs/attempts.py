@@ -6,7 +6,8 @@ import signal
 import subprocess
 import time
 
-from experiments.runs import events as events_lib
+from ..cli.program import ROOT
+from . import events as events_lib
 
 KINDS = {"term": signal.SIGTERM, "kill": signal.SIGKILL}
 GRACE = 180.0  # seconds that a process has to end after SIGTERM
@@ -46,7 +47,7 @@ class Process:
         with open(log, "ab") as file:
             self.child = subprocess.Popen(
                 [*command, *words],
-                cwd=pathlib.Path(__file__).parents[2],
+                cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

@@ -6,8 +6,9 @@ import pathlib
 import shlex
 from typing import NamedTuple
 
-from experiments.runs import code_identity, outputs, remote
 from gentle_jax import assembly, errors, storage
+
+from . import code_identity, outputs, remote
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 FINISHED, RESUMABLE, MISSING = "finished", "resumable", "missing"
@@ -151,7 +152,7 @@ def lines(chosen, found):
 
 def command(cell):
     """Returns the shell command of a Cell."""
-    return " ".join(map(shlex.quote, ("python", "-m", "experiments.run", *cell.words)))
+    return " ".join([errors.command("run"), *map(shlex.quote, cell.words)])
 
 
 def part(names, shard):

@@ -11,9 +11,10 @@ import functools
 import json
 
 import gentle_jax
-from experiments.host import computer
-from experiments.runs import remote
 from gentle_jax import errors, json_files, provenance, storage
+
+from ..host import computer
+from . import remote
 
 HASH = "source_hash"
 ASIDE = "replaced"  # the folder of runs that made way for new ones

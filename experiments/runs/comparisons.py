@@ -1,8 +1,9 @@
 """The comparisons that `experiments.reproduce` knows: their rows, each a line of flags."""
 
-from experiments.runs import paper_comparisons
-from experiments.runs.comparison import Comparison, levels, on_gentle
 from gentle_jax import registry
+
+from . import paper_comparisons
+from .comparison import Comparison, levels, on_gentle
 
 ALL = {name: (f"--algo={name}",) for name in registry.ALGORITHMS}
 # an agent without context that is told the task: the ceiling beside `multitask`, the floor

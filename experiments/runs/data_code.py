@@ -8,10 +8,11 @@ imported are not made by our code: nothing is compared.
 import functools
 
 import gentle_jax
-from experiments.host import computer
-from experiments.runs import code_identity
-from experiments.runs.code_identity import HASH, spell
 from gentle_jax import checkpoint, errors, provenance, storage
+
+from ..host import computer
+from . import code_identity
+from .code_identity import HASH, spell
 
 PROGRESS = "progress"  # the folder of checkpoints within a dataset's folder
 RESUMED = "resumed_with"

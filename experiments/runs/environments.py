@@ -6,10 +6,11 @@ code. Differences are told, and kept in `resumed_with` of a run and `shards_with
 
 import collections
 
-from experiments.host import computer
-from experiments.runs import code_identity, data_code
 from gentle_jax import config as config_lib
 from gentle_jax import json_files, storage
+
+from ..host import computer
+from . import code_identity, data_code
 
 
 def write(folder, run, meta=None):

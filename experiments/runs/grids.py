@@ -14,12 +14,13 @@ import tempfile
 
 import numpy as np
 
-from experiments.cli import exit_codes
-from experiments.host import computer, hosts
-from experiments.runs import code_identity, remote
-from experiments.show import heatmap, tables
 from gentle_jax import assembly, errors, storage
 from gentle_jax import config as config_lib
+
+from ..cli import exit_codes
+from ..host import computer, hosts
+from ..show import heatmap, tables
+from . import code_identity, remote
 
 KEPT = ("mean", "std", "ci95", "iqm", "iqm_ci95", "normalized", "per_seed")
 UNFAIR = (

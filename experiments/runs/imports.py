@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 
-from experiments import collect
-from experiments.cli import flags
 from gentle_jax import assembly, errors, registry, task_tables
 from gentle_jax import config as config_lib
 from gentle_jax.interop import agreement, samples
+
+from .. import collect
+from ..cli import flags
 
 FIT = "fit"  # the value of --tasks that asks for what the rows say
 SHOWN = 3  # misfits that are told at an import that accepts them
@@ -45,7 +46,7 @@ def fitted(fields, env, config):
     if rules is None or rules.fit is None:
         raise errors.UserError(
             f"--tasks={FIT}: rows of {env.name} do not say what their task is, those of point "
-            f"robots do; pass a file, `python -m experiments.data tasks --env={env.name} "
+            f"robots do; pass a file, `{errors.command('data')} tasks --env={env.name} "
             f"--suite={env.suite}` prints one to start from"
         )
     each = [
@@ -94,8 +95,9 @@ def check(table, config, folder, accept, horizon=0):
         raise errors.UserError(
             f"the rows in {folder} are not those of {run.env} of suite {run.suite}: task "
             f"{misfits[0]['task']}: {misfits[0]['text']}; {count} misfit. Pass the --env and "
-            f"--suite that they are of, their tasks with --tasks=FILE{fit} (`python -m "
-            f"experiments.data tasks` prints a file), or --accept_misfit to import them as they are"
+            f"--suite that they are of, their tasks with --tasks=FILE{fit} "
+            f"(`{errors.command('data')} tasks` prints a file), or --accept_misfit to import them "
+            "as they are"
         )
     return report | {"accepted": bool(misfits)}
 

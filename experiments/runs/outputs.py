@@ -8,9 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments.host import computer, switches
-from experiments.runs import remote
-from experiments.show import figures, tables
 from gentle_jax import (
     assembly,
     errors,
@@ -22,6 +19,10 @@ from gentle_jax import (
     training,
 )
 from gentle_jax import config as config_lib
+
+from ..host import computer, switches
+from ..show import figures, tables
+from . import remote
 
 
 def label(point):

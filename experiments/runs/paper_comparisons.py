@@ -3,7 +3,7 @@
 A protocol is run in every row: the paper's, each method's own, and a given context.
 """
 
-from experiments.runs.comparison import Axis, Comparison, levels, on_gentle
+from .comparison import Axis, Comparison, levels, on_gentle
 
 TASK_SETS = ("test", "train")  # outside and inside the training distribution
 FAMILIES = (

@@ -16,9 +16,10 @@ import time
 
 from etils import epath
 
-from experiments.host import computer
 from gentle_jax import config as config_lib
 from gentle_jax import errors
+
+from ..host import computer
 
 # scheme -> the package that reads and writes it
 CLIENTS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}

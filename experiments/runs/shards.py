@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.runs import outputs
 from gentle_jax import config as config_lib
 from gentle_jax import errors, json_files
+
+from . import outputs
 
 RESTORE = "restore it, or delete the summary.json beside it and give the run's command again"
 

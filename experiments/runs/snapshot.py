@@ -5,13 +5,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import collect
-from experiments.host import computer
-from experiments.runs import npz_files, remote
 from gentle_jax import agents, assembly, checkpoint, errors, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import explored as explored_lib
 from gentle_jax import sweep as sweep_lib
+
+from .. import collect
+from ..host import computer
+from . import npz_files, remote
 
 EXPLORED = "explored.npz"
 

@@ -26,7 +26,7 @@ def below(root):
     if not folders:
         raise errors.UserError(
             f"{root} holds no dataset: pass another --data, or make one with "
-            f"`python -m experiments.collect` or `python -m experiments.data import`"
+            f"`{errors.command('collect')}` or `{errors.command('data')} import`"
         )
     return sorted(folders)
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.show import scores, tables
 from gentle_jax import config as config_lib
 from gentle_jax import errors
+
+from . import scores, tables
 
 SAME = ("suite", "env", "physics")  # what runs must share to be compared
 NAMED = ("algorithm", "backbone", "fidelity", "preset", "num_steps", "num_seeds")

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from experiments.show import tables
 from gentle_jax import statistics
 from gentle_jax.protocols import base
+
+from . import tables
 
 # Okabe and Ito, colour-blind safe; the yellow comes last, it is faint on white
 PALETTE = (

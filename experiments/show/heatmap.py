@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from experiments.show import figures
+from . import figures
 
 COLOURS = "viridis"  # even in lightness: readable without colour vision, and in grey
 PANELS = 12  # of one figure; more go to further ones

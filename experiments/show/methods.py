@@ -10,7 +10,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from experiments.show import tables
+from . import tables
 
 GIVEN = "given_context"
 COLUMNS = (

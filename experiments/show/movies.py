@@ -6,7 +6,7 @@ from matplotlib import animation
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.show.figures import GREY, PALETTE, STYLE
+from .figures import GREY, PALETTE, STYLE
 
 FASTEST = 0.04  # seconds of a frame: viewers slow down GIFs that are faster
 DPI = 100

@@ -13,7 +13,8 @@ import tempfile
 import mujoco
 import numpy as np
 
-from experiments.host import graphics
+from ..cli.program import ROOT
+from ..host import graphics
 
 SIZE = (360, 480)  # height, width in pixels
 LIMIT = 300  # seconds
@@ -59,12 +60,11 @@ def render(model, qpos, torso, view):
 
 def _try(library, paths):
     """Returns None if a process that uses the library drew all pictures, else why not."""
-    root = str(pathlib.Path(__file__).parents[2])
-    python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": python_path}
     if library:
         environment["MUJOCO_GL"] = library
-    command = [sys.executable, "-m", "experiments.show.offscreen", *paths]
+    command = [sys.executable, "-m", f"{__package__}.offscreen", *paths]
     try:
         ended = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False

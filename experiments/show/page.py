@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 
-from experiments.show import scene
+from . import scene
 
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 

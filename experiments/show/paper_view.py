@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from experiments.show import methods, paper_tables, scores, tables
 from gentle_jax import statistics
+
+from . import methods, paper_tables, scores, tables
 
 OPEN = "undecided"
 SPREADS = {"ci95": "half of the 95 % bootstrap interval over seeds", "std": "std over seeds"}

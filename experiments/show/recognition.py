@@ -3,8 +3,9 @@
 import numpy as np
 from sklearn.metrics import silhouette_score
 
-from experiments.show import figures, tables
 from gentle_jax import statistics
+
+from . import figures, tables
 
 NUMBERS = "contexts"  # of a summary: what `numbers` returns
 SHOWN = 60  # contexts of a task in the figure

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.show import figures, tables
 from gentle_jax import statistics
 from gentle_jax.protocols import base
+
+from . import figures, tables
 
 COLUMNS = 3  # of panels
 EPISODES_SPENT = "episodes spent in the task before"

@@ -10,12 +10,13 @@ import tempfile
 
 import numpy as np
 
-from experiments.host import computer
-from experiments.runs import code_identity, npz_files, outputs, remote, shards
-from experiments.show import compare, page, results_page, run_figures, scene, scores, tables
 from gentle_jax import assembly, errors, presets, storage
 from gentle_jax import config as config_lib
 from gentle_jax.protocols import base
+
+from ..host import computer
+from ..runs import code_identity, npz_files, outputs, remote, shards
+from . import compare, page, results_page, run_figures, scene, scores, tables
 
 FACTS = (
     "algorithm", "backbone", "fidelity", "suite", "env", "physics", "preset", "num_seeds",
@@ -227,7 +228,7 @@ def played(folder, shard, config, points):
     parts = [page.Heading("Episodes")]
     if not scenes:
         where = "FOLDER" if remote.is_remote(str(folder)) else folder
-        command = f"python -m experiments.render --run={where}"
+        command = f"{errors.command('render')} --run={where}"
         return [*parts, page.Text(f"None is stored to play; `{command}` adds one to this page.")]
     return [*parts, page.Episodes(scenes)]
 

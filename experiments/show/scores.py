@@ -4,10 +4,11 @@ import io
 
 import numpy as np
 
-from experiments.runs import npz_files, remote
-from experiments.show import tables
 from gentle_jax import errors, statistics
 from gentle_jax.protocols import base
+
+from ..runs import npz_files, remote
+from . import tables
 
 BOUNDS = "bounds"
 RLIABLE = "rliable"  # the form of the library of that name: {algorithm: scores [runs, tasks]}

@@ -1,9 +1,10 @@
 """Figures beside a table of `experiments.reproduce`."""
 
-from experiments.host import preemption
-from experiments.runs import snapshot
-from experiments.show import recognition, run_figures, run_page
 from gentle_jax import errors
+
+from ..host import preemption
+from ..runs import snapshot
+from . import recognition, run_figures, run_page
 
 
 def curves(name, of, summaries, found, to):

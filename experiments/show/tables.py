@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from experiments.show import paper_tables
 from gentle_jax import statistics
 from gentle_jax.protocols import base
 from gentle_jax.types import Cost
+
+from . import paper_tables
 
 TASK_SETS = ("test", "train")  # the order of tables: what generalises first
 COLUMNS = (

@@ -192,7 +192,7 @@ def _open(minari, path):
         return described, {slot: _columns(episode) for slot, episode in episodes}
     except (ValueError, KeyError, TypeError, AttributeError, OSError, AssertionError) as error:
         raise errors.UserError(
-            f"{path} is not an export of `python -m experiments.data export` that this version "
+            f"{path} is not an export of `{errors.command('data')} export` that this version "
             f"can read ({type(error).__name__}): pass another --from, --env or --suite"
         ) from None
 
