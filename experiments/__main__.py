@@ -11,7 +11,10 @@ from gentle_jax import errors
 
 from .cli import command, exit_codes
 
-NAMES = ("run", "collect", "report", "render", "reproduce", "data", "gather", "soak", "launch")
+NAMES = (
+    "run", "collect", "evaluate", "report", "render", "reproduce", "data", "gather", "soak",
+    "launch",
+)  # fmt: skip
 PACKAGES = ("launch",)  # commands of several files
 
 

@@ -8,6 +8,7 @@ three as a page.
 
 from gentle_jax import assembly, errors
 
+from . import evaluate
 from .cli import flags
 from .cli.command import Command, start
 from .runs import code_identity, outputs, remote, shards
@@ -147,6 +148,8 @@ def alone(line):
         print(tables.markdown(summary["results"]))
     else:
         outputs.print_table(summary, line.own["run"])
+        for each in [] if remote.is_remote(str(place)) else evaluate.stored(place):
+            print("\n" + "\n".join(evaluate.describe(each)))
     if "point" in line.given:
         name = redraw(place, line.own["point"])
         print(f"figures of grid point {name}: {place / 'figures'}")

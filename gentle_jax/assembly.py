@@ -184,6 +184,12 @@ def _prepared(config, env, fields):
     return dataset, env, scale
 
 
+def env_as_seen(config: config_lib.ExperimentConfig, scale: tuple) -> Env:
+    """Returns the Env of a config as its learners see it. Args: scale, of `training.Sweep`."""
+    env = env_of(config)
+    return _seen(config, env, tuple(np.asarray(part)[: env.obs_dim] for part in scale))
+
+
 def _seen(config, env, scale):
     """Returns the Env as learners see it. Args: scale, (mean, std) of its own observations."""
     if config.train.normalize_obs:
@@ -212,9 +218,8 @@ def without_data(
 
     Args: known, of `of_data`; points as in `make_sweep`. It runs on one device.
     """
-    env = env_of(config)
     mean, std = (np.array(part, np.float32) for part in known["scale"])
-    env = _seen(config, env, (mean[: env.obs_dim], std[: env.obs_dim]))
+    env = env_as_seen(config, (mean, std))
     obs_mean, obs_std, *reward = known["statistics"]
     statistics = Statistics(np.array(obs_mean, np.float32), np.array(obs_std, np.float32), *reward)
     tasks, rows, starts, level_episodes, num_levels = known["shape"]
@@ -259,7 +264,7 @@ def task_sets(env: Env) -> dict[str, Int[HostArray, " task"]]:
     """Returns {task set: positions in `task_order`}."""
     where = {int(task): position for position, task in enumerate(task_order(env))}
     sets = {"train": env.train_ids, "test": env.test_ids}
-    return {name: np.array([where[int(i)] for i in ids]) for name, ids in sets.items()}
+    return {name: np.array([where[int(i)] for i in ids], int) for name, ids in sets.items()}
 
 
 def spec_of(config: config_lib.ExperimentConfig, env: Env, dataset: data_lib.Dataset) -> Spec:

@@ -21,7 +21,8 @@ Each value is a module, imported on first use. What a module must define:
                where its sizes need another one than the suite's; `OFFERS`, what a protocol may
                need of it, such as "relabel"
   protocol     `make(eval_config, env)`; optional: `NEEDS`, names that an environment or an
-               algorithm must offer
+               algorithm must offer; `READS`, what it reads of stored data ("own", rows of the
+               tested task; "train", of the training tasks)
 
 A name with a dot is a module of somebody's own, which needs no line: `my_package.my_module`.
 """

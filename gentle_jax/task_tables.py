@@ -51,10 +51,11 @@ def same(one: dict, other: dict) -> bool:
     return all(one[name] == other[name] for name in ("leaves", *SPLIT))
 
 
-def read(path: pathlib.Path, env: Env) -> dict:
+def read(path: pathlib.Path, env: Env, needed: Sequence[str] = SPLIT) -> dict:
     """Returns the table in a file; raises UserError for what cannot be tasks of the family.
 
-    Args: env, of the whole suite: its family's names, shapes and ranges count.
+    Args: env, of the whole suite: its family's names, shapes and ranges count; needed, which of
+    SPLIT must have a task.
     """
     readers = {".npz": _read_npz, ".csv": _read_csv}
     of_env(env)  # refuses a family that takes none
@@ -77,7 +78,7 @@ def read(path: pathlib.Path, env: Env) -> dict:
     for name, each in zip(SPLIT, ids, strict=True):
         if each is None:
             raise errors.UserError(f"{path} has no {name}: add the ids of these tasks, from 0")
-    return checked(columns, *ids, f"file {path.name}", env, path)
+    return checked(columns, *ids, f"file {path.name}", env, path, needed)
 
 
 def _read_npz(path, env):
@@ -142,10 +143,12 @@ def checked(
     source: str,
     env: Env,
     where: pathlib.Path | str,
+    needed: Sequence[str] = SPLIT,
 ) -> dict:
     """Returns the table of these tasks; raises UserError for other names, shapes and ranges.
 
-    Args: leaves, {name: array [task, ...]}; source, the table's `from`; where, named in errors.
+    Args: leaves, {name: array [task, ...]}; source, the table's `from`; where, named in errors;
+    needed, which of SPLIT must have a task.
     """
     rules = of_env(env) and env.task_rules.leaves
     for name in leaves:
@@ -165,7 +168,8 @@ def checked(
             )
         _check_range(values, name, rules[name], where)
     for name, ids in zip(SPLIT, (train_ids, test_ids), strict=True):
-        _check_ids(np.asarray(ids), name, count, where)
+        if name in needed or np.size(ids):
+            _check_ids(np.asarray(ids), name, count, where)
     unused = sorted(set(range(count)) - {*map(int, train_ids), *map(int, test_ids)})
     if unused:
         raise errors.UserError(

@@ -107,7 +107,7 @@ def row(entry):
         interval(entry, "ci95"),
         number(entry["iqm"]),
         interval(entry, "iqm_ci95"),
-        number(entry["normalized"]),
+        "-" if entry["normalized"] is None else number(entry["normalized"]),
         spent(entry),
         f"{paper['mean']:.2f} +- {paper['spread']:.2f} ({paper['kind']})" if paper else "-",
     ]

@@ -17,6 +17,8 @@ from gentle_jax.config import EvalConfig
 from gentle_jax.protocols import base
 from gentle_jax.types import Env, Protocol
 
+READS = ("own",)
+
 
 def make(config: EvalConfig, env: Env) -> Protocol:
     """Returns the Protocol."""

@@ -29,6 +29,7 @@ from gentle_jax.protocols import base
 from gentle_jax.types import Belief, Env, Protocol, RandomKey
 
 DEFAULT = 20  # candidates, where there are as many training tasks
+READS = ("train",)
 
 
 class Trial(NamedTuple):

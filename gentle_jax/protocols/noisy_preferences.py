@@ -33,6 +33,7 @@ from gentle_jax.protocols import base
 from gentle_jax.types import Cost, Env, HostArray, Protocol, RandomKey
 
 NEEDS = ("predict_reward",)
+READS = ("train",)
 MOST = 1024  # candidates: every one predicts the rewards of all fragments
 
 

@@ -1,0 +1,268 @@
+"""Tests a trained run again: `python -m experiments.evaluate --run=RUN_FOLDER --tasks=FILE`.
+
+On other tasks, by other protocols, over more episodes. The result is a file in the folder
+`evaluations` of the run, which `report --run` shows too. Agents come from the newest checkpoint.
+"""
+
+import dataclasses
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gentle_jax import (
+    agents,
+    assembly,
+    errors,
+    evaluation,
+    json_files,
+    needs,
+    registry,
+    rng,
+    storage,
+    task_tables,
+)
+from gentle_jax import config as config_lib
+from gentle_jax import sweep as sweep_lib
+from gentle_jax.types import Cost
+
+from .cli.command import Command, start
+from .host import computer
+from .runs import code_identity, npz_files, outputs, remote, snapshot
+from .show import tables
+
+SUMMARY = "Tests a trained run again: other tasks, other protocols, more episodes."
+FOLDER = "evaluations"
+EXTRA = (
+    ("run", str, "", "the run folder"),
+    ("episodes", int, 0, "the test budget in episodes of full length; default: the run's own"),
+    ("step", int, None, "training steps behind a checkpoint; default: the newest"),
+)
+
+
+class Chosen(NamedTuple):
+    """What is evaluated."""
+
+    config: config_lib.ExperimentConfig  # of the run
+    points: tuple  # its grid points
+    budget: config_lib.EvalConfig
+    protocols: tuple  # names
+    table: dict | None  # of other tasks, None: the run's own
+
+
+class Ready(NamedTuple):
+    """A run's agents, and where they are tested."""
+
+    sweep: object
+    env: object  # as the agents see it
+    state: object  # leaves [S, ...]
+    done: int  # training steps
+    offline: object  # Dataset of the tasks; zeros where nothing of it is read
+
+
+def reading(protocols):
+    """Returns the protocols that read stored data of the tasks, such as `given_context`."""
+    return [name for name in protocols if getattr(registry.load("protocol", name), "READS", ())]
+
+
+def choose(config, points, asked):
+    """Returns the Chosen. Args: asked, {"protocol", "tasks", "episodes"} of the command line.
+
+    Raises UserError for what cannot be tested.
+    """
+    run, table = config.run, None
+    protocols = tuple(dict.fromkeys(asked["protocol"])) or run.protocols
+    needs.check(protocols, run.algorithm, run.env)
+    if asked["tasks"]:
+        if config.env.reveal_task:
+            raise errors.UserError(
+                "this run's agents are told their task in units of its own tasks: leave --tasks out"
+            )
+        suite = config_lib.make_env(run.env, run.suite, run.physics, type(config.env)(), None)
+        table = task_tables.read(pathlib.Path(asked["tasks"]), suite, needed=())
+        if not asked["protocol"]:
+            protocols = tuple(name for name in protocols if not reading([name]))
+        if not protocols or reading(protocols):
+            able = [n for n in needs.able(run.algorithm, run.env) if not reading([n])]
+            named = reading(asked["protocol"] or run.protocols)[0]
+            raise errors.UserError(
+                f"{named} reads stored data, and there are none "
+                f"of other tasks: with --tasks pass --protocol, one of {', '.join(able)}"
+            )
+    if asked["episodes"] < 0:
+        raise errors.UserError(f"--episodes is {asked['episodes']}: expected 1 or more")
+    return Chosen(config, points, _budget(config, asked["episodes"]), protocols, table)
+
+
+def _budget(config, episodes):
+    """Returns the EvalConfig with a budget of so many episodes; 0: the run's own."""
+    if not episodes:
+        return config.eval
+    steps = episodes * assembly.env_of(config).horizon
+    return dataclasses.replace(config.eval, online_steps=steps, scored_steps=steps)
+
+
+def prepare(folder, chosen, step, root, checksums):
+    """Returns the Ready. Args: root, as `--data`, which is read only where a protocol needs it."""
+    config, points = chosen.config, chosen.points
+    if reading(chosen.protocols):
+        restored = snapshot.restore(folder, config, points, checksums, root)
+        if step not in (None, restored.done):
+            raise errors.UserError(
+                f"--step is {step}: {reading(chosen.protocols)[0]} is tested at the newest "
+                f"checkpoint, step {restored.done}; leave --step out"
+            )
+        return Ready(restored.sweep, restored.env, restored.state, restored.done,
+                     restored.sweep.data)  # fmt: skip
+    sweep = assembly.without_data(config, agents.read_known(folder), points)
+    state, done = agents.read_state(folder, sweep, step)
+    env = sweep.env
+    if chosen.table is not None:
+        all_of_them = dataclasses.replace(config.env, num_train=0, num_test=0)
+        other = dataclasses.replace(config, tasks=chosen.table, env=all_of_them)
+        env = assembly.env_as_seen(other, sweep.scale)
+    return Ready(sweep, env, state, done, blank(sweep.data, len(assembly.task_order(env))))
+
+
+def blank(dataset, num_tasks):
+    """Returns a Dataset of zeros, one row a task, in the place of data that nothing reads."""
+    rows = jax.tree.map(lambda x: jnp.zeros((num_tasks, 1, *x.shape[2:])), dataset.rows)
+    starts = jnp.zeros((num_tasks, dataset.episode_start.shape[1]), jnp.int32)
+    return dataset.replace(rows=rows, episode_start=starts)
+
+
+def test(ready, chosen):
+    """Returns ({protocol: returns [S, task, E]}, {protocol: Cost of such arrays}), host arrays.
+
+    Keys are those of the run's own evaluation after as many steps.
+    """
+    sweep, env, budget = ready.sweep, ready.env, chosen.budget
+    protocols = {
+        name: registry.load("protocol", name).make(budget, env) for name in chosen.protocols
+    }
+    needs.check_built(protocols, chosen.config.run.algorithm, env, sweep.algorithm.rep)
+    evaluate = evaluation.make_evaluate(sweep.algorithm, env, protocols, budget.num_repeats)
+    order = assembly.task_order(env)
+    tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[order], env.tasks)
+    over_runs = jax.jit(sweep_lib.over_runs(evaluate, 2))
+    keys = sweep.run_keys[: sweep.runs]
+    scores = over_runs(ready.state, keys, tasks, ready.offline, np.int32(ready.done))
+    scores = jax.tree.map(np.asarray, scores)
+    returns = {name: scores[name].returns for name in chosen.protocols}
+    return returns, {name: scores[name].cost for name in chosen.protocols}
+
+
+def bounds(folder, ready, chosen):
+    """Returns {"random_return", "reference_return"} [task id]; NaN where there is no reference.
+
+    The run's own are in its files; of other tasks the random policy's return is measured.
+    """
+    if chosen.table is None and (folder / "returns.npz").exists():
+        with np.load(folder / "returns.npz", allow_pickle=False) as kept:
+            return {name: kept[name] for name in ("random_return", "reference_return")}
+    key = rng.stream(rng.key(0), "evaluate")
+    random = evaluation.random_returns(ready.env, chosen.config.eval.random_episodes, key)
+    optimum = ready.env.optimal_return
+    best = np.full(len(random), np.nan) if optimum is None else optimum(1000)
+    return {"random_return": random, "reference_return": best}
+
+
+def arrays_of(ready, chosen, returns, costs, limits):
+    """Returns (contents of an .npz as `returns.npz` of a run, costs alike)."""
+    sets = assembly.task_sets(ready.env)
+    cut = lambda values, positions: np.ascontiguousarray(values[None][:, :, positions])
+    each = [(s, where, name) for name in chosen.protocols for s, where in sets.items()]
+    arrays = {f"{s}/{name}": cut(returns[name], where) for s, where, name in each if len(where)}
+    spent = {
+        f"{s}/{name}/{kind}": cut(getattr(costs[name], kind), where)
+        for s, where, name in each
+        for kind in Cost._fields
+        if len(where)
+    }
+    ids = {"train_ids": ready.env.train_ids, "test_ids": ready.env.test_ids}
+    return arrays | limits | ids | {"eval_steps": np.array([ready.done])}, spent
+
+
+def summary_of(ready, chosen, arrays, costs):
+    """Returns the JSON-able summary of an evaluation."""
+    config, own = chosen.config, chosen.table is None
+    meta = {"suite": config.run.suite, "env": config.run.env, "metric": config.eval.metric}
+    as_run = own and chosen.budget == config.eval  # else the paper's number is of something else
+    meta["algorithm"] = outputs.paper_name(config) if as_run else None
+    meta["num_steps"] = config.train.num_steps
+    groups = outputs.groups_of(chosen)
+    entries = tables.results(arrays, meta, groups, costs)
+    for entry in entries if not own and ready.env.optimal_return is None else ():
+        entry["normalized"] = None  # nobody knows what is good there
+    return {"results": entries, "step": ready.done, "protocols": list(chosen.protocols)}
+
+
+def describe(summary):
+    """Returns the lines that show an evaluation."""
+    head = f"evaluation at step {summary['step']}, {summary['about']}"
+    header, rows = tables.grid(summary["results"])
+    grid = tables.plain_grid([header, *rows], header.index("mean"))
+    return [head, "", grid, tables.note(summary["results"])]
+
+
+def stored(folder):
+    """Returns the summaries of all evaluations of a run; damaged ones are left out."""
+    found = []
+    for path in sorted((pathlib.Path(folder) / FOLDER).glob("*.json")):
+        try:
+            found.append(json_files.unsealed(storage.read_json(path), path, "delete it"))
+        except errors.UserError as error:
+            print(f"report: WARNING: {error}")
+    return found
+
+
+def run(line):
+    """The command."""
+    computer.start()
+    asked = line.own | {name: line.shared[name] for name in ("protocol", "tasks", "data")}
+    if remote.is_remote(asked["run"]):
+        raise errors.UserError(f"--run is {asked['run']}: copy the run to this machine")
+    folder = pathlib.Path(asked["run"])
+    config, points, checksums = agents.read_config(folder)
+    if not any((folder / "checkpoints").glob("[0-9]*")):
+        raise snapshot.no_checkpoint(folder)
+    chosen = choose(config, points, asked)
+    computer.prepare_folder(folder / FOLDER, 20e6, "--run")
+    ready = prepare(folder, chosen, asked["step"], asked["data"], checksums)
+    code = code_identity.of(config.run)
+    what = {"protocols": chosen.protocols, "tasks": chosen.table, "step": ready.done}
+    what |= {"eval": dataclasses.asdict(chosen.budget), "code": code}
+    path = folder / FOLDER / f"{config_lib.fingerprint(what)}.json"
+    if not path.exists():
+        count = len(assembly.task_order(ready.env))
+        whose = "its own tasks" if chosen.table is None else f"tasks of {chosen.table['from']}"
+        print(f"evaluate: step {ready.done}, {ready.sweep.runs} runs, {count} tasks", flush=True)
+        limits = bounds(folder, ready, chosen)
+        arrays, costs = arrays_of(ready, chosen, *test(ready, chosen), limits)
+        summary = summary_of(ready, chosen, arrays, costs) | code
+        count = asked["episodes"]
+        summary["about"] = f"{whose}, budget of {count or 'the run'}{' episodes' * (count > 0)}"
+        npz_files.write(path.with_suffix(".npz"), arrays | costs)
+        storage.write_json(path, json_files.sealed(summary))
+    summary = json_files.unsealed(storage.read_json(path), path, "delete it")
+    print("\n" + "\n".join(describe(summary)))
+    print(f"results: {path}", flush=True)
+
+
+COMMAND = Command(
+    "evaluate",
+    SUMMARY,
+    run,
+    own=EXTRA,
+    shared=("protocol", "tasks", "data"),
+    needed=("run",),
+    texts=(
+        ("protocol", "a test protocol, may be repeated; default: the run's"),
+        ("tasks", "a file of other tasks, .npz or .csv; default: the run's own"),
+    ),
+)
+
+if __name__ == "__main__":
+    start(COMMAND)
