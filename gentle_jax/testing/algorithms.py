@@ -100,14 +100,16 @@ def check_beliefs(rep: Representation, state: Any, data: Dataset, size: int) -> 
         longer = rep.extend(state, prior, rows, jnp.ones(rows.reward.shape))
         one = jax.tree.map(lambda x: x[0], rows)
         seen = prior if rep.observe is None else rep.observe(state, prior, one)
-        return prior, longer, seen, rep.sample(state, longer, key), rep.sample(state, prior, key)
+        return prior, longer, seen
 
-    prior, longer, seen, z, first = jax.eval_shape(run, state, data, jax.random.key(0))
+    key = jax.random.key(0)
+    prior, longer, seen = jax.eval_shape(run, state, data, key)
     # a belief is a carry of scans: weak types do not matter where shapes and dtypes are the same
     strong = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     check_shapes(strong(prior), strong(longer), "the belief of `extend`, beside that of `prior`,")
     check_shapes(strong(prior), strong(seen), "the belief of `observe`, beside that of `prior`,")
-    for name, found in (("a longer belief", z), ("the prior", first)):
+    for name, belief in (("a longer belief", longer), ("the prior", prior)):
+        found = jax.eval_shape(rep.sample, state, belief, key)
         right = (found.shape, found.dtype) == ((size,), jnp.float32)
         assert right, (
             f"`sample` of {name} returns {found.dtype}{list(found.shape)}, expected "
