@@ -12,13 +12,19 @@ from importlib import metadata
 from typing import NamedTuple
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
-from gentle_jax import assembly, evaluation, registry
+# shapes and types in signatures are checked: some microseconds a call, at tracing only; the flag
+# `--jaxtyping-packages` refuses a package that an installed plugin has imported, as ours has
+jaxtyping.install_import_hook("gentle_jax", "beartype.beartype")
+
+from gentle_jax import assembly, registry
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax.envs import base
+from gentle_jax.testing.small import FIELDS, random_data  # noqa: F401  other tests import FIELDS
 from gentle_jax.types import Spec
 
 # compiling is nearly all that this suite does: tiny programs need no optimised code, and the older
@@ -32,7 +38,6 @@ if metadata.version("jaxlib").startswith("0.10."):
 jax.config.update("jax_num_cpu_devices", 2)  # what is split over devices is tested on every machine
 
 HORIZON, NUM_TRAIN, NUM_TEST = 5, 4, 2
-FIELDS = ("obs", "action", "reward", "context_reward", "next_obs", "terminal")
 TINY = {
     "train.num_steps": 20,
     "train.meta_batch": 3,
@@ -137,21 +142,6 @@ class Tiny(NamedTuple):
         return jax.jit(self.algorithm.init)(hp, jax.random.key(0), self.train)
 
 
-def make_toy_dataset(env, levels=2, episodes=3, timeout_is_terminal=True):
-    """Returns a numpy Dataset of uniform random actions in every task of `env`."""
-
-    def policy(obs, key, index):
-        return jax.random.uniform(key, (env.action_dim,), minval=-1.0, maxval=1.0)
-
-    num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
-    one = jax.vmap(lambda task, key: evaluation.rollout(env, task, policy, key), (None, 0))
-    keys = jax.random.split(jax.random.key(1), (num_tasks, levels * episodes))
-    rows, mask = jax.jit(jax.vmap(one))(env.tasks, keys)
-    split = lambda x: np.asarray(x).reshape((num_tasks, levels, episodes) + x.shape[2:])
-    fields = {name: split(getattr(rows, name)) for name in FIELDS}
-    return data_lib.from_episodes(fields, split(mask), timeout_is_terminal)
-
-
 def pytest_configure(config):
     """Gives the processes of a run one compile cache, which goes with it, unless there is one."""
     if not hasattr(config, "workerinput") and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -188,7 +178,7 @@ def small_env(suite, name):
         test_ids=np.arange(NUM_TRAIN, NUM_TRAIN + NUM_TEST),
     )
     if (suite, name) not in _DATA:
-        _DATA[suite, name] = make_toy_dataset(env)
+        _DATA[suite, name] = random_data(env)
     return env, _DATA[suite, name]
 
 
@@ -219,8 +209,8 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def toy_dataset():
-    """The factory of random data of an Env: `make_toy_dataset`."""
-    return make_toy_dataset
+    """The factory of random data of an Env: `random_data`."""
+    return random_data
 
 
 @pytest.fixture

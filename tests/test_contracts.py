@@ -21,6 +21,8 @@ from conftest import Tiny, make_tiny
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax import evaluation, learner, presets, registry, sweep
+from gentle_jax.testing import algorithms, small
+from gentle_jax.testing.trees import check_finite, check_shapes, louder, row, same, with_row
 from gentle_jax.types import Spec
 
 ALGORITHMS = (*registry.ALGORITHMS, *toys_contracts.TOYS)
@@ -78,86 +80,18 @@ def toys():
         yield
 
 
-# in NumPy, which compiles nothing; then on the device, where a jitted function sees no difference
-
-
-def row(tree, index):
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), tree)
-
-
-def same(a, b):
-    return all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-
-
-def with_row(tree, index, value):
-    def put(x, v):
-        x = np.array(x)
-        x[index] = v
-        return jnp.asarray(x)
-
-    return jax.tree.map(put, tree, value)
-
-
-def louder(tree, scale):
-    """A tree with its floats times `scale`."""
-    one = lambda x: np.asarray(x) * np.asarray(scale if x.dtype == jnp.float32 else 1, x.dtype)
-    return jax.tree.map(lambda x: jnp.asarray(one(x)), tree)
-
-
-def check_shapes(before, after):
-    assert jax.tree.structure(before) == jax.tree.structure(after)
-    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        assert (old.shape, old.dtype) == (new.shape, new.dtype)
-        assert not old.weak_type and not new.weak_type  # nor is a state that was saved and read
-
-
-def check_finite(name, tree):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # the ensembles' best errors are infinite before the first epoch ends
-        if "best_error" not in jax.tree_util.keystr(path):
-            assert np.isfinite(leaf).all(), (name, jax.tree_util.keystr(path))
-
-
 @pytest.mark.parametrize("algorithm,backbone,fidelity", FULL)
 def test_every_stage_keeps_the_contract(algorithm, backbone, fidelity):
     made, states, data = pair(algorithm, backbone, fidelity)
-    keys = jax.random.split(jax.random.key(7), 2)
     last = made.algorithm.stages[-1]
     # stages before the last know no backbone: one is enough
     for stage in made.algorithm.stages if backbone == MAIN else [last]:
-        step = jax.jit(jax.vmap(stage.step, (0, None, 0, None)))
-        for index in (0, 1):
-            after, metrics = step(states, data, keys, jnp.int32(index))
-            # one tree of one shape through all stages: checkpoints and scans need it
-            check_shapes(states, after)
-            check_finite(stage.name, (after, metrics))
-            assert all(m.shape == (2,) for m in jax.tree.leaves(metrics))
-            assert not same(row(after, 0), row(states, 0))
-            if index == 0:
-                states = after
-        # runs are isolated: another state and key of run 1 leave every bit of run 0 alone
-        disturbed = with_row(states, 1, louder(row(states, 1), 1.5))
-        other_keys = jax.vmap(jax.random.key)(jnp.arange(2)).at[0].set(keys[0])
-        again, _ = step(disturbed, data, other_keys, jnp.int32(1))
-        assert same(row(again, 0), row(after, 0))
-        assert not same(row(again, 1), row(after, 1))
-        # another RL learner, rewards scaled otherwise, the same keys (no relabelling at index 1)
-        three = jnp.full(2, 3.0, jnp.float32)
-        hp = states.hp | {"backbone": states.hp["backbone"] | {"reward_scale": three}}
-        scaled = states.replace(rl=louder(states.rl, 1.1), hp=hp)
-        scaled, _ = step(scaled, data, keys, jnp.int32(1))
-        assert not same(scaled.rl, after.rl)
-        if not made.algorithm.rep.traits.critic_gradient:  # bit by bit
-            assert same(scaled.rep, after.rep)
-        elif stage is last:
-            assert not same(scaled.rep, after.rep)
-        # sweeping every swept float compiles nothing new
-        swept = {key: v * 0.5 for key, v in config_lib.swept_fields(made.config).items()}
-        hp = config_lib.hyper_params(made.config, ({}, swept))
-        step(states.replace(hp=hp), data, keys, jnp.int32(1))
-        assert step._cache_size() == 1
+        taken = algorithms.take_steps(stage, states, data)
+        states = taken.before
+        algorithms.check_isolated(stage.name, taken, data)
+        reads_dz = made.algorithm.rep.traits.critic_gradient
+        algorithms.check_critics(stage.name, taken, data, reads_dz, stage is last)
+        algorithms.check_sweeps(stage.name, taken, data, made.config)
 
 
 @pytest.mark.parametrize("algorithm,backbone,compiled", REST)
@@ -183,56 +117,33 @@ def test_every_other_pair_takes_a_step(algorithm, backbone, compiled):
 # --- what z is
 
 
-class Seen(NamedTuple):
-    """z of all training tasks by a representation that is as loud as a trained one."""
-
-    traits: Any
-    z: Any  # [task, Z]
-    changed: Any  # the same after task 1's context has changed
-    prior: Any  # [Z]
-    action: Any  # of the backbone at the prior z
-
-
 @functools.cache
 def seen(algorithm):
     made, states, data = pair(algorithm)
-    rep, state = made.algorithm.rep, row(states, 0)
-    loud = louder(state.rep, 5)
-
-    @jax.jit
-    def look(loud, rl, data, key):
-        ids = jnp.arange(made.spec.num_train_tasks)
-        context = data_lib.context_rows(data, ids, 8, key)
-        other = jax.tree.map(lambda x: x.at[1].set(0.7), context)
-        z, changed = (learner.encode_tasks(rep, loud, c, ids, key) for c in (context, other))
-        prior = rep.sample(loud, rep.prior(loud), key)
-        return z, changed, prior, made.algorithm.rl.mode(rl, jnp.zeros(made.env.obs_dim), prior)
-
-    found = look(loud, state.rl, data, jax.random.key(0))
-    return Seen(rep.traits, *map(np.asarray, found))
+    sizes = made.spec.num_train_tasks, made.env.obs_dim
+    return algorithms.look(made.algorithm, *sizes, row(states, 0), data)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_z_depends_on_its_own_context_only_or_on_none(algorithm):
-    traits, z, changed, *_ = seen(algorithm)
-    np.testing.assert_array_equal(np.delete(changed, 1, 0), np.delete(z, 1, 0))
-    if traits.no_context:
-        np.testing.assert_array_equal(changed[1], z[1])
-    else:
-        assert not np.array_equal(changed[1], z[1]) and np.std(z, 0).max() > 1e-4
+    algorithms.check_z_of_own_context(seen(algorithm))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_z_lies_within_one_unless_it_is_unbounded(algorithm):
-    traits, z, *_ = seen(algorithm)
-    assert (np.abs(z) < 1.0).all() != traits.unbounded_z, z
+    algorithms.check_z_range(seen(algorithm))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_prior_z_is_zero_unless_it_is_learned_and_the_backbone_takes_it(algorithm):
-    seen_now = seen(algorithm)
-    assert (seen_now.prior == 0.0).all() != seen_now.traits.learned_prior, seen_now.prior
-    assert seen_now.prior.shape == seen_now.z.shape[1:] and np.isfinite(seen_now.action).all()
+    algorithms.check_prior_z(seen(algorithm))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_beliefs_and_z_have_their_shapes(algorithm):
+    made, states, data = pair(algorithm)
+    size = small.z_dim(made.config)
+    algorithms.check_beliefs(made.algorithm.rep, row(states.rep, 0), data, size)
 
 
 def test_every_trait_is_declared_and_not_declared_by_some():

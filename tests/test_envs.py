@@ -9,6 +9,7 @@ import scipy.optimize
 from gentle_jax import config as config_lib
 from gentle_jax import evaluation, needs, registry
 from gentle_jax.envs import base
+from gentle_jax.testing import environments
 
 PAIRS = [
     pytest.param(name, suite, marks=[pytest.mark.mjx] if "fast" in module.PHYSICS else [])
@@ -199,13 +200,7 @@ def test_environment_does_not_smoke(name, suite):
     run = jax.jit(lambda task, key: evaluation.rollout(env, task, policy, key))
     for index in (0, env.parameters.shape[0] - 1):
         rows, mask = run(task(env, index), jax.random.key(index))
-        assert rows.obs.shape == rows.next_obs.shape == (env.horizon, env.obs_dim)
-        assert rows.action.shape == (env.horizon, env.action_dim)
-        assert rows.reward.shape == rows.terminal.shape == mask.shape == (env.horizon,)
-        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((rows, mask)))
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(rows))
-        assert mask.all() if not env.ends_early else mask[0] == 1
-        np.testing.assert_array_equal(rows.obs[1:], rows.next_obs[:-1])
+        environments.check_rows(env, rows, mask)
         if env.relabel is not None:
             check_relabel(env, rows, task(env, index), rows.reward)
             other = task(env, 1)
@@ -216,11 +211,7 @@ def test_environment_does_not_smoke(name, suite):
     one, other = (run(which, jax.random.key(0))[0].reward for which in (task(env, 0), half))
     assert not np.array_equal(one, other)
     assert run._cache_size() == 1  # the task is an argument, not a constant
-    num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
-    both = set(env.train_ids) & set(env.test_ids)
-    assert not both or both == set(range(num_tasks))  # apart, or the same (Cheetah-Dir)
-    assert set(env.train_ids) | set(env.test_ids) == set(range(num_tasks))
-    assert env.parameters.shape == (num_tasks, len(env.parameter_names))
+    environments.check_tasks(env)
     assert (env.name, env.suite) == (name, suite)
 
 
@@ -237,16 +228,9 @@ def test_contact_costs_are_in_no_row():
 
 
 def check_relabel(env, rows, task, reward):
-    """Stored rows, scaled or not, have the reward that `Env.step` gave."""
-    # positions in float32, divided by a step of 0.05 s; RK4 reports the ant a bit before its end
-    near = {"rtol": 1e-5, "atol": 1e-2 if env.name == "ant_goal" else 1e-4}
-    np.testing.assert_allclose(env.relabel(task, rows), reward, **near)
-    flat = np.asarray(rows.obs).reshape(-1, env.obs_dim)
-    mean, std = flat.mean(0), flat.std(0) + 0.1
-    scale = lambda obs: (obs - mean) / std
-    scaled = rows._replace(obs=scale(rows.obs), next_obs=scale(rows.next_obs))
-    wrapped = base.normalize(env, mean, std)
-    np.testing.assert_allclose(wrapped.relabel(task, scaled), reward, **near)
+    """Positions in float32, divided by a step of 0.05 s; RK4 reports the ant a bit early."""
+    atol = 1e-2 if env.name == "ant_goal" else 1e-4
+    environments.check_relabel(env, rows, task, reward, atol)
 
 
 def test_observation_normaliser_wraps_reset_and_step_but_not_rewards():
