@@ -9,7 +9,7 @@ import numpy as np
 
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
-from gentle_jax import learner
+from gentle_jax import learner, rng
 from gentle_jax.testing.trees import check_finite, check_shapes, louder, named, row, same, with_row
 from gentle_jax.types import AgentState, Algorithm, Dataset, Representation, Stage
 
@@ -26,7 +26,7 @@ class Taken(NamedTuple):
 
 def take_steps(stage: Stage, states: AgentState, data: Dataset) -> Taken:
     """Returns two steps of a stage, whose states and metrics keep the contract."""
-    keys = jax.random.split(jax.random.key(7), 2)
+    keys = jax.random.split(rng.key(7), 2)
     step = jax.jit(jax.vmap(stage.step, (0, None, 0, None)))
     what = f"stage {stage.name!r}"
     for index in (0, 1):
@@ -102,7 +102,7 @@ def check_beliefs(rep: Representation, state: Any, data: Dataset, size: int) -> 
         seen = prior if rep.observe is None else rep.observe(state, prior, one)
         return prior, longer, seen
 
-    key = jax.random.key(0)
+    key = rng.key(0)
     prior, longer, seen = jax.eval_shape(run, state, data, key)
     # a belief is a carry of scans: weak types do not matter where shapes and dtypes are the same
     strong = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
@@ -136,7 +136,9 @@ class Seen(NamedTuple):
     action: Any  # of the backbone at the prior z
 
 
-def look(algorithm: Algorithm, num_tasks: int, obs_dim: int, state: AgentState, data: Dataset):
+def look(
+    algorithm: Algorithm, num_tasks: int, obs_dim: int, state: AgentState, data: Dataset
+) -> Seen:
     """Returns the Seen of one run. Args: num_tasks, training tasks."""
     rep = algorithm.rep
 
@@ -149,7 +151,7 @@ def look(algorithm: Algorithm, num_tasks: int, obs_dim: int, state: AgentState, 
         prior = rep.sample(loud, rep.prior(loud), key)
         return z, changed, prior, algorithm.rl.mode(rl, jnp.zeros(obs_dim), prior)
 
-    found = run(louder(state.rep, 5), state.rl, data, jax.random.key(0))
+    found = run(louder(state.rep, 5), state.rl, data, rng.key(0))
     return Seen(rep.traits, *map(np.asarray, found))
 
 

@@ -18,7 +18,9 @@ KINDS = {  # flag -> kind in the registry; each has one file of tests
 }
 
 
-def pytest_load_initial_conftests(early_config, parser, args):
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> None:
     """Adds the flags where the tests of this package are asked for."""
     folder = early_config.invocation_params.dir
     if not any(_is_ours(folder, str(word)) for word in args):
@@ -48,7 +50,7 @@ def names(config: pytest.Config) -> dict[str, str]:
     return {kind: name for kind, name in given.items() if name}
 
 
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
     """Refuses a run without a flag, and names that are no entry, in one line."""
     if not hasattr(config.option, "gentle_algo"):
         return
@@ -68,7 +70,7 @@ def pytest_configure(config):
             raise pytest.UsageError(str(error)) from None
 
 
-def pytest_ignore_collect(collection_path, config):
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
     """Leaves out the tests of a kind that was not given."""
     kind = collection_path.stem.removeprefix("test_")
     if collection_path.parent == HERE and kind in KINDS.values() and kind not in names(config):
@@ -77,6 +79,6 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.fixture(scope="session")
-def given(request) -> dict[str, str]:
+def given(request: pytest.FixtureRequest) -> dict[str, str]:
     """The names of the command line: {kind: name}."""
     return names(request.config)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gentle_jax import assembly, evaluation, registry
+from gentle_jax import assembly, evaluation, registry, rng
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax.config import RunConfig
@@ -31,7 +31,7 @@ class Small(NamedTuple):
 
     def states(self) -> Any:
         """Returns the initial states of two runs, leaves [2, ...]."""
-        keys = jax.random.split(jax.random.key(0), 2)
+        keys = jax.random.split(rng.key(0), 2)
         return jax.jit(jax.vmap(self.algorithm.init, (0, 0, None)))(self.hp, keys, self.data)
 
 
@@ -95,7 +95,7 @@ def random_data(
 
     num_tasks = jax.tree.leaves(env.tasks)[0].shape[0]
     one = jax.vmap(lambda task, key: evaluation.rollout(env, task, policy, key), (None, 0))
-    keys = jax.random.split(jax.random.key(1), (num_tasks, levels * episodes))
+    keys = jax.random.split(rng.key(1), (num_tasks, levels * episodes))
     rows, mask = jax.jit(jax.vmap(one))(env.tasks, keys)
     split = lambda x: np.asarray(x).reshape((num_tasks, levels, episodes) + x.shape[2:])
     fields = {name: split(getattr(rows, name)) for name in FIELDS}

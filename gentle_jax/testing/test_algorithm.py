@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gentle_jax import config as config_lib
+from gentle_jax import rng
 from gentle_jax.testing import algorithms, small
 from gentle_jax.testing.trees import check_unshared, named, row, same
 
@@ -50,11 +51,11 @@ def test_rows_with_mask_0_change_nothing(made, states):
 
     @jax.jit
     def z_of(state, data, filler):
-        rows = algorithms.row_of_context(data, jax.random.key(0))
+        rows = algorithms.row_of_context(data, rng.key(0))
         mask = jnp.arange(rows.reward.shape[0]) < 3
         padded = lambda x: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, filler)
         belief = rep.extend(state, rep.prior(state), jax.tree.map(padded, rows), 1.0 * mask)
-        return rep.sample(state, belief, jax.random.key(1))
+        return rep.sample(state, belief, rng.key(1))
 
     one, other = (z_of(row(states.rep, 0), made.data, jnp.float32(x)) for x in (0.0, 0.7))
     np.testing.assert_allclose(one, other, atol=1e-6, err_msg="`extend` counts rows with mask 0")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gentle_jax import registry
+from gentle_jax import registry, rng
 from gentle_jax.testing.trees import check_finite, check_shapes, check_unshared, louder, same
 from gentle_jax.types import Backbone, Cond, Spec, Transition
 
@@ -39,7 +39,7 @@ def hp(config):
 @pytest.fixture(scope="module")
 def state(rl, hp):
     """An initial state."""
-    return jax.jit(rl.init)(hp, jax.random.key(3))
+    return jax.jit(rl.init)(hp, rng.key(3))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def update(rl):
 @pytest.fixture(scope="module")
 def updated(update, state, hp, batches):
     """(state, dz, metrics) of one update."""
-    return update(state, hp, *batches, jax.random.key(0), jnp.int32(0))
+    return update(state, hp, *batches, rng.key(0), jnp.int32(0))
 
 
 def test_config_has_what_commands_set(config):
@@ -76,15 +76,15 @@ def test_the_state_can_be_donated(state):
 
 
 def test_the_same_key_gives_the_same_state(rl, hp, state):
-    again = jax.jit(rl.init)(hp, jax.random.key(3))
+    again = jax.jit(rl.init)(hp, rng.key(3))
     assert same(again, state), "two states of one key differ; draw with jax.random only"
-    other = jax.jit(rl.init)(hp, jax.random.key(4))
+    other = jax.jit(rl.init)(hp, rng.key(4))
     assert not same(other, state), "`init` does not read its key"
 
 
 @pytest.mark.parametrize("name", ["act", "mode", "target_mode"])
 def test_actions_have_their_shape_and_lie_within_one(rl, state, name):
-    keys = (jax.random.key(0),) if name == "act" else ()
+    keys = (rng.key(0),) if name == "act" else ()
     act = jax.jit(getattr(rl, name))
     for lead in ((), (6,)):
         obs, z = 5.0 * jnp.ones((*lead, OBS)), jnp.ones((*lead, Z))
@@ -106,13 +106,13 @@ def test_an_update_keeps_the_state_and_returns_dz(state, updated):
 
 
 def test_the_same_key_gives_the_same_update(update, state, hp, batches, updated):
-    again = update(state, hp, *batches, jax.random.key(0), jnp.int32(0))
+    again = update(state, hp, *batches, rng.key(0), jnp.int32(0))
     assert same(again, updated), "two updates with one key differ; draw with jax.random only"
 
 
 def test_swept_floats_are_leaves(update, state, hp, batches, updated):
     halved = {name: 0.5 * value for name, value in hp.items()}
-    after = update(state, halved, *batches, jax.random.key(0), jnp.int32(0))
+    after = update(state, halved, *batches, rng.key(0), jnp.int32(0))
     assert update._cache_size() == 1, "an update was compiled twice: swept floats are leaves"
     assert not same(after[0], updated[0]), "floats change nothing: read them from `hp`"
 
@@ -120,7 +120,7 @@ def test_swept_floats_are_leaves(update, state, hp, batches, updated):
 def test_a_z_per_row_is_the_z_of_its_task(update, state, hp, batches, updated):
     rows, cond = batches
     by_row = Cond(*(jnp.repeat(z, ROWS // TASKS, axis=1) for z in cond))
-    _, dz, _ = update(state, hp, rows, by_row, jax.random.key(0), jnp.int32(0))
+    _, dz, _ = update(state, hp, rows, by_row, rng.key(0), jnp.int32(0))
     assert dz.shape == (ROWS, Z), f"dz of a z per row is {dz.shape}, expected {(ROWS, Z)}"
     total = dz.reshape(TASKS, -1, Z).sum(1)
     text = "dz of rows does not add up to that of their task: z[i] is that of the i-th group"
@@ -130,7 +130,7 @@ def test_a_z_per_row_is_the_z_of_its_task(update, state, hp, batches, updated):
 def test_updates_side_by_side_are_updates_in_a_loop(rl, state, hp, batches, updated):
     two = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)
     mapped = jax.jit(jax.vmap(rl.update, (0, 0, None, None, 0, None)))
-    keys = jax.random.split(jax.random.key(0), 2).at[0].set(jax.random.key(0))
+    keys = jax.random.split(rng.key(0), 2).at[0].set(rng.key(0))
     after, dz, _ = mapped(two(state), two(hp), *batches, keys, jnp.int32(0))
     text = "an update under vmap is not that of a single run"
     for found, expected in zip(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gentle_jax import config as config_lib
-from gentle_jax import evaluation, needs, registry
+from gentle_jax import evaluation, needs, registry, rng
 from gentle_jax.testing import environments
 from gentle_jax.testing.trees import same
 from gentle_jax.types import Env
@@ -36,7 +36,7 @@ def run(env):
     """(index of a task, key) -> (rows, mask) of one random episode."""
     policy = lambda obs, key, index: jax.random.uniform(key, (env.action_dim,), minval=-1.0)
     jitted = jax.jit(lambda task, key: evaluation.rollout(env, task, policy, key))
-    call = lambda index, key: jitted(task(env, index), jax.random.key(key))
+    call = lambda index, key: jitted(task(env, index), rng.key(key))
     call.jitted = jitted
     return call
 
@@ -55,13 +55,13 @@ def test_the_environment_has_its_suites_name(env, suite):
 
 
 def test_reset_returns_a_state_and_one_observation(env):
-    _, obs = jax.eval_shape(env.reset, task(env, 0), jax.random.key(0))
+    _, obs = jax.eval_shape(env.reset, task(env, 0), rng.key(0))
     assert obs.shape == (env.obs_dim,), f"`reset` observes {obs.shape}, obs_dim is {env.obs_dim}"
 
 
 def test_step_keeps_the_state_and_returns_scalars(env):
     action = jnp.zeros(env.action_dim)
-    state, _ = jax.eval_shape(env.reset, task(env, 0), jax.random.key(0))
+    state, _ = jax.eval_shape(env.reset, task(env, 0), rng.key(0))
     after, out = jax.eval_shape(env.step, task(env, 0), state, action)
     kind = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert kind(after) == kind(state), f"`step` makes {kind(after)} of the state {kind(state)}"
@@ -86,7 +86,7 @@ def test_tasks_differ(env, run):
 
 
 def test_actions_beyond_one_are_finite(env):
-    state, _ = env.reset(task(env, 0), jax.random.key(0))
+    state, _ = env.reset(task(env, 0), rng.key(0))
     step = jax.jit(env.step)
     for size in (1.0, -1.0):
         _, out = step(task(env, 0), state, jnp.full(env.action_dim, size))

@@ -7,6 +7,7 @@ import pytest
 
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
+from gentle_jax import rng
 from gentle_jax.testing import small
 from gentle_jax.testing.trees import row, same
 from gentle_jax.types import Offline
@@ -40,7 +41,7 @@ def run(made, protocol):
         train = data_lib.view_tasks(data, jnp.arange(made.spec.num_train_tasks))
         return protocol.run(made.algorithm, state, made.env, task, Offline(own, train), key)
 
-    return lambda key: outcome(jax.random.key(key), made.data)
+    return lambda key: outcome(rng.key(key), made.data)
 
 
 def test_returns_are_finite_and_one_an_episode(made, protocol, run):
