@@ -21,7 +21,7 @@ from . import collect
 from .cli import console, flags
 from .cli.command import Command, start
 from .host import computer, hosts, preemption
-from .runs import code_identity, environments, events, grids, outputs, remote
+from .runs import code_identity, environments, events, grids, outputs, remote, trackers
 
 SUMMARY = (
     "Trains and evaluates one algorithm on one task family: a whole seed sweep in one program."
@@ -69,8 +69,8 @@ def describe(request, folder):
 class Session:
     """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
 
-    def __init__(self, request, folder, sweep, test, tell=events.silent):
-        self.tell = tell
+    def __init__(self, request, folder, sweep, test, tell=events.silent, track=trackers.silent):
+        self.tell, self.track = tell, track
         self.request, self.folder, self.sweep, self.saves = request, folder, sweep, None
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
         self.begin = time.perf_counter()
@@ -109,6 +109,8 @@ class Session:
         stage = self.sweep.algorithm.stages[chunk.stage]
         if self.log is not None:
             self.log.write(chunk, stage.name, metrics)
+            means = {f"{stage.name}/{name}": float(v.mean()) for name, v in metrics.items()}
+            self.track(means, chunk.done)
         phase = events.EVALUATION if chunk.evaluate else events.TRAINING
         self.tell(phase, step=chunk.done)
         names = stage.shown or tuple(metrics)[:2]
@@ -131,9 +133,16 @@ class Session:
 
     def on_evaluate(self, chunk, returns, seconds):
         self.seconds["evaluate"] += seconds
+        score_of = base.METRICS[self.request.config.eval.metric]
+        for name, values in returns.items():
+            means = score_of(values).mean(0)
+            test = means[self.test].mean()
+            train = np.delete(means, self.test).mean()
+            returned = {f"return/test/{name}": float(test), f"return/train/{name}": float(train)}
+            self.track(returned, chunk.done)
         name = self.request.config.run.protocols[0]
         if name in returns:
-            score = base.METRICS[self.request.config.eval.metric](returns[name])
+            score = score_of(returns[name])
             self.score = f"  test {name} {float(score[:, self.test].mean()):.2f}"
 
     def on_pause(self, position, carry, last):
@@ -231,10 +240,10 @@ def tell_needs(request):
     print(f"compile cache: {cached} programs", flush=True)
 
 
-def train(request, folder, hits, tell=events.silent):
+def train(request, folder, hits, tell=events.silent, track=trackers.silent):
     """Trains from scratch or from the last checkpoint, writes the results; returns the summary.
 
-    Args: tell, of `events`.
+    Args: tell, of `events`; track, of `trackers`.
     """
     code = request.fresh, request.accept_code
     fields, meta, collected = collect.ensure(
@@ -252,7 +261,7 @@ def train(request, folder, hits, tell=events.silent):
         storage.write_json(folder / "config.json", json_files.sealed(identity(request)))
         environments.write(folder, request.config.run, meta)
         storage.write_json(folder / agents.FILE, json_files.sealed(assembly.of_data(sweep)))
-    session = Session(request, folder, sweep, assembly.task_sets(env)["test"], tell)
+    session = Session(request, folder, sweep, assembly.task_sets(env)["test"], tell, track)
     with computer.light_compiling(request.config.run.preset):
         programs, compiled = compile_programs(sweep, hits)
     check_memory(sweep, programs)
@@ -339,6 +348,7 @@ def execute(request):
         summary = outputs.read_summary(folder)
         outputs.print_table(summary, folder)
         return summary
+    trackers.check(request.track)
     hits = computer.count_cache_hits()
     tell_needs(request)
     if not hosts.leader():
@@ -346,8 +356,14 @@ def execute(request):
         return {"failed_seeds": []}
     mirror = remote.Mirror(folder)  # works in the folder itself where that is a local one
     computer.prepare_folder(mirror.local, 20e6, "--out")
-    with computer.disk_may_fill(mirror.local), computer.alone(mirror.local), mirror:
-        summary = train(request, mirror.local, hits, tell)
+    tracked = trackers.tracked(request.track, folder, identity(request))
+    with (
+        computer.disk_may_fill(mirror.local),
+        computer.alone(mirror.local),
+        mirror,
+        tracked as track,
+    ):
+        summary = train(request, mirror.local, hits, tell, track)
     outputs.print_table(summary, folder)
     return summary
 

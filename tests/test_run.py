@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import report, run
 from experiments.cli import exit_codes, flags
 from experiments.cli.command import main
-from experiments.runs import code_identity, events, outputs
+from experiments.runs import code_identity, events, outputs, trackers
 from experiments.show import figures, heatmap
 from gentle_jax import checkpoint, training
 
@@ -280,6 +280,27 @@ def test_metrics_have_a_line_per_chunk_and_run(finished):
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     for line in lines:
         check_finite(line)
+
+
+def test_a_tracker_gets_what_the_run_logs(workspace, finished, tmp_path, monkeypatch):
+    told = []
+    start = lambda folder, settings, kept: trackers.Tracker(
+        "one", lambda *args: told.append(args), lambda finished: told.append((settings, finished))
+    )
+    monkeypatch.setitem(trackers.TRACKERS, "json", start)  # the name of a module that is there
+    assert main(run.COMMAND, ["run", *workspace.arguments(tmp_path), "--track=json"]) == 0
+    *logged, (settings, done) = told
+    assert done and settings["train.num_steps"] == STEPS
+    returns = {step: metrics for metrics, step in logged if "return/test/given_context" in metrics}
+    assert list(returns) == [STEPS // 2, STEPS]
+    results = json.loads((run_folder(tmp_path) / "summary.json").read_text())["results"]
+    for task_set in ("train", "test"):
+        means = [r["mean"] for r in results if r["task_set"] == task_set and r["metric"] == "final"]
+        assert np.isclose(returns[STEPS][f"return/{task_set}/given_context"], np.mean(means))
+    lines = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["step"] == STEPS]
+    (last,) = [metrics for metrics, step in logged if step == STEPS and "train/q_loss" in metrics]
+    assert np.isclose(last["train/q_loss"], np.mean([line["q_loss"] for line in lines]))
 
 
 def test_events_tell_every_phase_and_step(workspace, finished):

@@ -67,6 +67,7 @@ GROUPS = {
         ("data", str, "data", "root of generated datasets, or one dataset's folder"),
         ("out", str, "runs", "root of run folders, or a URL such as gs://BUCKET/runs"),
         ("events", str, "", "file that gets a JSON line for every phase and step; default: none"),
+        ("track", str, "none", "log metrics to a tracker, too: wandb mlflow none"),
     ),
 }  # fmt: skip
 
@@ -112,6 +113,7 @@ class Request:
     fresh: bool = False  # whether a run of other code makes way for a new one
     accept_code: bool = False  # whether a run of other code goes on, or is shown
     events: str = ""  # file of events, or ""
+    track: str = "none"  # of `trackers`
 
 
 def takes(command, name):
@@ -303,6 +305,7 @@ def resolve(line, on_accelerator=lambda: False):
         fresh=shared["fresh"],
         accept_code=shared["accept_code"],
         events=shared["events"],
+        track=shared["track"],
     )
 
 
