@@ -284,7 +284,7 @@ def test_metrics_have_a_line_per_chunk_and_run(finished):
 
 def test_a_tracker_gets_what_the_run_logs(workspace, finished, tmp_path, monkeypatch):
     told = []
-    start = lambda folder, settings, kept: trackers.Tracker(
+    start = lambda title, settings, kept: trackers.Tracker(
         "one", lambda *args: told.append(args), lambda finished: told.append((settings, finished))
     )
     monkeypatch.setitem(trackers.TRACKERS, "json", start)  # the name of a module that is there

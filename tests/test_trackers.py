@@ -23,7 +23,7 @@ folder = pathlib.Path("suite/env/algo/0123")
 folder.mkdir(parents=True)
 for step in (1, 2):
     settings = {"algo": {"lr": 0.5, "codes": [1, 2]}, "sweep": [{}]}
-    with trackers.tracked(sys.argv[1], folder, settings) as track:
+    with trackers.tracked(sys.argv[1], folder, str(folder), settings) as track:
         track({"train/focal_loss": step + 0.25}, step)
 """
 
@@ -65,7 +65,7 @@ def fake(monkeypatch):
     """A tracker under the name of an installed module; its list of what happened."""
     told = []
 
-    def start(folder, settings, kept):
+    def start(title, settings, kept):
         told.append(("start", kept))
         if kept == "refuse":
             raise ValueError("no login\nmore")
@@ -77,7 +77,7 @@ def fake(monkeypatch):
 
 
 def test_a_tracker_that_fails_costs_a_warning(tmp_path, fake, capsys):
-    with trackers.tracked("json", tmp_path, {}) as track:
+    with trackers.tracked("json", tmp_path, "a/b", {}) as track:
         for step in (1, 3, 2):
             track({"loss": 0.5}, step)
     assert fake == [("start", None), ({"loss": 0.5}, 1)]
@@ -86,9 +86,9 @@ def test_a_tracker_that_fails_costs_a_warning(tmp_path, fake, capsys):
 
 
 def test_a_run_that_stops_ends_there_too(tmp_path, fake):
-    with pytest.raises(KeyboardInterrupt), trackers.tracked("json", tmp_path, {}):
+    with pytest.raises(KeyboardInterrupt), trackers.tracked("json", tmp_path, "a/b", {}):
         raise KeyboardInterrupt
-    with trackers.tracked("json", tmp_path, {}):
+    with trackers.tracked("json", tmp_path, "a/b", {}):
         pass
     assert fake == [("start", None), False, ("start", "one"), True]
 
@@ -96,7 +96,7 @@ def test_a_run_that_stops_ends_there_too(tmp_path, fake):
 @pytest.mark.parametrize("text", ["", '{"json": "o', "[1]", "3"])
 def test_a_damaged_name_is_a_new_run(tmp_path, fake, text):
     (tmp_path / trackers.FILE).write_text(text)
-    with trackers.tracked("json", tmp_path, {}):
+    with trackers.tracked("json", tmp_path, "a/b", {}):
         pass
     assert fake == [("start", None), True]
     assert json.loads((tmp_path / trackers.FILE).read_text()) == {"json": "one"}
@@ -105,8 +105,8 @@ def test_a_damaged_name_is_a_new_run(tmp_path, fake, text):
 def test_a_tracker_that_refuses_ends_the_command(tmp_path, fake):
     (tmp_path / trackers.FILE).write_text('{"json": "refuse"}')
     with (
-        pytest.raises(errors.UserError, match="^--track=json: no login; .* leave --track out$"),
-        trackers.tracked("json", tmp_path, {}),
+        pytest.raises(errors.UserError, match=r"^--track=json: no login; .* leave --track out$"),
+        trackers.tracked("json", tmp_path, "a/b", {}),
     ):
         raise AssertionError
 

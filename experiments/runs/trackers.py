@@ -1,7 +1,6 @@
 """Trackers of experiments beside metrics.jsonl and TensorBoard: `--track=wandb` or `mlflow`.
 
-A tracker is an open function (folder, settings, kept) -> Tracker and a line of TRACKERS. The
-tracker's own environment variables say where it writes (WANDB_MODE=offline, WANDB_PROJECT;
+A tracker is a function (title, settings, kept) -> Tracker and a line of TRACKERS. The tracker's own environment variables say where it writes (WANDB_MODE=offline, WANDB_PROJECT;
 MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME). track.json in the run folder keeps the tracker's name
 of the run, so that a run that goes on is one run there, too.
 """
@@ -29,13 +28,13 @@ class Tracker(NamedTuple):
     close: Any  # (whether the run finished) -> None
 
 
-def wandb(folder, settings, kept):
+def wandb(title, settings, kept):
     """Returns the Tracker of Weights & Biases; `kept` is its id of the run, or None."""
     library = importlib.import_module("wandb")
     run = library.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         id=kept or secrets.token_hex(8),
-        name=title(folder),
+        name=title,
         config=settings,
         resume="allow",
         settings=library.Settings(console="off"),  # progress lines are not for it
@@ -44,14 +43,14 @@ def wandb(folder, settings, kept):
     return Tracker(run.id, log, lambda finished: run.finish(exit_code=0 if finished else 1))
 
 
-def mlflow(folder, settings, kept):
+def mlflow(title, settings, kept):
     """Returns the Tracker of MLflow; `kept` is its id of the run, or None."""
     library = importlib.import_module("mlflow")
     client, name = library.MlflowClient(), os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     if kept is None:
         known = client.get_experiment_by_name(name)
         where = known.experiment_id if known else client.create_experiment(name)
-        kept = client.create_run(where, run_name=title(folder)).info.run_id
+        kept = client.create_run(where, run_name=title).info.run_id
         for key, value in settings.items():
             client.log_param(kept, key, value)
     else:
@@ -67,11 +66,6 @@ def mlflow(folder, settings, kept):
 
 
 TRACKERS = {"wandb": wandb, "mlflow": mlflow}
-
-
-def title(folder):
-    """Returns what a run is called there: suite/env/algo/fingerprint."""
-    return "/".join(folder.parts[-4:])
 
 
 def silent(metrics, step):
@@ -106,22 +100,22 @@ def flat(settings, prefix=""):
 
 
 @contextlib.contextmanager
-def tracked(choice, folder, settings):
+def tracked(choice, folder, title, settings):
     """Opens a run at a tracker; gives track({metric: float}, step), which never ends a run.
 
-    Args: choice, of TRACKERS or NONE; settings, nested dicts. Raises UserError where the tracker
-    refuses at the start; once the run trains, a failure is a warning, and the rest is not tracked.
+    Args: choice, of TRACKERS or NONE; folder, of the run; title, of the run there; settings, nested
+    dicts. Raises UserError where the tracker refuses at the start; once the run trains, a failure
+    is a warning, and the rest is not tracked.
     """
     if choice == NONE:
         yield silent
         return
     path, names = folder / FILE, {}
-    with contextlib.suppress(
-        OSError, ValueError, TypeError
-    ):  # not there, or cut: a new run at the tracker
+    # not there, or damaged: a new run at the tracker
+    with contextlib.suppress(OSError, ValueError, TypeError):
         names = dict(json_files.read(path))
     try:
-        tracker = TRACKERS[choice](folder, flat(settings), names.get(choice))
+        tracker = TRACKERS[choice](title, flat(settings), names.get(choice))
     except Exception as error:  # of a library that is not ours: no login, no server, bad settings
         raise errors.UserError(
             f"--track={choice}: {first_line(error)}; see to it, or leave --track out"
