@@ -1,8 +1,9 @@
 """Trackers of experiments beside metrics.jsonl and TensorBoard: `--track=wandb` or `mlflow`.
 
-A tracker is a function (title, settings, kept) -> Tracker and a line of TRACKERS. The tracker's own environment variables say where it writes (WANDB_MODE=offline, WANDB_PROJECT;
-MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME). track.json in the run folder keeps the tracker's name
-of the run, so that a run that goes on is one run there, too.
+A tracker is a function (title, settings, kept) -> Tracker and a line of TRACKERS. The tracker's own
+environment variables say where it writes (WANDB_MODE=offline, WANDB_PROJECT; MLFLOW_TRACKING_URI,
+MLFLOW_EXPERIMENT_NAME). track.json in the run folder keeps the tracker's name of the run, so that a
+run that goes on is one run there, too.
 """
 
 import contextlib
