@@ -356,14 +356,10 @@ def execute(request):
         return {"failed_seeds": []}
     mirror = remote.Mirror(folder)  # works in the folder itself where that is a local one
     computer.prepare_folder(mirror.local, 20e6, "--out")
-    tracked = trackers.tracked(request.track, folder, identity(request))
-    with (
-        computer.disk_may_fill(mirror.local),
-        computer.alone(mirror.local),
-        mirror,
-        tracked as track,
-    ):
-        summary = train(request, mirror.local, hits, tell, track)
+    title = "/".join(folder.parts[-4:])  # suite/env/algo/fingerprint
+    tracked = trackers.tracked(request.track, mirror.local, title, identity(request))
+    with computer.disk_may_fill(mirror.local), computer.alone(mirror.local), mirror, tracked as log:
+        summary = train(request, mirror.local, hits, tell, log)
     outputs.print_table(summary, folder)
     return summary
 
