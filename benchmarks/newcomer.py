@@ -19,6 +19,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
+import numpy as np
 from absl import flags
 
 import gentle_jax
@@ -125,17 +126,14 @@ def formats(person):
     for name in FORMATS:
         folder = person.outside / name
         if name == "npz":
-            rows = foreign.rows_of(env, [env.horizon] * 2)
-            split = lambda task: {
-                k: v.reshape(2, env.horizon, *v.shape[1:]) for k, v in task.items()
-            }
-            gentle_jax.write_dataset(folder, [split(task) for task in rows])
+            ends = {"terminal": np.zeros(2 * env.horizon), "length": [env.horizon] * 2}
+            rows = foreign.rows_of(env, ends["length"])
+            gentle_jax.write_dataset(folder, [task | ends for task in rows])
         else:
             getattr(foreign, name)(folder, env)
-        shown, _, first = person.commands(
-            f"experiments.data import --format={name} --from={folder} --suite=gentle --env=point_robot"
-        )
-        (data,) = set(re.findall(r"\S*imported_\w+", shown))
+        words = f"--format={name} --from={folder} --suite=gentle --env=point_robot"
+        shown, _, first = person.commands(f"experiments.data import {words}")
+        data = re.search(r"\S*imported_\w+", shown)[0]
         train = f"experiments.run --algo=focal --suite=gentle --data={data} {SMOKE}"
         _, _, second = person.commands(train)
         yield f"import and train: {name}", 2, first + second
