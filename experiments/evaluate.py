@@ -1,7 +1,7 @@
 """Tests a trained run again: `python -m experiments.evaluate --run=RUN_FOLDER --tasks=FILE`.
 
 On other tasks, by other protocols, over more episodes. The result is a file in the folder
-`evaluations` of the run, which `report --run` shows too. Agents come from the newest checkpoint.
+`evaluations` of the run, which `report --run` shows too.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import pathlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gentle_jax import (
@@ -52,21 +51,6 @@ class Chosen(NamedTuple):
     table: dict | None  # of other tasks, None: the run's own
 
 
-class Ready(NamedTuple):
-    """A run's agents, and where they are tested."""
-
-    sweep: object
-    env: object  # as the agents see it
-    state: object  # leaves [S, ...]
-    done: int  # training steps
-    offline: object  # Dataset of the tasks; zeros where nothing of it is read
-
-
-def reading(protocols):
-    """Returns the protocols that read stored data of the tasks, such as `given_context`."""
-    return [name for name in protocols if getattr(registry.load("protocol", name), "READS", ())]
-
-
 def choose(config, points, asked):
     """Returns the Chosen. Args: asked, {"protocol", "tasks", "episodes"} of the command line.
 
@@ -83,10 +67,10 @@ def choose(config, points, asked):
         suite = config_lib.make_env(run.env, run.suite, run.physics, type(config.env)(), None)
         table = task_tables.read(pathlib.Path(asked["tasks"]), suite, needed=())
         if not asked["protocol"]:
-            protocols = tuple(name for name in protocols if not reading([name]))
-        if not protocols or reading(protocols):
-            able = [n for n in needs.able(run.algorithm, run.env) if not reading([n])]
-            named = reading(asked["protocol"] or run.protocols)[0]
+            protocols = tuple(name for name in protocols if not snapshot.reading([name]))
+        if not protocols or snapshot.reading(protocols):
+            able = [n for n in needs.able(run.algorithm, run.env) if not snapshot.reading([n])]
+            named = snapshot.reading(asked["protocol"] or run.protocols)[0]
             raise errors.UserError(
                 f"{named} reads stored data, and there are none "
                 f"of other tasks: with --tasks pass --protocol, one of {', '.join(able)}"
@@ -104,41 +88,24 @@ def _budget(config, episodes):
     return dataclasses.replace(config.eval, online_steps=steps, scored_steps=steps)
 
 
-def prepare(folder, chosen, step, root, checksums):
-    """Returns the Ready. Args: root, as `--data`, which is read only where a protocol needs it."""
-    config, points = chosen.config, chosen.points
-    if reading(chosen.protocols):
-        restored = snapshot.restore(folder, config, points, checksums, root)
-        if step not in (None, restored.done):
-            raise errors.UserError(
-                f"--step is {step}: {reading(chosen.protocols)[0]} is tested at the newest "
-                f"checkpoint, step {restored.done}; leave --step out"
-            )
-        return Ready(restored.sweep, restored.env, restored.state, restored.done,
-                     restored.sweep.data)  # fmt: skip
-    sweep = assembly.without_data(config, agents.read_known(folder), points)
-    state, done = agents.read_state(folder, sweep, step)
-    env = sweep.env
-    if chosen.table is not None:
-        all_of_them = dataclasses.replace(config.env, num_train=0, num_test=0)
-        other = dataclasses.replace(config, tasks=chosen.table, env=all_of_them)
-        env = assembly.env_as_seen(other, sweep.scale)
-    return Ready(sweep, env, state, done, blank(sweep.data, len(assembly.task_order(env))))
+def prepare(folder, chosen, step, root):
+    """Returns the Restored run, with the chosen tasks. Args: root, as `--data`."""
+    restored = snapshot.restore(folder, chosen.protocols, root, step)
+    if chosen.table is None:
+        return restored
+    all_of_them = dataclasses.replace(chosen.config.env, num_train=0, num_test=0)
+    other = dataclasses.replace(chosen.config, tasks=chosen.table, env=all_of_them)
+    env = assembly.env_as_seen(other, restored.scale)
+    count = len(assembly.task_order(env))
+    return restored._replace(env=env, offline=snapshot.blank(restored.sweep.data, count))
 
 
-def blank(dataset, num_tasks):
-    """Returns a Dataset of zeros, one row a task, in the place of data that nothing reads."""
-    rows = jax.tree.map(lambda x: jnp.zeros((num_tasks, 1, *x.shape[2:])), dataset.rows)
-    starts = jnp.zeros((num_tasks, dataset.episode_start.shape[1]), jnp.int32)
-    return dataset.replace(rows=rows, episode_start=starts)
-
-
-def test(ready, chosen):
+def test(restored, chosen):
     """Returns ({protocol: returns [S, task, E]}, {protocol: Cost of such arrays}), host arrays.
 
     Keys are those of the run's own evaluation after as many steps.
     """
-    sweep, env, budget = ready.sweep, ready.env, chosen.budget
+    sweep, env, budget = restored.sweep, restored.env, chosen.budget
     protocols = {
         name: registry.load("protocol", name).make(budget, env) for name in chosen.protocols
     }
@@ -148,13 +115,13 @@ def test(ready, chosen):
     tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[order], env.tasks)
     over_runs = jax.jit(sweep_lib.over_runs(evaluate, 2))
     keys = sweep.run_keys[: sweep.runs]
-    scores = over_runs(ready.state, keys, tasks, ready.offline, np.int32(ready.done))
+    scores = over_runs(restored.state, keys, tasks, restored.offline, np.int32(restored.done))
     scores = jax.tree.map(np.asarray, scores)
     returns = {name: scores[name].returns for name in chosen.protocols}
     return returns, {name: scores[name].cost for name in chosen.protocols}
 
 
-def bounds(folder, ready, chosen):
+def bounds(folder, restored, chosen):
     """Returns {"random_return", "reference_return"} [task id]; NaN where there is no reference.
 
     The run's own are in its files; of other tasks the random policy's return is measured.
@@ -163,15 +130,15 @@ def bounds(folder, ready, chosen):
         with np.load(folder / "returns.npz", allow_pickle=False) as kept:
             return {name: kept[name] for name in ("random_return", "reference_return")}
     key = rng.stream(rng.key(0), "evaluate")
-    random = evaluation.random_returns(ready.env, chosen.config.eval.random_episodes, key)
-    optimum = ready.env.optimal_return
+    random = evaluation.random_returns(restored.env, chosen.config.eval.random_episodes, key)
+    optimum = restored.env.optimal_return
     best = np.full(len(random), np.nan) if optimum is None else optimum(1000)
     return {"random_return": random, "reference_return": best}
 
 
-def arrays_of(ready, chosen, returns, costs, limits):
+def arrays_of(restored, chosen, returns, costs, limits):
     """Returns (contents of an .npz as `returns.npz` of a run, costs alike)."""
-    sets = assembly.task_sets(ready.env)
+    sets = assembly.task_sets(restored.env)
     cut = lambda values, positions: np.ascontiguousarray(values[None][:, :, positions])
     each = [(s, where, name) for name in chosen.protocols for s, where in sets.items()]
     arrays = {f"{s}/{name}": cut(returns[name], where) for s, where, name in each if len(where)}
@@ -181,11 +148,11 @@ def arrays_of(ready, chosen, returns, costs, limits):
         for kind in Cost._fields
         if len(where)
     }
-    ids = {"train_ids": ready.env.train_ids, "test_ids": ready.env.test_ids}
-    return arrays | limits | ids | {"eval_steps": np.array([ready.done])}, spent
+    ids = {"train_ids": restored.env.train_ids, "test_ids": restored.env.test_ids}
+    return arrays | limits | ids | {"eval_steps": np.array([restored.done])}, spent
 
 
-def summary_of(ready, chosen, arrays, costs):
+def summary_of(restored, chosen, arrays, costs):
     """Returns the JSON-able summary of an evaluation."""
     config, own = chosen.config, chosen.table is None
     meta = {"suite": config.run.suite, "env": config.run.env, "metric": config.eval.metric}
@@ -194,9 +161,9 @@ def summary_of(ready, chosen, arrays, costs):
     meta["num_steps"] = config.train.num_steps
     groups = outputs.groups_of(chosen)
     entries = tables.results(arrays, meta, groups, costs)
-    for entry in entries if not own and ready.env.optimal_return is None else ():
+    for entry in entries if not own and restored.env.optimal_return is None else ():
         entry["normalized"] = None  # nobody knows what is good there
-    return {"results": entries, "step": ready.done, "protocols": list(chosen.protocols)}
+    return {"results": entries, "step": restored.done, "protocols": list(chosen.protocols)}
 
 
 def describe(summary):
@@ -225,23 +192,23 @@ def run(line):
     if remote.is_remote(asked["run"]):
         raise errors.UserError(f"--run is {asked['run']}: copy the run to this machine")
     folder = pathlib.Path(asked["run"])
-    config, points, checksums = agents.read_config(folder)
-    if not any((folder / "checkpoints").glob("[0-9]*")):
-        raise snapshot.no_checkpoint(folder)
+    config, points, _ = agents.read_config(folder)
     chosen = choose(config, points, asked)
     computer.prepare_folder(folder / FOLDER, 20e6, "--run")
-    ready = prepare(folder, chosen, asked["step"], asked["data"], checksums)
+    restored = prepare(folder, chosen, asked["step"], asked["data"])
     code = code_identity.of(config.run)
-    what = {"protocols": chosen.protocols, "tasks": chosen.table, "step": ready.done}
+    what = {"protocols": chosen.protocols, "tasks": chosen.table, "step": restored.done}
     what |= {"eval": dataclasses.asdict(chosen.budget), "code": code}
     path = folder / FOLDER / f"{config_lib.fingerprint(what)}.json"
     if not path.exists():
-        count = len(assembly.task_order(ready.env))
+        count = len(assembly.task_order(restored.env))
         whose = "its own tasks" if chosen.table is None else f"tasks of {chosen.table['from']}"
-        print(f"evaluate: step {ready.done}, {ready.sweep.runs} runs, {count} tasks", flush=True)
-        limits = bounds(folder, ready, chosen)
-        arrays, costs = arrays_of(ready, chosen, *test(ready, chosen), limits)
-        summary = summary_of(ready, chosen, arrays, costs) | code
+        print(
+            f"evaluate: step {restored.done}, {restored.sweep.runs} runs, {count} tasks", flush=True
+        )
+        limits = bounds(folder, restored, chosen)
+        arrays, costs = arrays_of(restored, chosen, *test(restored, chosen), limits)
+        summary = summary_of(restored, chosen, arrays, costs) | code
         count = asked["episodes"]
         summary["about"] = f"{whose}, budget of {count or 'the run'}{' episodes' * (count > 0)}"
         npz_files.write(path.with_suffix(".npz"), arrays | costs)

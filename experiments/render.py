@@ -1,9 +1,9 @@
 """Shows one episode: `python -m experiments.render --run=RUN_FOLDER --task=3`.
 
-Restores the newest checkpoint, runs a protocol once on a task with the key of the run's own
-rollouts, and writes its last scored episode as an HTML page that needs no network and as a GIF
-(mp4 too where ffmpeg is installed). Physics states come from the same program that acts: see
-`exposed`.
+Restores the newest checkpoint, also while the run trains, runs a protocol once on a task with the
+key of the run's own rollouts, and writes its last scored episode as an HTML page that needs no
+network and as a GIF (mp4 too where ffmpeg is installed). Only protocols that read stored data need
+the dataset. Physics states come from the same program that acts: see `exposed`.
 """
 
 import pathlib
@@ -135,7 +135,7 @@ def episode(restored, index, seed, task, protocol):
     key = evaluation.repeat_keys(keys[position], config.eval.num_repeats)[0]
     host = lambda tree: jax.tree.map(np.asarray, tree)
     state = jax.tree.map(lambda leaf: np.asarray(leaf)[index], restored.state)
-    taken = lambda ids: host(data_lib.take_tasks(restored.sweep.data, ids))
+    taken = lambda ids: host(data_lib.take_tasks(restored.offline, ids))
     offline = Offline(taken(np.array([position])), taken(np.arange(len(env.train_ids))))
     this_task = jax.tree.map(lambda leaf: leaf[task], env.tasks)
 
@@ -235,13 +235,11 @@ def run(line):
             f"--run is {asked['run']}: pass a folder of this machine (copy the run there)"
         )
     folder = pathlib.Path(asked["run"])
-    config, points, checksums = agents.read_config(folder)
+    config, points, _ = agents.read_config(folder)
     index, seed, task, protocol = choose(config, points, assembly.env_of(config), asked)
-    if not any((folder / "checkpoints").glob("[0-9]*")):
-        raise snapshot.no_checkpoint(folder)
     to = pathlib.Path(asked["to"] or folder / "renders")
     computer.prepare_folder(to, 20e6, "--to")
-    restored = snapshot.restore(folder, config, points, checksums, line.shared["data"])
+    restored = snapshot.restore(folder, [protocol], line.shared["data"])
     print(f"render: step {restored.done}, seed {seed}, task {task}, {protocol}", flush=True)
     shown = episode(restored, index, seed, task, protocol)
     texts = describe(restored, seed, task, protocol, points[asked["point"]])

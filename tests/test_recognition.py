@@ -91,7 +91,7 @@ def test_the_table_has_a_line_for_each_row_that_could_be_read(tmp_path, capsys, 
 
 def test_what_was_collected_once_is_kept_in_the_run_folder(tmp_path):
     folder = make_run(tmp_path, "--num_seeds=2")
-    with pytest.raises(errors.UserError, match=r"has no agent\.json"):
+    with pytest.raises(errors.UserError, match="holds no checkpoint"):
         snapshot.explored(folder, 4)
     z = codes(1.0, contexts=4)
     np.savez(folder / "explored.npz", z=z, done=8)

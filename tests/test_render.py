@@ -183,7 +183,7 @@ def make_restored():
     state = jax.jit(lambda hp, keys: sweep.init_runs(task.algorithm, hp, keys, task.data))(
         *jax.device_get((task.hp,)), rng.run_keys(2)
     )
-    return snapshot.Restored(config, task, env, scale, jax.device_get(state), 3)
+    return snapshot.Restored(config, task, env, scale, jax.device_get(state), 3, task.data)
 
 
 @pytest.mark.mjx
@@ -241,7 +241,7 @@ def test_a_representation_sees_no_physics_states_in_any_rows():
 def test_a_protocol_that_the_runs_settings_cannot_serve_is_refused(tiny):
     made = tiny("unicorn", **{"algo.objective": "classification"})
     sweep = types.SimpleNamespace(algorithm=made.algorithm)
-    restored = snapshot.Restored(made.config, sweep, made.env, None, None, 3)
+    restored = snapshot.Restored(made.config, sweep, made.env, None, None, 3, None)
     with pytest.raises(errors.UserError, match="'unicorn' lacks with these settings: choose from"):
         render.episode(restored, 0, 0, 0, "noisy_preferences")
 

@@ -1,24 +1,25 @@
-"""Finished or interrupted runs as they were at their newest checkpoint."""
+"""Finished, interrupted or training runs as they were at a checkpoint."""
 
+import pathlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gentle_jax import agents, assembly, checkpoint, errors, storage, training
+from gentle_jax import agents, assembly, errors, registry, storage, training
 from gentle_jax import config as config_lib
 from gentle_jax import explored as explored_lib
 from gentle_jax import sweep as sweep_lib
 
 from .. import collect
-from ..host import computer
 from . import npz_files, remote
 
 EXPLORED = "explored.npz"
 
 
 class Restored(NamedTuple):
-    """A run as it was at its newest checkpoint."""
+    """A run as it was at a checkpoint."""
 
     config: config_lib.ExperimentConfig
     sweep: training.Sweep
@@ -26,10 +27,35 @@ class Restored(NamedTuple):
     scale: tuple  # (mean, std) of observations
     state: object  # leaves [S, ...]
     done: int  # steps behind the checkpoint
+    offline: object  # Dataset of the tasks; zeros where nothing of it is read
 
 
-def restore(folder, config, points, checksums, root):
-    """Returns the Restored run. Args: root, as `--data`; raises UserError for what is missing."""
+def reading(protocols):
+    """Returns the protocols that read stored data of the tasks, such as `given_context`."""
+    return [name for name in protocols if getattr(registry.load("protocol", name), "READS", ())]
+
+
+def restore(folder, protocols, root, step=None):
+    """Returns the Restored run, for some protocols, at a step; None: the newest checkpoint.
+
+    The dataset is needed only where a protocol reads it; checkpoints are read without the run's
+    lock, also while it trains. Args: root, as `--data`. Raises UserError for what is missing.
+    """
+    config, points, checksums = agents.read_config(folder)
+    if not any((folder / "checkpoints").glob("[0-9]*")):
+        raise no_checkpoint(folder)
+    if reading(protocols):
+        sweep = assembly.make_sweep(config, stored(config, checksums, root), points)
+        offline = sweep.data
+    else:
+        sweep = assembly.without_data(config, agents.read_known(folder), points)
+        offline = blank(sweep.data, len(assembly.task_order(sweep.env)))
+    state, done = agents.read_state(folder, sweep, step)
+    return Restored(config, sweep, sweep.env, sweep.scale, state, done, offline)
+
+
+def stored(config, checksums, root):
+    """Returns the fields of a run's dataset. Args: checksums, of imported data, else None."""
     dataset = collect.dataset_folder(config, root)
     if not storage.is_complete(dataset):
         raise errors.UserError(
@@ -41,16 +67,14 @@ def restore(folder, config, points, checksums, root):
             f"the run was trained on other data than {dataset}: pass --data with the dataset's "
             f"folder"
         )
-    if storage.source_of(meta):
-        fields, _ = collect.part_of(fields, meta, config)
-    sweep = assembly.make_sweep(config, fields, points)
-    env, scale = sweep.env, sweep.scale
-    like = training.carry_shapes(sweep)
-    with computer.alone(folder), checkpoint.Checkpoints(folder / "checkpoints") as saves:
-        kept = saves.restore(like)
-    if kept is None:
-        raise no_checkpoint(folder)
-    return Restored(config, sweep, env, scale, kept[0]["state"], kept[1]["done"])
+    return collect.part_of(fields, meta, config)[0] if storage.source_of(meta) else fields
+
+
+def blank(dataset, num_tasks):
+    """Returns a Dataset of zeros, one row a task, in the place of data that nothing reads."""
+    rows = jax.tree.map(lambda x: jnp.zeros((num_tasks, 1, *x.shape[2:])), dataset.rows)
+    starts = jnp.zeros((num_tasks, dataset.episode_start.shape[1]), jnp.int32)
+    return dataset.replace(rows=rows, episode_start=starts)
 
 
 def kept_contexts(folder, num_contexts):
@@ -79,14 +103,14 @@ def explored(folder, num_contexts):
     z = kept_contexts(folder, num_contexts)
     if z is not None:
         return z
-    config, points, _ = agents.read_config(folder)
-    sweep = assembly.without_data(config, agents.read_known(folder), points)
-    state, done = agents.read_state(folder, sweep, None)
-    explore = explored_lib.make(sweep.algorithm, sweep.env, num_contexts)
-    tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[sweep.env.test_ids], sweep.env.tasks)
+    restored = restore(pathlib.Path(folder), (), "")
+    sweep, env = restored.sweep, restored.env
+    explore = explored_lib.make(sweep.algorithm, env, num_contexts)
+    tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[env.test_ids], env.tasks)
     over_runs = jax.jit(sweep_lib.over_runs(explore, 2))
-    z = np.asarray(over_runs(state, sweep.run_keys[: sweep.runs], tasks, np.int32(done)))
-    npz_files.write(folder / EXPLORED, {"z": z, "done": done})
+    keys, done = sweep.run_keys[: sweep.runs], np.int32(restored.done)
+    z = np.asarray(over_runs(restored.state, keys, tasks, done))
+    npz_files.write(folder / EXPLORED, {"z": z, "done": restored.done})
     return z
 
 
