@@ -110,7 +110,8 @@ def test_every_other_pair_takes_a_step(algorithm, backbone, compiled):
         return
     state, after, metrics = jax.jit(begin)(*inputs)
     check_shapes(state, after)
-    check_finite(backbone, (after, metrics))
+    check_finite(backbone, after, state)
+    check_finite(backbone, metrics)
     assert not same(after.rl, state.rl)
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 
 from gentle_jax import config as config_lib
-from gentle_jax import evaluation, needs, registry
+from gentle_jax import evaluation, registry
 from gentle_jax.envs import base
 from gentle_jax.testing import environments
 
@@ -217,8 +217,7 @@ def test_environment_does_not_smoke(name, suite):
 
 @pytest.mark.parametrize("name,suite", PAIRS)
 def test_environments_offer_what_they_have(name, suite):
-    there = make(name, suite).relabel is not None
-    assert there == ("relabel" in needs.offers_of("environment", name))
+    environments.check_offers(name, make(name, suite))
 
 
 @pytest.mark.mjx

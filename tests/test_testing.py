@@ -5,14 +5,29 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from gentle_jax import registry
+from gentle_jax.testing import small, trees
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOCAL = pathlib.Path(registry.load("algorithm", "focal").__file__).read_text()
-BROKEN = """    rep = rep._replace(extend=lambda state, belief, rows, mask: rows.reward)
-    return learner.joint("""
+LAST = "    return learner.joint("
+PICKY = "    if config.width > 8:\n        raise errors.UserError('too wide')\n"
+BROKEN = {  # what is done to the representation, a test, what it tells
+    "extend": (
+        "rep._replace(extend=lambda state, belief, rows, mask: rows.reward)",
+        "beliefs_and_z_have",
+        "the belief of `extend`, beside that of `prior`, has another structure",
+    ),
+    "constants": (
+        "rep._replace(update=lambda state, hp, *rest, old=rep.update: "
+        'old(state, {"focal_weight": 10.0, "lr": 3e-4}, *rest))',
+        "swept_floats",
+        "algo.focal_weight, algo.lr change no step: read them from `hp`, not `config`",
+    ),
+}
 
 
 def run(folder, *words, package="gentle_jax.testing"):
@@ -25,11 +40,10 @@ def run(folder, *words, package="gentle_jax.testing"):
 
 @pytest.fixture
 def own(tmp_path):
-    """A folder with a module of one's own, and one whose `extend` is wrong."""
+    """A folder with a module of one's own."""
     folder = tmp_path / "my_lab"
     folder.mkdir()
     (folder / "method.py").write_text(FOCAL)
-    (folder / "broken.py").write_text(FOCAL.replace("    return learner.joint(", BROKEN))
     return tmp_path
 
 
@@ -47,10 +61,46 @@ def test_a_backbone_an_environment_and_a_protocol_pass(own):
 
 
 @pytest.mark.slow
-def test_a_broken_one_fails_and_is_told_why(own):
-    done = run(own, "--algo=my_lab.broken", "-k", "beliefs_and_z_have")
+@pytest.mark.parametrize("change,test,told", BROKEN.values(), ids=BROKEN)
+def test_a_broken_one_fails_and_is_told_why(own, change, test, told):
+    code = FOCAL.replace(LAST, f"    rep = {change}\n{LAST}")
+    (own / "my_lab" / "broken.py").write_text(code)
+    done = run(own, "--algo=my_lab.broken", "-k", test)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "the belief of `extend`, beside that of `prior`, has another structure" in done.stdout
+    assert told in done.stdout
+
+
+@pytest.mark.slow
+def test_a_method_that_needs_other_sizes_is_told_where_it_sets_them(own):
+    code = FOCAL.replace("import compose, ", "import compose, errors, ")
+    (own / "my_lab" / "picky.py").write_text(code.replace(LAST, PICKY + LAST))
+    done = run(own, "--algo=my_lab.picky", "-k", "beliefs_and_z_have")
+    assert done.returncode == 1 and "too wide" in done.stdout, done.stdout + done.stderr
+    assert "its module says which: PRESETS" in done.stdout
+
+
+@pytest.mark.parametrize("algorithm", registry.ALGORITHMS)
+def test_every_algorithm_is_built_with_its_own_smoke_sizes(algorithm):
+    made = small.make(algorithm)
+    own = getattr(registry.load("algorithm", algorithm), "PRESETS", {}).get("smoke", {})
+    sections = {"train": made.config.train, "algo": made.config.algo}
+    for key, value in own.items():
+        section, field = key.split(".")
+        assert getattr(sections[section], field) == value
+
+
+def test_what_was_infinite_may_stay_so_and_nothing_else_may_become_so():
+    start = {"best_error": np.array([np.inf, np.inf]), "weight": np.ones(2)}
+    trees.check_finite("a step", start | {"best_error": np.array([0.3, np.inf])}, start)
+    for bad in (
+        {"best_error": np.array([np.nan, np.inf])},
+        {"best_error": np.array([-np.inf, np.inf])},
+        {"weight": np.array([1.0, np.inf])},
+    ):
+        with pytest.raises(AssertionError, match=f"a step: .*{next(iter(bad))}.* is not finite"):
+            trees.check_finite("a step", start | bad, start)
+    with pytest.raises(AssertionError, match="is not finite"):
+        trees.check_finite("a step", start)
 
 
 @pytest.mark.slow

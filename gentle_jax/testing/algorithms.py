@@ -33,7 +33,8 @@ def take_steps(stage: Stage, states: AgentState, data: Dataset) -> Taken:
         after, metrics = step(states, data, keys, jnp.int32(index))
         # one tree of one shape through all stages: checkpoints and scans need it
         check_shapes(states, after, f"{what}: the state after a step")
-        check_finite(what, (after, metrics))
+        check_finite(what, after, states)
+        check_finite(what, metrics)
         for name, metric in named(metrics):
             assert metric.shape == (2,), f"{what}: metric {name} is no scalar: {metric.shape[1:]}"
         moved = not same(row(after, 0), row(states, 0))
@@ -79,16 +80,22 @@ def check_critics(name: str, taken: Taken, data: Dataset, reads_dz: bool, is_las
 
 def check_sweeps(
     name: str, taken: Taken, data: Dataset, config: config_lib.ExperimentConfig
-) -> AgentState:
-    """Asserts that other values of all swept floats compile nothing; returns the states after."""
+) -> bool:
+    """Asserts that other values of all swept floats compile nothing.
+
+    Returns whether those of the algorithm alone, not of the backbone, change what is learned.
+    """
     swept = {key: v * 0.5 for key, v in config_lib.swept_fields(config).items()}
-    hp = config_lib.hyper_params(config, ({}, swept))
-    after, _ = taken.step(taken.before.replace(hp=hp), data, taken.keys, jnp.int32(1))
+    own = {key: v for key, v in swept.items() if key.startswith("algo.")}
+    for values in (swept, own):
+        hp = config_lib.hyper_params(config, ({}, values))
+        after, _ = taken.step(taken.before.replace(hp=hp), data, taken.keys, jnp.int32(1))
     compiled = taken.step._cache_size()
     assert compiled == 1, (
         f"stage {name!r} was compiled {compiled} times: swept floats are leaves of `hp`"
     )
-    return after
+    learned = lambda states: row((states.rep, states.rl), 1)
+    return not same(learned(after), learned(taken.after))
 
 
 def check_beliefs(rep: Representation, state: Any, data: Dataset, size: int) -> None:

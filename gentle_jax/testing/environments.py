@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gentle_jax import needs
 from gentle_jax.envs import base
 from gentle_jax.testing.trees import check_finite
 from gentle_jax.types import Env, Task, Transition
@@ -41,6 +42,12 @@ def check_tasks(env: Env) -> None:
         f"`parameters` has shape {env.parameters.shape}, expected {expected}: a row a task, a "
         "column a name"
     )
+
+
+def check_offers(name: str, env: Env) -> None:
+    """Asserts that an environment has what its module claims. Args: name, of its module."""
+    claimed, there = "relabel" in needs.offers_of("environment", name), env.relabel is not None
+    assert there == claimed, f"OFFERS names relabel: {claimed}; the Env has one: {there}"
 
 
 def check_relabel(env: Env, rows: Transition, task: Task, reward: Any, atol: float = 1e-4) -> None:

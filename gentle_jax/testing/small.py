@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gentle_jax import assembly, evaluation, registry, rng
+from gentle_jax import assembly, errors, evaluation, registry, rng
 from gentle_jax import config as config_lib
 from gentle_jax import data as data_lib
 from gentle_jax.config import RunConfig
@@ -16,6 +16,10 @@ from gentle_jax.types import Algorithm, Env, Spec
 HORIZON, NUM_TRAIN, NUM_TEST = 5, 4, 2
 FIELDS = ("obs", "action", "reward", "context_reward", "next_obs", "terminal")
 PROBE = "gentle_jax.testing.probe"
+OTHER_SIZES = (
+    "these tests take small sizes; where an algorithm needs others, its module says which: "
+    'PRESETS = {"smoke": {"algo.KEY": VALUE}}'
+)
 
 
 class Small(NamedTuple):
@@ -59,8 +63,9 @@ def make(
     sizes = settings_of(env)
     steps = 2 * sizes["env.horizon"]
     sizes |= {"eval.online_steps": steps, "eval.scored_steps": steps, "eval.num_pairs": 3}
-    sizes |= {"train.latent_dim": 3, "backbone.depth": 1}
-    sizes = {key: value for key, value in sizes.items() if _has(backbone, key)}
+    sizes |= {"train.latent_dim": 6, "backbone.depth": 1}
+    own = _smoke_sizes(algorithm, env)
+    sizes = {key: value for key, value in sizes.items() if _has(backbone, key) and key not in own}
     config = assembly.make_config(
         algorithm, "smoke", sizes, env=env, suite=suite_of(env), backbone=backbone, **protocols
     )
@@ -71,10 +76,22 @@ def make(
         scale = data_lib.statistics(data, len(plain.train_ids))
         data, seen = data_lib.normalize(data, *scale), base.normalize(plain, *scale)
     spec = assembly.spec_of(config, seen, data)
-    built, protocols = assembly.make_algorithm(config, seen, spec)
+    try:
+        built, protocols = assembly.make_algorithm(config, seen, spec)
+    except errors.UserError as error:
+        error.add_note(OTHER_SIZES)
+        raise
     hp = config_lib.hyper_params(config, ({}, {}))
     data = jax.tree.map(jnp.asarray, data)
     return Small(config, seen, data, spec, built, protocols, hp)
+
+
+def _smoke_sizes(algorithm, env):
+    """Returns the keys that an algorithm's own preset sets: it may not run with other sizes."""
+    table = getattr(registry.load("algorithm", algorithm), "PRESETS", {})
+    run = config_lib.fill_names(RunConfig(algorithm=algorithm, suite=suite_of(env), env=env))
+    names = ("smoke", *(f"smoke:{name}" for name in (run.fidelity, run.suite, run.env)))
+    return {key for name in names for key in table.get(name, {})}
 
 
 def _has(backbone, key):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gentle_jax import config as config_lib
-from gentle_jax import evaluation, needs, registry, rng
+from gentle_jax import evaluation, registry, rng
 from gentle_jax.testing import environments
 from gentle_jax.testing.trees import same
 from gentle_jax.types import Env
@@ -104,6 +104,4 @@ def test_relabel_is_the_reward_of_step(env, run):
 
 
 def test_what_is_offered_is_there(given, env):
-    claimed = "relabel" in needs.offers_of("environment", given["environment"])
-    there = env.relabel is not None
-    assert there == claimed, f"OFFERS names relabel: {claimed}; the Env has one: {there}"
+    environments.check_offers(given["environment"], env)

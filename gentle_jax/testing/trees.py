@@ -50,12 +50,18 @@ def check_shapes(before: PyTree, after: PyTree, what: str = "the state after a s
         assert not weak, f"{what} has a weakly typed leaf {name}: make it with a dtype"
 
 
-def check_finite(what: str, tree: PyTree) -> None:
-    """Asserts that all numbers are finite."""
-    for name, leaf in named(tree):
-        # the ensembles' best errors are infinite before the first epoch ends
-        if "best_error" not in name:
-            assert np.isfinite(leaf).all(), f"{what}: {name} is not finite"
+def check_finite(what: str, tree: PyTree, before: PyTree | None = None) -> None:
+    """Asserts that all numbers are finite.
+
+    Args: before, the same tree earlier: what was infinite there may be so still, as the best error
+    of a model before its first one is known.
+    """
+    known = [None] * len(named(tree)) if before is None else jax.tree.leaves(before)
+    for (name, leaf), old in zip(named(tree), known, strict=True):
+        right = np.isfinite(leaf)
+        if old is not None:
+            right |= np.isinf(old) & (np.asarray(leaf) == np.asarray(old))
+        assert right.all(), f"{what}: {name} is not finite"
 
 
 def check_unshared(what: str, tree: PyTree) -> None:
