@@ -1,7 +1,11 @@
 """Folders that several processes share, homes that are missing, repositories that are not ours."""
 
 import json
+import os
+import pathlib
+import re
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -17,6 +21,7 @@ from tests.test_gather import make_run
 from tests.test_report import make_summary
 
 SECONDS, PROCESSES = 1.0, 4
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*")
@@ -73,7 +78,12 @@ def test_who_waits_for_a_folder_says_so_once_and_gets_it(tmp_path, monkeypatch, 
         ("", "~", None),  # no HOME, and no entry for the user
     ],
 )
-def test_the_cache_is_in_a_folder_of_its_own_or_nowhere(monkeypatch, capsys, cache, home, wanted):
+def test_the_cache_is_in_a_folder_of_its_own_or_nowhere(
+    monkeypatch, tmp_path, capsys, cache, home, wanted
+):
+    under = lambda path: path and path.replace("/", f"{tmp_path}/", 1)
+    cache, wanted = under(cache), under(wanted)
+    home = under(home)
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(computer.os.path, "expanduser", lambda _: home)
@@ -87,6 +97,44 @@ def test_the_cache_is_in_a_folder_of_its_own_or_nowhere(monkeypatch, capsys, cac
     else:
         assert updates[0] == ("jax_compilation_cache_dir", f"{wanted}/xla")
         assert str(remote.work_folder("gs://b/r")).startswith(f"{wanted}/work/")
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(computer.jax.config, "update", pytest.fail)
+    computer.enable_compile_cache()
+    assert capsys.readouterr().out == (
+        "compile: /dev/null/cache/gentle_jax cannot be written (Not a directory), so nothing is "
+        "kept: set XDG_CACHE_HOME to a folder that can\n"
+    )
+
+
+@pytest.mark.slow
+def test_other_folders_other_letters_and_a_home_that_cannot_be_written(tmp_path):
+    where = tmp_path / "Größe und ñandú" / "x y"
+    where.mkdir(parents=True)
+    names = {"HOME": "/dev/null", "PYTHONPATH": str(ROOT), "LC_ALL": "C"}
+    unset = ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", "MPLCONFIGDIR")
+    env = {k: v for k, v in os.environ.items() if k not in unset} | names
+
+    def command(*words):
+        words = [sys.executable, "-m", "experiments", *words]
+        done = subprocess.run(words, cwd=where, env=env, capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = command(
+        "run", "--algo=focal", "--preset=smoke", "--num_seeds=1", "--protocol=given_context",
+        "--data=données", "--out=läufe 1",
+    )  # fmt: skip
+    assert shown.startswith("compile: /dev/null/.cache/gentle_jax cannot be written")
+    (folder,) = re.findall(r"^results: (läufe 1/.+)$", shown, re.M)
+    command("report", f"--run={folder}", "--html=Übersicht 1.html")
+    assert (where / "Übersicht 1.html").stat().st_size > 10_000
+    command("render", f"--run={folder}", "--data=données")
+    assert list((where / folder / "renders").glob("*.html"))
+    command("data", "verify", "--data=données")
 
 
 def test_every_path_flag_takes_a_home_folder(monkeypatch, tmp_path, capsys):

@@ -53,6 +53,14 @@ def enable_compile_cache():
     if folder is None:
         print("compile: there is no home folder, so nothing is kept: set XDG_CACHE_HOME to one")
         return
+    try:
+        (folder / "xla").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / "xla"):
+            pass
+    except OSError as error:
+        what = f"{folder} cannot be written ({error.strerror})"
+        print(f"compile: {what}, so nothing is kept: set XDG_CACHE_HOME to a folder that can")
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
