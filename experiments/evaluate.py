@@ -36,7 +36,7 @@ SUMMARY = "Tests a trained run again: other tasks, other protocols, more episode
 FOLDER = "evaluations"
 EXTRA = (
     ("run", str, "", "the run folder"),
-    ("episodes", int, 0, "the test budget in episodes of full length; default: the run's own"),
+    ("episodes", int, None, "the test budget in episodes of full length; default: the run's own"),
     ("step", int, None, "training steps behind a checkpoint; default: the newest"),
 )
 
@@ -75,14 +75,14 @@ def choose(config, points, asked):
                 f"{named} reads stored data, and there are none "
                 f"of other tasks: with --tasks pass --protocol, one of {', '.join(able)}"
             )
-    if asked["episodes"] < 0:
+    if asked["episodes"] is not None and asked["episodes"] < 1:
         raise errors.UserError(f"--episodes is {asked['episodes']}: expected 1 or more")
     return Chosen(config, points, _budget(config, asked["episodes"]), protocols, table)
 
 
 def _budget(config, episodes):
-    """Returns the EvalConfig with a budget of so many episodes; 0: the run's own."""
-    if not episodes:
+    """Returns the EvalConfig with a budget of so many episodes; None: the run's own."""
+    if episodes is None:
         return config.eval
     steps = episodes * assembly.env_of(config).horizon
     return dataclasses.replace(config.eval, online_steps=steps, scored_steps=steps)
@@ -115,8 +115,16 @@ def test(restored, chosen):
     tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[order], env.tasks)
     over_runs = jax.jit(sweep_lib.over_runs(evaluate, 2))
     keys = sweep.run_keys[: sweep.runs]
-    scores = over_runs(restored.state, keys, tasks, restored.offline, np.int32(restored.done))
-    scores = jax.tree.map(np.asarray, scores)
+    try:
+        scores = over_runs(restored.state, keys, tasks, restored.offline, np.int32(restored.done))
+        scores = jax.tree.map(np.asarray, scores)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise errors.UserError(
+            f"a budget of {budget.scored_steps} steps needs more memory than there is: lower "
+            f"--episodes, or test fewer --tasks"
+        ) from None
     returns = {name: scores[name].returns for name in chosen.protocols}
     return returns, {name: scores[name].cost for name in chosen.protocols}
 
@@ -156,9 +164,12 @@ def summary_of(restored, chosen, arrays, costs):
     """Returns the JSON-able summary of an evaluation."""
     config, own = chosen.config, chosen.table is None
     meta = {"suite": config.run.suite, "env": config.run.env, "metric": config.eval.metric}
-    as_run = own and chosen.budget == config.eval  # else the paper's number is of something else
+    all_steps = sum(stage.num_steps for stage in restored.sweep.algorithm.stages)
+    # the paper's number is of the suite's tasks and budget, after the whole training
+    as_run = own and chosen.budget == config.eval and restored.done == all_steps
     meta["algorithm"] = outputs.paper_name(config) if as_run else None
-    meta["num_steps"] = config.train.num_steps
+    pretraining = all_steps - config.train.num_steps
+    meta["num_steps"] = max(restored.done - pretraining, 0)
     groups = outputs.groups_of(chosen)
     entries = tables.results(arrays, meta, groups, costs)
     for entry in entries if not own and restored.env.optimal_return is None else ():
@@ -194,13 +205,13 @@ def run(line):
     folder = pathlib.Path(asked["run"])
     config, points, _ = agents.read_config(folder)
     chosen = choose(config, points, asked)
-    computer.prepare_folder(folder / FOLDER, 20e6, "--run")
     restored = prepare(folder, chosen, asked["step"], asked["data"])
-    code = code_identity.of(config.run)
+    code = code_identity.of(dataclasses.replace(config.run, protocols=chosen.protocols))
     what = {"protocols": chosen.protocols, "tasks": chosen.table, "step": restored.done}
     what |= {"eval": dataclasses.asdict(chosen.budget), "code": code}
     path = folder / FOLDER / f"{config_lib.fingerprint(what)}.json"
     if not path.exists():
+        computer.prepare_folder(folder / FOLDER, 20e6, "--run")
         count = len(assembly.task_order(restored.env))
         whose = "its own tasks" if chosen.table is None else f"tasks of {chosen.table['from']}"
         print(
@@ -210,7 +221,8 @@ def run(line):
         arrays, costs = arrays_of(restored, chosen, *test(restored, chosen), limits)
         summary = summary_of(restored, chosen, arrays, costs) | code
         count = asked["episodes"]
-        summary["about"] = f"{whose}, budget of {count or 'the run'}{' episodes' * (count > 0)}"
+        budget = "the run" if count is None else f"{count} episodes"
+        summary["about"] = f"{whose}, budget of {budget}"
         npz_files.write(path.with_suffix(".npz"), arrays | costs)
         storage.write_json(path, json_files.sealed(summary))
     summary = json_files.unsealed(storage.read_json(path), path, "delete it")

@@ -30,6 +30,7 @@ A name with a dot is a module of somebody's own, which needs no line: `my_packag
 import importlib
 import importlib.util
 import sys
+import traceback
 from types import ModuleType
 
 from gentle_jax import errors
@@ -135,11 +136,16 @@ def _find(kind, name):
 
 
 def _import(kind, name, target):
-    """Imports a module; raises UserError where that, or what it imports, is not there."""
+    """Imports a module; raises UserError where that, or what it imports, fails."""
     try:
         return importlib.import_module(target)
     except ImportError as error:
         raise errors.UserError(f"{kind} {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # of a module that is not ours
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
+        text = f"{type(error).__name__}: {error}{where}"
+        raise errors.UserError(f"{kind} {name!r} cannot be imported: {text}") from error
 
 
 def register(kind: str, name: str, module: str | ModuleType) -> None:

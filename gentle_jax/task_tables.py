@@ -99,7 +99,7 @@ def _columns_of(env):
 
 def _read_csv(path, env):
     """Returns {name: array} of a .csv file; raises UserError naming a column or a line."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets mark it
         lines = csv.DictReader(file, strict=True)
         rows, header = list(lines), lines.fieldnames or []
     wanted = _columns_of(env)
@@ -107,12 +107,18 @@ def _read_csv(path, env):
     for column in header:
         if column not in [*known, "task"]:
             raise errors.unknown(f"column in {path}", column, known)
+        if header.count(column) > 1:
+            raise errors.UserError(f"{path} has column {column} twice: keep one")
     for column in known:
         if column not in header:
             raise errors.UserError(f"{path} has no column {column}: expected {', '.join(known)}")
     sets = [row["set"] for row in rows]
     for number, (row, its_set) in enumerate(zip(rows, sets, strict=True), 2):
-        if None in row or row.get("task", str(number - 2)) != str(number - 2):
+        if (
+            None in row
+            or None in row.values()
+            or row.get("task", str(number - 2)) != str(number - 2)
+        ):
             raise errors.UserError(
                 f"{path} has line {number} out of place: expected task {number - 2} there, and as "
                 f"many cells as in the header"
@@ -121,8 +127,8 @@ def _read_csv(path, env):
             raise errors.unknown(f"set in line {number} of {path}", its_set, SETS)
         for column in known[1:]:
             try:
-                float(row[column])
-            except (TypeError, ValueError):
+                float("?" if "_" in row[column] else row[column])  # 1_0 would be 10
+            except ValueError:
                 raise errors.UserError(
                     f"{path} has {row[column]!r} in line {number}, column {column}: expected a "
                     f"number"

@@ -10,7 +10,8 @@ import pytest
 
 from experiments import evaluate, report
 from experiments.cli.command import main
-from experiments.runs import snapshot
+from experiments.runs import code_identity, snapshot
+from gentle_jax import agents
 from gentle_jax import sweep as sweep_lib
 from tests.test_render import make_finished
 
@@ -62,6 +63,44 @@ def test_the_runs_own_protocols_and_tasks_give_its_own_returns(place, capsys):
         np.testing.assert_allclose(mine, scores[name].returns, rtol=1e-4)
         assert arrays[f"train/{name}"].shape[:3] == (1, sweep.runs, train)
     assert {entry["sweep"] for entry in summary["results"]} == {"lr=0.001", "lr=0.002"}
+    assert {entry["pretraining"] for entry in summary["results"]} == {0}
+
+
+def test_a_checkpoint_before_the_end_has_no_paper_and_no_negative_pretraining(place):
+    folder, data = place
+    restored = snapshot.restore(folder, ("online",), data)._replace(done=1)
+    config, points, _ = agents.read_config(folder)
+    chosen = evaluate.Chosen(config, points, config.eval, ("online",), None)
+    returns, costs = evaluate.test(restored, chosen)
+    limits = evaluate.bounds(folder, restored, chosen)
+    summary = evaluate.summary_of(
+        restored, chosen, *evaluate.arrays_of(restored, chosen, returns, costs, limits)
+    )
+    assert {(e["step"], e["paper"]) for e in summary["results"]} == {(1, None)}
+    assert all(e["pretraining"] >= 0 for e in summary["results"])
+
+
+def test_a_protocol_of_ones_own_that_was_edited_is_tested_anew(place, capsys, tasks, monkeypatch):
+    module = tasks.parent / "own_tests" / "again.py"
+    module.parent.mkdir()
+    module.write_text("from gentle_jax.protocols.online import make\n")
+    monkeypatch.syspath_prepend(str(tasks.parent))
+    words = (f"--run={place[0]}", f"--tasks={tasks}", "--protocol=own_tests.again")
+    first = call(capsys, *words)[1].splitlines()[-1]
+    assert call(capsys, *words)[1].splitlines()[-1] == first
+    module.write_text("from gentle_jax.protocols.online import make\n\nEDITED = 1\n")
+    code_identity.present.cache_clear()  # as in a new process
+    assert call(capsys, *words)[1].splitlines()[-1] not in ("", first)
+
+
+def test_a_budget_that_no_memory_holds_is_one_line(place, capsys, tasks, monkeypatch):
+    def too_much(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(evaluate.evaluation, "make_evaluate", lambda *args: too_much)
+    words = (f"--run={place[0]}", f"--tasks={tasks}", "--protocol=online", "--episodes=7")
+    code, _, err = call(capsys, *words)
+    assert code == 2 and err.count("\n") == 1 and "lower --episodes" in err
 
 
 def test_other_tasks_need_no_data_and_are_those_of_the_file(place, capsys, tasks):
@@ -89,6 +128,7 @@ def test_other_tasks_need_no_data_and_are_those_of_the_file(place, capsys, tasks
         ("--protocol=given_context --tasks=FILE", "given_context reads stored data"),
         ("--protocol=nonsense", "unknown protocol 'nonsense'"),
         ("--episodes=-1", "--episodes is -1"),
+        ("--episodes=0", "--episodes is 0: expected 1 or more"),
         ("--step=77 --protocol=online", "step is 77: this run has checkpoints at 4"),
         ("--tasks=/nowhere.csv", "is no file"),
         ("--data=/nowhere --protocol=given_context", "pass --data"),

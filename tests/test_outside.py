@@ -43,6 +43,8 @@ def package(request, tmp_path, monkeypatch):
     (folder / "method.py").write_text(BLOCKS[0])
     (folder / "protocol.py").write_text(PROTOCOL)
     (folder / "needy.py").write_text("import not_installed_lib")
+    (folder / "unfinished.py").write_text("x = 1\ndef make(:\n")
+    (folder / "failing.py").write_text("x = 1\ny = x / 0\n")
     for name, kind in (("point_robot", "environment"), ("td3_bc", "backbone")):
         shutil.copy(registry.load(kind, name).__file__, folder / f"{name}.py")
     monkeypatch.syspath_prepend(str(folder.parent))
@@ -92,6 +94,9 @@ def test_the_hash_of_a_run_is_of_its_module_too(package):
         ("--algo=my_lab.protocol", "algorithm 'my_lab.protocol' defines no Config"),
         ("--env=my_lab.method", "environment 'my_lab.method' defines no PHYSICS"),
         ("--algo=method", "or the dotted name of a module of your own, package.module"),
+        ("--protocol=my_lab.unfinished", "SyntaxError: invalid syntax (unfinished.py, line 2)"),
+        ("--env=my_lab.failing", "ZeroDivisionError: division by zero ("),
+        ("--env=my_lab.failing", "failing.py, line 2)"),
         ("--algo=my_lab.needy", "'my_lab.needy' cannot be imported: No module named 'not_inst"),
     ],
 )

@@ -74,7 +74,12 @@ BAD = {
     "a column less": ("task,set,goal[0]\n0,train,1\n1,test,1\n", "has no column goal[1]"),
     "another column": (CSV.replace("goal[1]", "gaol[1]"), "did you mean 'goal[1]'"),
     "a text": (CSV.replace("0.25", "north"), "'north' in line 3, column goal[0]"),
-    "a short line": (CSV.replace(",-1\n", "\n"), "None in line 3, column goal[1]"),
+    "a short line": (CSV.replace(",-1\n", "\n"), "line 3 out of place"),
+    "a column twice": (
+        "task,set,goal[0],goal[1],goal[0]\n0,train,1,0,1\n",
+        "has column goal[0] twice",
+    ),
+    "a digit group": (CSV.replace("0.25", "1_0"), "'1_0' in line 3, column goal[0]"),
     "another set": (CSV.replace("test", "tset"), "did you mean 'test'"),
     "no test task": (CSV.replace("test", "train"), "test_ids []"),
     "nan": (CSV.replace("0.25", "nan"), "goal = nan in task 1"),
@@ -84,6 +89,11 @@ BAD = {
     "nothing": ("", "has no column set"),
     "no rows": (CSV.splitlines()[0], "at least one"),
 }
+
+
+def test_a_file_that_a_spreadsheet_marked_is_read(tmp_path):
+    plain, marked = (table_in(tmp_path / "own.csv", mark + CSV) for mark in ("", "\ufeff"))
+    assert task_tables.same(plain, marked)
 
 
 @pytest.mark.parametrize("case", BAD)
