@@ -4,12 +4,14 @@ import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
 
+import gentle_jax
 from experiments import __main__ as listing
 from experiments import run
 from experiments.cli import flags
-from gentle_jax import assembly, errors
+from gentle_jax import assembly, errors, registry
 
 ROOT = pathlib.Path(__file__).parent.parent
 GENERATED = {"api.md", "flags.md"}  # test_reference_pages.py
@@ -145,3 +147,25 @@ def test_a_tour_of_the_documentation(tmp_path, monkeypatch, capsys):
     assert "missing" in tour(dry)
     again = next(line for line in COMMANDS if "reproduce --from=" in line)
     assert "unicorn" in tour(again, **{"from": ROOT / again.partition("--from=")[2]})
+
+    programs = [block for page in ("agents", "gymnasium", "own") for block in blocks(page)]
+    assert len(programs) == 5
+    known = {
+        "gentle_jax": gentle_jax, "run_folder": folder, "obs": np.zeros(2),
+        "module": registry.load("algorithm", "focal"),
+        "explore": lambda act: {key: [act([0, 0], 1)] for key in ("obs", "action", "next_obs")}
+        | {"reward": [0.0]},
+    }  # fmt: skip
+    for program in programs:
+        exec(compile(program, "docs", "exec"), known)
+    assert known["config"].run.algorithm == "mine" and known["action"].shape == (2,)
+    del registry.ALGORITHMS["mine"]
+
+
+def blocks(page):
+    """Returns the Python programs of a page."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    found = re.findall(r"^```(?:python)?\n(.*?)^```$", text, re.S | re.M)
+    return [
+        block for block in found if re.search(r"\bagent\b|gentle_jax\.\w+\(|^import", block, re.M)
+    ]
