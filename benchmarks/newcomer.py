@@ -184,7 +184,7 @@ def run(args):
         person.outside.mkdir()
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(person.clone)], check=True)
         rows = rows_of(person, show)
-    machine.write({"machine": machine.describe(), "rows": rows}, args.out)
+    machine.write({**machine.describe(), "rows": rows}, args.out)
     return int(not all(row["met"] for row in rows))
 
 
