@@ -40,6 +40,12 @@ def api_page():
     for name, value in vars(agent).items():
         public_method = inspect.isfunction(value) and not name.startswith("_")
         parts += entry(f"Agent.{name}", value) if public_method else []
+    parts += [
+        "## gentle_jax.gymnasium",
+        "Needs Gymnasium, the extra `gym`: [Gymnasium](gymnasium.md).",
+    ]
+    for name in ("make", "make_vector"):
+        parts += entry(f"gymnasium.{name}", getattr(gentle_jax.gymnasium, name))
     for name in MODULES:
         parts += module_parts(public[name])
     return "\n\n".join(parts) + "\n"
