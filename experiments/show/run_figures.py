@@ -216,6 +216,7 @@ def along(folder, name, rows, axis, metric, title=""):
                         panel.plot(at, mean, style, color=colour(i), ms=4, label=label)
                         panel.fill_between(at, *ends, color=colour(i), alpha=0.15, lw=0)
             panel.set_xticks(range(len(values)), values)
+            panel.tick_params(axis="x", labelsize=8 if sum(map(len, values)) > 20 else None)
             panel.set(title=protocol, xlabel=axis.name, ylabel="return per episode")
             panel.grid(alpha=0.25)
         finish(figure, axes, len(protocols))
