@@ -16,7 +16,12 @@ from gentle_jax import assembly, errors, registry
 ROOT = pathlib.Path(__file__).parent.parent
 GENERATED = {"api.md", "flags.md"}  # test_reference_pages.py
 PAGES = [*ROOT.glob("*.md"), *(p for p in ROOT.glob("docs/**/*.md") if p.name not in GENERATED)]
-OWN = {"my_lab.method": "focal", "my_lab.maze": "point_robot", "my_lab.test": "online"}
+OWN = {
+    "my_lab.method": "focal",
+    "my_lab.cart": "point_robot",
+    "my_lab.maze": "point_robot",
+    "my_lab.test": "online",
+}
 # words that stand for a reader's own: what a test puts there
 STANDS_FOR = {
     "REGION-docker.pkg.dev/PROJECT/REPOSITORY/gentle-jax:1": "registry.example.com/image:1",

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -58,6 +59,16 @@ def test_a_backbone_an_environment_and_a_protocol_pass(own):
     words = "--backbone=td3_bc", "--env=point_robot", "--protocol=online"
     done = run(own, *words)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_environment_of_the_documentation_passes(own):
+    (code,) = re.findall(
+        r"^```python\n# my_lab/cart.py\n(.*?)^```$", (ROOT / "docs/own.md").read_text(), re.S | re.M
+    )
+    assert len([line for line in code.splitlines() if line.strip()]) <= 30
+    (own / "my_lab" / "cart.py").write_text(code)
+    done = run(own, "--env=my_lab.cart")
+    assert done.returncode == 0 and "10 passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow
