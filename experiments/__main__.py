@@ -4,6 +4,7 @@ Where the package is installed, `gentle-jax` is the same program.
 """
 
 import importlib
+import os
 import sys
 import textwrap
 
@@ -52,6 +53,8 @@ def show(words):
 
 def main():
     """The program `gentle-jax`, and `python -m experiments`."""
+    if os.getcwd() not in sys.path:  # modules of one's own, as `python -m` finds them
+        sys.path.insert(0, os.getcwd())
     command.end(lambda: run(sys.argv))
 
 

@@ -296,7 +296,9 @@ def stored(path):
 
     Raises UserError for a file that is none.
     """
-    content = storage.read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        raise errors.UserError(f"there is no file {path}: expected the .json file of a table")
+    content = storage.read_json(path)
     known = content if isinstance(content, dict) else {}
     table, kept = known.get("table"), known.get("cells")
     good = isinstance(table, str) and table in TABLES and isinstance(kept, list)

@@ -1,7 +1,9 @@
 """Entries outside the package: modules of one's own by their dotted name, and `register`."""
 
 import json
+import pathlib
 import shutil
+import subprocess
 import sys
 import types
 
@@ -15,6 +17,7 @@ from gentle_jax import errors, provenance, registry
 from tests.test_readme import BLOCKS
 from tests.test_report import shown
 
+ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
     "--preset=smoke", "--num_seeds=1", "--num_steps=4",
     "--config.env.num_train=4", "--config.env.num_test=2", "--config.env.horizon=5",
@@ -74,6 +77,15 @@ def test_a_method_outside_trains_is_reported_and_loaded(package, tmp_path, capsy
     assert code == 0 and "my_lab.method" in text
     agent = gentle_jax.load(folder)
     assert np.isfinite(agent.act(agent.prior(), np.zeros(2))).all()
+
+
+def test_the_installed_program_finds_modules_below_the_folder_where_it_is_given(package):
+    code = f"import sys; sys.path.append({str(ROOT)!r}); sys.argv = ['gentle-jax', *sys.argv[1:]]\n"
+    code += "from experiments.__main__ import main; main()"
+    words = ["run", "--algo=my_lab.method", "--help"]
+    command = [sys.executable, "-P", "-c", code, *words]  # -P: nothing of the folder, as a script
+    done = subprocess.run(command, cwd=package.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and "algo.focal_weight" in done.stdout, done.stderr
 
 
 def test_the_hash_of_a_run_is_of_its_module_too(package):

@@ -65,6 +65,12 @@ def test_the_method_of_the_readme_is_focal():
     focal = (ROOT / "gentle_jax/algorithms/focal.py").read_text()
     for name in ("Config", "make"):
         assert plain(method, name) == plain(focal, name)
+    in_docs = re.search(
+        r"^```python\n# my_lab/method.py\n(.*?)^```$",
+        (ROOT / "docs/own.md").read_text(),
+        re.S | re.M,
+    )
+    assert method.partition("\n")[2] == in_docs[1]
     known = {}
     exec(compile(method, "README.md", "exec"), known)
     assert known["SETTINGS"] is registry.load("algorithm", "focal").SETTINGS
