@@ -108,13 +108,13 @@ def agent(person):
 def own_tasks(person):
     """Writes the suite's tasks, moves the goals, trains and tests there; yields a row."""
     write, train = "experiments.data tasks --env=point_robot --to=mine.csv", "experiments.run"
-    _, _, first = person.commands(write)
+    _, count, first = person.commands(write)
     path = person.clone / "mine.csv"
     head, *rows = path.read_text().splitlines()
     moved = [re.sub(r"-?\d+\.\d+", lambda x: str(0.9 * float(x[0])), row) for row in rows]
     path.write_text("\n".join([head, *moved]) + "\n")
-    _, _, second = person.commands(f"{train} --tasks=mine.csv {SMOKE}")
-    yield "own tasks from a csv", 2, first + second
+    _, more, second = person.commands(f"{train} --tasks=mine.csv {SMOKE}")
+    yield "own tasks from a csv", count + more, first + second
 
 
 def formats(person):
@@ -132,11 +132,11 @@ def formats(person):
         else:
             getattr(foreign, name)(folder, env)
         words = f"--format={name} --from={folder} --suite=gentle --env=point_robot"
-        shown, _, first = person.commands(f"experiments.data import {words}")
+        shown, count, first = person.commands(f"experiments.data import {words}")
         data = re.search(r"\S*imported_\w+", shown)[0]
         train = f"experiments.run --algo=focal --suite=gentle --data={data} {SMOKE}"
-        _, _, second = person.commands(train)
-        yield f"import and train: {name}", 2, first + second
+        _, more, second = person.commands(train)
+        yield f"import and train: {name}", count + more, first + second
 
 
 def own_method(person):

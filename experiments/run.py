@@ -69,7 +69,7 @@ def describe(request, folder):
 class Session:
     """What one invocation keeps between chunks: files, clocks, progress. Host side only."""
 
-    def __init__(self, request, folder, sweep, test, tell=events.silent, track=trackers.silent):
+    def __init__(self, request, folder, sweep, sets, tell=events.silent, track=trackers.silent):
         self.tell, self.track = tell, track
         self.request, self.folder, self.sweep, self.saves = request, folder, sweep, None
         self.seconds = dict.fromkeys(("collect", "compile", "train", "evaluate", "total"), 0.0)
@@ -80,7 +80,7 @@ class Session:
         self.progress = self.log = self.logged = None
         self.before = 0.0  # total seconds of earlier invocations
         self.saved = time.perf_counter()
-        self.metrics, self.score, self.test = "", "", test  # test: positions of the test tasks
+        self.metrics, self.score, self.sets = "", "", sets  # sets: as `assembly.task_sets`
         self.lost = np.zeros(self.runs, bool)  # runs whose metrics are not finite any more
 
     def start(self, done):
@@ -136,14 +136,12 @@ class Session:
         score_of = base.METRICS[self.request.config.eval.metric]
         for name, values in returns.items():
             means = score_of(values).mean(0)
-            test = means[self.test].mean()
-            train = np.delete(means, self.test).mean()
-            returned = {f"return/test/{name}": float(test), f"return/train/{name}": float(train)}
-            self.track(returned, chunk.done)
+            of_set = {s: float(means[where].mean()) for s, where in self.sets.items()}
+            self.track({f"return/{s}/{name}": x for s, x in of_set.items()}, chunk.done)
         name = self.request.config.run.protocols[0]
         if name in returns:
             score = score_of(returns[name])
-            self.score = f"  test {name} {float(score[:, self.test].mean()):.2f}"
+            self.score = f"  test {name} {float(score[:, self.sets['test']].mean()):.2f}"
 
     def on_pause(self, position, carry, last):
         """Saves if it is time, or if the process is asked to stop, and then stops."""
@@ -261,7 +259,7 @@ def train(request, folder, hits, tell=events.silent, track=trackers.silent):
         storage.write_json(folder / "config.json", json_files.sealed(identity(request)))
         environments.write(folder, request.config.run, meta)
         storage.write_json(folder / agents.FILE, json_files.sealed(assembly.of_data(sweep)))
-    session = Session(request, folder, sweep, assembly.task_sets(env)["test"], tell, track)
+    session = Session(request, folder, sweep, assembly.task_sets(env), tell, track)
     with computer.light_compiling(request.config.run.preset):
         programs, compiled = compile_programs(sweep, hits)
     check_memory(sweep, programs)
@@ -335,6 +333,7 @@ def restore(sweep, saves, session):
 
 def execute(request):
     """Runs a Request to the end and returns its summary (a dict)."""
+    trackers.check(request.track)
     folder = folder_of(request)
     describe(request, folder)
     if hosts.leader():
@@ -348,7 +347,6 @@ def execute(request):
         summary = outputs.read_summary(folder)
         outputs.print_table(summary, folder)
         return summary
-    trackers.check(request.track)
     hits = computer.count_cache_hits()
     tell_needs(request)
     if not hosts.leader():
@@ -358,7 +356,13 @@ def execute(request):
     computer.prepare_folder(mirror.local, 20e6, "--out")
     title = "/".join(folder.parts[-4:])  # suite/env/algo/fingerprint
     tracked = trackers.tracked(request.track, mirror.local, title, identity(request))
-    with computer.disk_may_fill(mirror.local), computer.alone(mirror.local), mirror, tracked as log:
+    with (
+        computer.disk_may_fill(mirror.local),
+        computer.alone(mirror.local),
+        contextlib.ExitStack() as last,
+        mirror,
+    ):
+        log = last.enter_context(tracked)  # closed when all that was made is safe
         summary = train(request, mirror.local, hits, tell, log)
     outputs.print_table(summary, folder)
     return summary

@@ -290,7 +290,7 @@ def test_a_tracker_gets_what_the_run_logs(workspace, finished, tmp_path, monkeyp
     monkeypatch.setitem(trackers.TRACKERS, "json", start)  # the name of a module that is there
     assert main(run.COMMAND, ["run", *workspace.arguments(tmp_path), "--track=json"]) == 0
     *logged, (settings, done) = told
-    assert done and settings["train.num_steps"] == STEPS
+    assert done == trackers.FINISHED and settings["train.num_steps"] == STEPS
     returns = {step: metrics for metrics, step in logged if "return/test/given_context" in metrics}
     assert list(returns) == [STEPS // 2, STEPS]
     results = json.loads((run_folder(tmp_path) / "summary.json").read_text())["results"]

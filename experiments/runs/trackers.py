@@ -26,7 +26,10 @@ class Tracker(NamedTuple):
 
     name: str  # what the tracker knows the run by
     log: Any  # ({metric: float}, step) -> None
-    close: Any  # (whether the run finished) -> None
+    close: Any  # (how it ended, of ENDS) -> None
+
+
+ENDS = FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
 def wandb(title, settings, kept):
@@ -38,32 +41,61 @@ def wandb(title, settings, kept):
         name=title,
         config=settings,
         resume="allow",
+        reinit="create_new",  # programs of a grid are runs of one process
         settings=library.Settings(console="off"),  # progress lines are not for it
     )
-    log = lambda metrics, step: run.log(metrics, step=step)
-    return Tracker(run.id, log, lambda finished: run.finish(exit_code=0 if finished else 1))
+
+    def close(how):
+        if how == STOPPED:
+            run.mark_preempting()
+        run.finish(exit_code=0 if how == FINISHED else 1)
+
+    return Tracker(run.id, lambda metrics, step: run.log(metrics, step=step), close)
 
 
 def mlflow(title, settings, kept):
     """Returns the Tracker of MLflow; `kept` is its id of the run, or None."""
     library = importlib.import_module("mlflow")
-    client, name = library.MlflowClient(), os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    if kept is None:
+    client = library.MlflowClient()
+    if kept is not None and not _is_known(library, client, kept):
+        print(f"run: MLflow does not know run {kept} any more: it gets another one", flush=True)
+        kept = None
+    if new := kept is None:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         known = client.get_experiment_by_name(name)
         where = known.experiment_id if known else client.create_experiment(name)
         kept = client.create_run(where, run_name=title).info.run_id
-        for key, value in settings.items():
-            client.log_param(kept, key, value)
+        params = [library.entities.Param(key, str(value)) for key, value in settings.items()]
+        for first in range(0, len(params), 100):  # as many as it takes at once
+            client.log_batch(kept, params=params[first : first + 100])
     else:
         client.update_run(kept, status="RUNNING")
+    logged = {}  # metric -> the last step that is there
+
+    def is_news(name, step):
+        if name not in logged:  # a run that goes on repeats what came after its checkpoint
+            there = [] if new else client.get_metric_history(kept, name)
+            logged[name] = max((one.step for one in there), default=-1)
+        return step > logged[name]
 
     def log(metrics, step):
         now = int(time.time() * 1000)
         metric = library.entities.Metric
-        client.log_batch(kept, [metric(k, float(v), now, step) for k, v in metrics.items()])
+        news = {name: value for name, value in metrics.items() if is_news(name, step)}
+        client.log_batch(kept, [metric(k, float(v), now, step) for k, v in news.items()])
+        logged.update(dict.fromkeys(news, step))
 
-    end = lambda finished: client.set_terminated(kept, "FINISHED" if finished else "FAILED")
-    return Tracker(kept, log, end)
+    status = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}
+    return Tracker(kept, log, lambda how: client.set_terminated(kept, status[how]))
+
+
+def _is_known(library, client, name):
+    try:
+        return client.get_run(name).info.lifecycle_stage == "active"
+    except library.exceptions.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 TRACKERS = {"wandb": wandb, "mlflow": mlflow}
@@ -131,13 +163,15 @@ def tracked(choice, folder, title, settings):
         except Exception as error:  # a tracker must not cost a run
             live.clear()
             print(f"\nrun: WARNING: {choice} failed ({first_line(error)}); not tracked any more")
+            with contextlib.suppress(Exception):
+                tracker.close(FAILED)
 
     try:
         yield lambda metrics, step: tell(tracker.log, metrics, step)
-    except BaseException:
-        tell(tracker.close, False)
+    except BaseException as error:
+        tell(tracker.close, FAILED if isinstance(error, Exception) else STOPPED)
         raise
-    tell(tracker.close, True)
+    tell(tracker.close, FINISHED)
 
 
 def first_line(error):
