@@ -37,7 +37,7 @@ class Runs:
         if finished:
             storage.write_json(self.folder / "summary.json", make_summary())
 
-    def train(self, request, folder, hits, tell=None):
+    def train(self, request, folder, hits, tell=None, track=None):
         self.trained.append(code_identity.begun(folder))
         environments.write(folder, request.config.run)
         return make_summary()
