@@ -82,10 +82,9 @@ class Newcomer(NamedTuple):
             raise RuntimeError(f"{shlex.join(words)} failed:\n{done.stdout}{done.stderr}")
         return done.stdout, time.perf_counter() - begin
 
-    def commands(self, *lines):
-        """Runs command lines; returns (what the last printed, how many, seconds of all)."""
-        shown = [self.python("-m", *shlex.split(line)) for line in lines]
-        return shown[-1][0], len(lines), sum(seconds for _, seconds in shown)
+    def command(self, line):
+        """Runs a command line; returns (what it printed, seconds)."""
+        return self.python("-m", *shlex.split(line))
 
 
 def lines_of(code):
@@ -95,7 +94,7 @@ def lines_of(code):
 
 def agent(person):
     """Loads the agent of a smoke run; yields rows."""
-    shown, *_ = person.commands(f"experiments.run {SMOKE}")
+    shown, _ = person.command(f"experiments.run {SMOKE}")
     (folder,) = re.findall(r"^results: (.+)$", shown, re.M)
     code = LOAD.format(run=folder)
     _, whole = person.python("-c", code)
@@ -108,13 +107,13 @@ def agent(person):
 def own_tasks(person):
     """Writes the suite's tasks, moves the goals, trains and tests there; yields a row."""
     write, train = "experiments.data tasks --env=point_robot --to=mine.csv", "experiments.run"
-    _, count, first = person.commands(write)
+    done = [person.command(write)]
     path = person.clone / "mine.csv"
     head, *rows = path.read_text().splitlines()
     moved = [re.sub(r"-?\d+\.\d+", lambda x: str(0.9 * float(x[0])), row) for row in rows]
     path.write_text("\n".join([head, *moved]) + "\n")
-    _, more, second = person.commands(f"{train} --tasks=mine.csv {SMOKE}")
-    yield "own tasks from a csv", count + more, first + second
+    done.append(person.command(f"{train} --tasks=mine.csv {SMOKE}"))
+    yield "own tasks from a csv", len(done), sum(seconds for _, seconds in done)
 
 
 def formats(person):
@@ -132,11 +131,11 @@ def formats(person):
         else:
             getattr(foreign, name)(folder, env)
         words = f"--format={name} --from={folder} --suite=gentle --env=point_robot"
-        shown, count, first = person.commands(f"experiments.data import {words}")
-        data = re.search(r"\S*imported_\w+", shown)[0]
+        done = [person.command(f"experiments.data import {words}")]
+        data = re.search(r"\S*imported_\w+", done[0][0])[0]
         train = f"experiments.run --algo=focal --suite=gentle --data={data} {SMOKE}"
-        _, more, second = person.commands(train)
-        yield f"import and train: {name}", count + more, first + second
+        done.append(person.command(train))
+        yield f"import and train: {name}", len(done), sum(seconds for _, seconds in done)
 
 
 def own_method(person):
@@ -144,7 +143,7 @@ def own_method(person):
     code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M)[1]
     (person.outside / "my_lab").mkdir()
     (person.outside / "my_lab" / "method.py").write_text(code)
-    _, _, seconds = person.commands(f"experiments.run --algo=my_lab.method {SMOKE}")
+    _, seconds = person.command(f"experiments.run --algo=my_lab.method {SMOKE}")
     yield "own method outside of the repository", lines_of(code), seconds
 
 

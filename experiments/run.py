@@ -108,9 +108,7 @@ class Session:
     def on_chunk(self, chunk, metrics):
         stage = self.sweep.algorithm.stages[chunk.stage]
         if self.log is not None:
-            self.log.write(chunk, stage.name, metrics)
-            means = {f"{stage.name}/{name}": float(v.mean()) for name, v in metrics.items()}
-            self.track(means, chunk.done)
+            self.track(self.log.write(chunk, stage.name, metrics), chunk.done)
         phase = events.EVALUATION if chunk.evaluate else events.TRAINING
         self.tell(phase, step=chunk.done)
         names = stage.shown or tuple(metrics)[:2]
@@ -135,13 +133,11 @@ class Session:
         self.seconds["evaluate"] += seconds
         score_of = base.METRICS[self.request.config.eval.metric]
         for name, values in returns.items():
-            means = score_of(values).mean(0)
-            of_set = {s: float(means[where].mean()) for s, where in self.sets.items()}
-            self.track({f"return/{s}/{name}": x for s, x in of_set.items()}, chunk.done)
-        name = self.request.config.run.protocols[0]
-        if name in returns:
-            score = score_of(returns[name])
-            self.score = f"  test {name} {float(score[:, self.sets['test']].mean()):.2f}"
+            score = score_of(values)
+            means = {s: float(score[:, where].mean()) for s, where in self.sets.items()}
+            self.track({f"return/{s}/{name}": mean for s, mean in means.items()}, chunk.done)
+            if name == self.request.config.run.protocols[0]:
+                self.score = f"  test {name} {means['test']:.2f}"
 
     def on_pause(self, position, carry, last):
         """Saves if it is time, or if the process is asked to stop, and then stops."""

@@ -81,7 +81,7 @@ class Checkpoints:
             except errors.UserError:
                 raise
             except DAMAGE as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+                reason = errors.first_line(error)[:120]
                 message = f"checkpoint {step} is damaged, trying the one before ({reason})"
                 warnings.warn(message, stacklevel=2)
                 if not self._read_only:

@@ -22,6 +22,11 @@ def unknown(kind: str, given: Any, allowed: Iterable) -> UserError:
     return UserError(f"unknown {kind} {given!r}: {hint}{expected}")
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says; the name of its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def command(name: str) -> str:
     """Returns how a user starts the command `name` here: installed, or from a checkout."""
     checkout = pathlib.Path(__file__).parents[1] / "experiments" / "__main__.py"

@@ -25,7 +25,7 @@ OWN = {
 # words that stand for a reader's own: what a test puts there
 STANDS_FOR = {
     "REGION-docker.pkg.dev/PROJECT/REPOSITORY/gentle-jax:1": "registry.example.com/image:1",
-    "gs://bucket/runs": "runs", "mine.csv": "tasks.csv", "page.html": "page.html",
+    "gs://bucket/runs": "runs", "mine.csv": "tasks.csv",
     "X": "point_robot", "Y": "ctmrl", **OWN,
 }  # fmt: skip
 

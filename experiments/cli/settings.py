@@ -53,7 +53,7 @@ def overrides(config, arguments):
         changed = holder.value
     except (absl_flags.Error, ValueError, TypeError) as error:
         raise errors.UserError(
-            f"bad value in {' '.join(arguments)}: {str(error).splitlines()[0]}"
+            f"bad value in {' '.join(arguments)}: {errors.first_line(error)}"
         ) from None
     result = {}
     for key, _, _ in given:

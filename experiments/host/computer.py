@@ -54,9 +54,7 @@ def enable_compile_cache():
         print("compile: there is no home folder, so nothing is kept: set XDG_CACHE_HOME to one")
         return
     try:
-        (folder / "xla").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder / "xla"):
-            pass
+        probe(folder / "xla")
     except OSError as error:
         what = f"{folder} cannot be written ({error.strerror})"
         print(f"compile: {what}, so nothing is kept: set XDG_CACHE_HOME to a folder that can")
@@ -201,13 +199,18 @@ def peak_bytes():
     )
 
 
+def probe(path):
+    """Creates a folder and writes a file there, which is gone afterwards; raises OSError."""
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path, prefix=".write_test") as file:  # a file of its own
+        file.write(b"x" * 4096)
+
+
 def prepare_folder(path, needed_bytes, flag):
     """Creates a folder and checks that it can be written and has room; raises UserError if not."""
     path = pathlib.Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path, prefix=".write_test") as probe:  # a file of its own
-            probe.write(b"x" * 4096)
+        probe(path)
         free = shutil.disk_usage(path).free
     except OSError as error:
         raise errors.UserError(

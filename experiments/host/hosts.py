@@ -40,7 +40,7 @@ def start():
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
         raise errors.UserError(
-            f"--multihost: JAX could not join the processes ({str(error).splitlines()[0]}); set "
+            f"--multihost: JAX could not join the processes ({errors.first_line(error)}); set "
             f"{' '.join(VARIABLES)}, or leave out --multihost and give each process its own "
             f"--seed_offset"
         ) from None

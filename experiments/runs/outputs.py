@@ -59,16 +59,18 @@ class MetricsLog:
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(self, chunk, stage, metrics):
-        """Appends the mean metrics of a chunk: {name: [S]}."""
+        """Appends the metrics of a chunk, {name: [S]}; returns {stage/name: mean over runs}."""
         with open(self.path, "a") as file:
             for index, (seed, point) in enumerate(self.labels):
                 line = {"step": chunk.done, "stage": stage, "seed": seed}
                 line |= {"sweep": label(point)} if point else {}
                 line |= {name: float(values[index]) for name, values in metrics.items()}
                 file.write(self._counted(json.dumps(json_files.without_nan(line))))
-        for name, values in metrics.items():
-            self.board.add_scalar(f"{stage}/{name}", float(values.mean()), chunk.done)
+        means = {f"{stage}/{name}": float(values.mean()) for name, values in metrics.items()}
+        for name, mean in means.items():
+            self.board.add_scalar(name, mean, chunk.done)
         self.board.flush()
+        return means
 
     def digest(self):
         """Returns the sha256 of all lines in hex."""

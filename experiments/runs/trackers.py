@@ -90,6 +90,7 @@ def mlflow(title, settings, kept):
 
 
 def _is_known(library, client, name):
+    """Whether MLflow has a run that was not deleted."""
     try:
         return client.get_run(name).info.lifecycle_stage == "active"
     except library.exceptions.MlflowException as error:
@@ -108,11 +109,13 @@ def silent(metrics, step):
 
 def check(choice):
     """Raises UserError for a tracker that is not known or not installed."""
-    if choice != NONE and choice not in TRACKERS:
+    if choice == NONE:
+        return
+    if choice not in TRACKERS:
         raise errors.unknown("tracker", choice, [NONE, *TRACKERS])
-    found = None if choice == NONE else importlib.util.find_spec(choice)
+    found = importlib.util.find_spec(choice)
     # without origin: a folder of that name, which wandb leaves where it ran
-    if choice != NONE and (found is None or found.origin is None):
+    if found is None or found.origin is None:
         raise errors.UserError(
             f"--track={choice} needs a package that is not installed: "
             f'pip install "gentle_jax[{choice}]" (in a checkout: pip install {choice}), or leave '
@@ -151,7 +154,7 @@ def tracked(choice, folder, title, settings):
         tracker = TRACKERS[choice](title, flat(settings), names.get(choice))
     except Exception as error:  # of a library that is not ours: no login, no server, bad settings
         raise errors.UserError(
-            f"--track={choice}: {first_line(error)}; see to it, or leave --track out"
+            f"--track={choice}: {errors.first_line(error)}; see to it, or leave --track out"
         ) from error
     storage.write_json(path, names | {choice: tracker.name})
     live = [tracker]
@@ -162,7 +165,8 @@ def tracked(choice, folder, title, settings):
                 call(*args)
         except Exception as error:  # a tracker must not cost a run
             live.clear()
-            print(f"\nrun: WARNING: {choice} failed ({first_line(error)}); not tracked any more")
+            why = errors.first_line(error)
+            print(f"\nrun: WARNING: {choice} failed ({why}); not tracked any more")
             with contextlib.suppress(Exception):
                 tracker.close(FAILED)
 
@@ -172,8 +176,3 @@ def tracked(choice, folder, title, settings):
         tell(tracker.close, FAILED if isinstance(error, Exception) else STOPPED)
         raise
     tell(tracker.close, FINISHED)
-
-
-def first_line(error):
-    """Returns what an error says, its first line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
