@@ -13,21 +13,31 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
 
 from benchmarks import env_step as env_bench
 from benchmarks import growth, machine, scaling, torch_step, train_step
 from experiments import collect
 from experiments.host import computer as product
 from experiments.runs import outputs
-from gentle_jax import assembly, sweep, training
+from gentle_jax import assembly, learner, sweep, training
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 
 PAPER_STEPS, PAPER_SEEDS = 200_000, 8
 BODIES = ("cheetah_vel", "ant_dir", "hopper_params", "walker_params")  # others share these models
+_KINDS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION"
+COMMAND_BUFFERS = {  # name: what XLA may put into command buffers (CUDA graphs)
+    "usual": None,
+    "none": "",
+    "with branches": f"{_KINDS},CONDITIONAL",
+    "with loops": f"{_KINDS},CONDITIONAL,WHILE",
+}
 HIGHER, LOWER = "higher", "lower"
 BARS = {  # name: (what, sense, bar, unit)
     "eight_seeds": ("wall clock of 8 seeds over one, GENTLE Ant-Dir", "<=", 2.0, "x"),
@@ -161,9 +171,60 @@ def precision(small):
     return {"rows": rows}, Verdict([], ratios)
 
 
+def loops(small):
+    """Step time of eight seeds where XLA puts loops into command buffers, and of a flat Adam."""
+    seeds, rows, made = 2 if small else PAPER_SEEDS, [], []
+    problems = {"gentle ant_dir": train_step.make_problem("ant_dir", "gentle", small)}
+    problems["ctmrl quick"] = scaling.make_problem("ctmrl", small)
+    variants = {"usual": (None, None)} if jax.default_backend() == "cpu" else {
+        name: ({"xla_gpu_enable_command_buffer": value} if value is not None else None, None)
+        for name, value in COMMAND_BUFFERS.items()
+    }  # fmt: skip
+    variants["flat adam"] = (None, flat_adam())
+    for of, problem in problems.items():
+        start = scaling.first_state(problem)
+        for name, (options, adam) in variants.items():
+            begin = start if adam is None else _with_adam(adam, scaling.first_state, problem)
+            make = lambda p=problem, b=begin, o=options: scaling.Loop(p, b, seeds, None, o)
+            try:
+                loop = make() if adam is None else _with_adam(adam, make)
+            except jax.errors.JaxRuntimeError as error:
+                rows.append({"of": of, "variant": name, "error": str(error).splitlines()[0]})
+                continue
+            made.append((len(rows), loop))
+            rows.append(scaling.make_row("runs", problem, loop, seeds, name) | {"of": of})
+    timed = [rows[at] for at, _ in made]
+    scaling.add_times(timed, [loop for _, loop in made], 3, 0.01 if small else 0.5)
+    usual = {row["of"]: row["step_seconds"] for row in timed if row["mapping"] == "usual"}
+    ratios = {f"{row['of']}, usual over {row['mapping']}": (
+        usual[row["of"]] / row["step_seconds"], HIGHER)
+        for row in timed if row["mapping"] != "usual"}  # fmt: skip
+    return {"rows": rows}, Verdict([], ratios)
+
+
+def flat_adam():
+    """Returns Adam whose moments are one vector: fewer, larger operations."""
+    adam = optax.scale_by_adam()
+    flat = lambda tree: ravel_pytree(tree)[0]
+
+    def update(grads, state, params=None):
+        vector, back = ravel_pytree(grads)
+        updates, state = adam.update(vector, state, None)
+        return back(updates), state
+
+    return optax.GradientTransformation(lambda params: adam.init(flat(params)), update)
+
+
+def _with_adam(adam, function, *args):
+    """Calls a function while learners have another optimiser."""
+    jax.clear_caches()  # of traces with the usual one
+    with mock.patch.object(learner, "_ADAM", adam):
+        return function(*args)
+
+
 def env_step(small):
     """Environment steps per second of MJX, `fast` physics, over batches; one compile each."""
-    batches, steps = ((2, 4), 2) if small else ((512, 2048, 8192), 50)
+    batches, steps = ((2, 4), 2) if small else ((512, 8192, 65_536), 50)
     jobs, keys = [], []
     for family in BODIES[2:3] if small else BODIES:
         env = env_bench.make_env(family, "fast")
@@ -176,8 +237,10 @@ def env_step(small):
     loops = sweep.together(jobs)
     compiled, rows = time.perf_counter() - begin, []
     for (family, batch), (call, args, seconds) in zip(keys, loops, strict=True):
-        times = [machine.seconds(lambda c=call, a=args: c(*a, jnp.int32(steps))) for _ in range(4)]
-        rate = batch * steps / statistics.median(times[1:])
+        length = steps if small else max(2, min(steps, 100_000 // batch))  # large ones take long
+        times = [machine.seconds(lambda c=call, a=args, n=length: c(*a, jnp.int32(n)))
+                 for _ in range(4)]  # fmt: skip
+        rate = batch * length / statistics.median(times[1:])
         rows.append({"family": family, "batch": batch, "steps_per_second": rate,
                      "compile_seconds": seconds})  # fmt: skip
     last = {row["family"]: row["steps_per_second"] for row in rows}
@@ -283,6 +346,7 @@ MEASURES = {
     "ctmrl": ctmrl,
     "scaling": scaling_piece,
     "precision": precision,
+    "loops": loops,
     "env_step": env_step,
     "behaviour": behaviour,
     "command": command,

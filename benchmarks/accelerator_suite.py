@@ -33,9 +33,10 @@ PIECES = {  # name: (seconds that must be left to start it, what it measures)
     "gentle": (90, "GENTLE at paper shapes: 8 seeds beside one, beside PyTorch, 200,000 steps"),
     "behaviour": (110, "data of a MuJoCo family: SAC of preset `fast`, 40 tasks"),
     "scaling": (70, "GENTLE at paper shapes, 1 to 64 runs side by side"),
-    "env_step": (100, "environment steps of MJX, 512 to 8192 simulations"),
-    "precision": (50, "GENTLE at paper shapes in float32, tensorfloat32, bfloat16"),
+    "env_step": (100, "environment steps of MJX, 512 to 65,536 simulations"),
+    "precision": (50, "GENTLE at paper shapes in every `train.precision`"),
     "ctmrl": (50, "CTMRL at paper shapes: 8 seeds beside one"),
+    "loops": (100, "steps with loops in command buffers, and with a flat Adam"),
     "command": (130, "a whole run, twice: compiling, the cache, the host, memory"),
 }
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"

@@ -82,8 +82,10 @@ def first_state(problem):
 class Loop:
     """The chunked driver's program for S runs, mapped in turn or side by side."""
 
-    def __init__(self, problem, start, num_runs, in_turn):
-        """Args: start, the state of one run, leaves [1, ...]: every run gets a copy."""
+    def __init__(self, problem, start, num_runs, in_turn, options=None):
+        """Args: start, the state of one run, leaves [1, ...]: every run gets a copy; options, as
+        `sweep.compile_program`.
+        """
         mesh = sweep.make_mesh(num_runs)
         tile = lambda leaf: np.repeat(leaf, num_runs, 0)
         self.devices = 1 if mesh is None else mesh.size
@@ -93,7 +95,7 @@ class Loop:
         chunk = sweep.over_runs(sweep.make_chunk(problem.stage), 2, mesh, in_turn)
         args = (self.state, *self.args, jnp.int32(0), jnp.int32(1))
         sharding = sweep.run_sharding(mesh)
-        self.program = sweep.compile_program(chunk, args, (0,), sharding)
+        self.program = sweep.compile_program(chunk, args, (0,), sharding, options)
         self.run(0, train_step.FIRST)  # periodic work once, so that buffers hold what they would
         self.run(train_step.FIRST, STEPS)
 

@@ -345,7 +345,7 @@ def _finish(config, env, folder, carry, code):
 
 def run(line):
     """The command."""
-    computer.start(line.shared["multihost"], line.shared["require"])
+    computer.start(*flags.devices_of(line))
     request = flags.resolve(line, computer.on_accelerator)
     _, meta, seconds = ensure(
         request.config,
@@ -367,9 +367,9 @@ COMMAND = Command(
     run,
     # what `config.data_identity` depends on; the sizes of `--preset` do not depend on the algorithm
     shared=(
-        "suite", "env", "tasks", "preset", "physics", "multihost", "require", "save_every",
-        "fresh",
-        "accept_code", "data", "config.env", "config.behaviour", "config.eval.random_episodes",
+        "suite", "env", "tasks", "preset", "physics", "multihost", "require", "deterministic",
+        "save_every", "fresh", "accept_code", "data", "config.env", "config.behaviour",
+        "config.eval.random_episodes",
     ),
     texts=(
         ("fresh", "put data of other code aside and make them anew; the same code resumes"),

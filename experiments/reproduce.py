@@ -239,7 +239,7 @@ def main(line):
         if own["html"]:
             show(own["html"], *stored(pathlib.Path(own["from"])))
         return exit_codes.DONE
-    computer.start(require=line.shared["require"])
+    computer.start(*flags.devices_of(line))
     table = own["table"]
     if own["export"] not in ("", scores.RLIABLE):
         raise errors.unknown("export", own["export"], [scores.RLIABLE])

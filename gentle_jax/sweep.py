@@ -243,14 +243,21 @@ class Program(NamedTuple):
 
 
 def compile_program(
-    function: Callable, args: tuple, donate: tuple = (), out_sharding: Any = None
+    function: Callable,
+    args: tuple,
+    donate: tuple = (),
+    out_sharding: Any = None,
+    options: dict | None = None,
 ) -> Program:
-    """Lowers and compiles `function` for `args` (arrays or shapes) ahead of time."""
+    """Lowers and compiles `function` for `args` (arrays or shapes) ahead of time.
+
+    Args: options, XLA's for this program, {name: value}.
+    """
     begin = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_sharding)
     with _tracing:  # Python code: in several threads at once it only gets slower
         lowered = jitted.lower(*args)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options)
     memory = compiled.memory_analysis()
     temp = int(getattr(memory, "temp_size_in_bytes", 0) or 0)
     return Program(compiled, time.perf_counter() - begin, temp)

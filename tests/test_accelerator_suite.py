@@ -151,7 +151,7 @@ def test_the_precision_that_is_timed_is_that_of_the_products():
 
 CHEAP = ("scaling",)
 # minutes, and little that other pieces or benchmarks do not use
-BY_HAND = ("ctmrl", "command", "precision", "behaviour", "gentle", "env_step")
+BY_HAND = ("ctmrl", "command", "precision", "behaviour", "gentle", "env_step", "loops")
 hand = pytest.mark.skipif("GENTLE_JAX_BY_HAND" not in os.environ, reason="minutes; run by hand")
 MARKS = {p: [pytest.mark.slow, *([hand] if p in BY_HAND else [])] for p in suite.PIECES}
 MARKS |= dict.fromkeys(CHEAP, ())

@@ -221,7 +221,7 @@ def test_data_do_not_depend_on_flags_that_collect_refuses(preset):
 def test_other_processes_are_joined_where_it_is_asked_for(monkeypatch, capsys, word, expected):
     seen = []
 
-    def start(multihost, require):
+    def start(multihost, require, deterministic):
         seen.append(multihost)
         raise errors.UserError("enough")
 

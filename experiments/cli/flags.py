@@ -57,6 +57,8 @@ GROUPS = {
         ("shard_data", bool, False, "split the data by task over devices: they do not fit on one"),
         ("multihost", bool, False, "one program over several processes (jax.distributed)"),
         ("require", str, "", "gpu or tpu: end with exit code 2 where JAX has no such device"),
+        ("deterministic", bool, False,
+         "the same bits from every process on the same kind of GPU, without autotuning"),
         ("save_every", int, 30, "seconds between checkpoints; 0: as often as possible"),
     ),
     "code that has changed since a run began": (
@@ -307,6 +309,11 @@ def resolve(line, on_accelerator=lambda: False):
         events=shared["events"],
         track=shared["track"],
     )
+
+
+def devices_of(line):
+    """Returns what `computer.start` is told by a Line, in its order."""
+    return tuple(line.shared[name] for name in ("multihost", "require", "deterministic"))
 
 
 def tasks_of(shared):

@@ -30,12 +30,15 @@ TRIES = 1000  # to lock the file that is at a path
 PAUSE = 1.0  # seconds between looks at a folder that another process has
 
 
-def start(multihost=False, require=""):
+def start(multihost=False, require="", deterministic=False):
     """Sets JAX up for a command and starts it: switches, compilation cache, a device for each core.
 
     Args: multihost, whether to join the other processes of `--multihost`; require, the kind of
-    device that there must be, as `--require`. Raises UserError for what is not there.
+    device that there must be, as `--require`; deterministic, as `--deterministic`. Raises UserError
+    for what is not there.
     """
+    if deterministic:
+        switches.make_deterministic()
     switches.pin()
     enable_compile_cache()
     use_all_cores()

@@ -27,6 +27,8 @@ RECORDED = (
     "jax_use_direct_linearize", "jax_use_shardy_partitioner",
 )  # fmt: skip
 ACCELERATORS = ("gpu", "tpu")  # what `--require` may ask for
+# of XLA: the same bits from every process on the same kind of GPU; other devices do so anyway
+DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 HARMLESS = ("--xla_dump_",)  # flags of XLA that change no number, and name folders
 VECTORS = ("amx_tile", "avx512f", "avx2", "avx", "sve", "asimd")  # the widest first
 
@@ -43,6 +45,12 @@ def pin():
             jax.config.update(name, wanted)
     if not os.environ.get("JAX_DEFAULT_MATMUL_PRECISION"):  # GPUs and TPUs would round physics too
         jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def make_deterministic():
+    """Adds DETERMINISTIC to XLA_FLAGS, which XLA reads when it starts; the last word counts."""
+    words = [word for word in os.environ.get("XLA_FLAGS", "").split() if word not in DETERMINISTIC]
+    os.environ["XLA_FLAGS"] = " ".join([*words, *DETERMINISTIC])
 
 
 def recorded():
