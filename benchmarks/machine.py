@@ -20,6 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import Literal, Var
 
 from experiments.cli import exit_codes
+from experiments.host import switches
 from experiments.host.computer import cores
 from gentle_jax import errors
 
@@ -41,6 +42,7 @@ def describe(torch=None):
             "cores": cores(),
             "device": jax.devices()[0].device_kind,
             "backend": jax.default_backend(),
+            "xla_flags": switches.xla_flags(),
         },
         "versions": {
             "python": platform.python_version(),

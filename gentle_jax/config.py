@@ -27,7 +27,7 @@ FIDELITIES = ("paper", "release")
 CONTEXT_DRAWS = ("uniform", "level", "episodes")
 TASK_DRAWS = ("distinct", "replace")
 INITS = ("rlkit", "he")
-PRECISIONS = ("float32", "tensorfloat32", "tensorfloat32x3", "bfloat16")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 MAY_BE_ZERO = (  # every other whole number is a size, a count or a period
     "behaviour.seed", "behaviour.seed_steps", "eval.context_episodes", "eval.exploration_steps",
     "env.num_train", "env.num_test", "env.horizon", "behaviour.replay_rows",
@@ -91,7 +91,6 @@ class TrainConfig:
     final_lr: float = 1.0  # share of `lr` and `policy_lr` left at the end; linear decay
     init: str = "rlkit"  # both releases' hidden layers; or "he"
     precision: str = "float32"  # of matrix products; or "tensorfloat32" where the device has it,
-    #                             "tensorfloat32x3" on GPUs, three for each, nearly float32;
     #                             "bfloat16", activations too. All else is float32 in any
     normalize_obs: bool = False  # z-scores of the training tasks' rows; what the suite says
     normalize_rewards: bool = False  # a backbone's, divided by their spread in training tasks

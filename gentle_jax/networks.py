@@ -89,10 +89,6 @@ _STYLES = {
 # Numbers are drawn in multiples of it: networks of about one size then share what XLA compiles, and
 # XLA's loops over an odd count can be several times slower on a CPU.
 _BLOCK = 1024
-_PRESETS = {
-    "tensorfloat32": jax.lax.Precision.HIGH,
-    "tensorfloat32x3": jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
-}
 
 
 def mlp(
@@ -161,14 +157,10 @@ def product(
     precision: str = "float32",
     wide: bool = False,
 ) -> Float[Array, "rows out"]:
-    """Returns x @ kernel in float32; `bfloat16` rounds it once more unless `wide`.
-
-    Precisions that the device does not have are float32 there.
-    """
+    """Returns x @ kernel in float32; `bfloat16` rounds it once more unless `wide`."""
     if precision != "bfloat16":
-        on_gpu = jax.default_backend() == "gpu"  # XLA refuses the preset elsewhere
-        exact = precision == "float32" or (precision == "tensorfloat32x3" and not on_gpu)
-        return jnp.dot(x, kernel, precision="float32" if exact else _PRESETS[precision])
+        how = jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.HIGH
+        return jnp.dot(x, kernel, precision=how)
     narrow = jnp.bfloat16
     kind = jnp.float32 if wide else narrow  # a product of narrow results is faster, both ways
     out = jnp.dot(x.astype(narrow), kernel.astype(narrow), preferred_element_type=kind)

@@ -257,7 +257,7 @@ def test_every_network_of_an_experiment_takes_the_precision(tiny):
 
 def test_an_unknown_precision_is_a_user_error():
     run = config_lib.RunConfig(algorithm="ctmrl")
-    with pytest.raises(errors.UserError, match="float32, tensorfloat32, tensorfloat32x3, bfloat16"):
+    with pytest.raises(errors.UserError, match="float32, tensorfloat32, bfloat16"):
         config_lib.resolve(run, (), {"train.precision": "float16"})
 
 

@@ -15,7 +15,7 @@ from experiments import run
 from experiments.cli import command
 from experiments.host import computer, switches
 from experiments.runs import environments
-from gentle_jax import behaviour, errors, rng, storage
+from gentle_jax import behaviour, errors, rng, storage, sweep
 from gentle_jax.config import BehaviourConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -221,3 +221,62 @@ def test_a_whole_command_gives_the_same_bits_whatever_jax_was_told(tmp_path, swi
     again, others = numbers("told")
     np.testing.assert_array_equal(again, rows)
     assert others == results
+
+
+def test_deterministic_words_are_added_once_and_the_user_keeps_the_others(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=4 --xla_cpu_enable_fast_math=false")
+    switches.make_deterministic()
+    once = os.environ["XLA_FLAGS"]
+    switches.make_deterministic()
+    assert os.environ["XLA_FLAGS"] == once
+    words = once.split()
+    assert words[:2] == ["--xla_gpu_autotune_level=4", "--xla_cpu_enable_fast_math=false"]
+    assert tuple(words[2:]) == switches.DETERMINISTIC  # the last word counts
+
+
+def test_xla_knows_the_words_of_deterministic():
+    """XLA ends the process where it does not know a word of XLA_FLAGS."""
+    code = (
+        "from experiments.cli import flags; from experiments import run\n"
+        "from experiments.host import computer, switches\n"
+        "line = flags.read(run.COMMAND, ['run', '--deterministic'])\n"
+        "computer.start(*flags.devices_of(line))\n"
+        "import jax; print(jax.jit(lambda x: x + 1)(1.0), switches.xla_flags())"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )  # fmt: skip
+    assert made.stdout.split()[-3:] == ["2.0", *sorted(switches.DETERMINISTIC)]
+
+
+def test_options_of_gpu_programs_are_options_of_xla_and_the_user_wins(monkeypatch):
+    add = lambda x: x + 1.0
+    assert sweep.device_options() == {}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert sweep.device_options() == {"xla_gpu_enable_triton_gemm": False}
+    assert sweep.compile_program(add, (1.0,)).call(1.0) == 2.0
+    with pytest.raises(Exception, match="No such compile option: 'xla_gpu_no_such_option'"):
+        sweep.compile_program(add, (1.0,), options={"xla_gpu_no_such_option": False})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+    assert sweep.device_options() == {}
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+def test_two_processes_make_the_same_bits_with_deterministic(tmp_path):
+    words = ["--preset=smoke", "--num_seeds=2", "--num_steps=100", "--protocol=given_context"]
+    words += ["--deterministic", "--require=gpu", f"--data={tmp_path / 'data'}"]
+    found = []
+    for name in ("one", "two"):
+        out = tmp_path / name
+        subprocess.run(
+            [sys.executable, "-m", "experiments.run", *words, f"--out={out}"],
+            cwd=ROOT, check=True, capture_output=True,
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{out}.cache",
+                              "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        )  # fmt: skip
+        found.append(np.load(next(out.rglob("embeddings.npz"))))
+    assert found[0].files == found[1].files
+    for name in found[0].files:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
