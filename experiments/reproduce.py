@@ -3,6 +3,7 @@
 A cell is a command line of `experiments.run`; finished cells are reused, so the command resumes.
 """
 
+import functools
 import pathlib
 import shlex
 
@@ -12,7 +13,7 @@ from . import collect, run
 from .cli import exit_codes, flags
 from .cli.command import Command, start
 from .host import computer
-from .runs import cells, code_identity, outputs, remote
+from .runs import cells, code_identity, outputs, paper_comparisons, remote
 from .runs.comparisons import TABLES
 from .show import (
     methods,
@@ -232,7 +233,8 @@ def main(line):
         if path.is_dir() or remote.is_remote(own["page"]):
             raise errors.UserError(f"--page is {own['page']}: expected a file of this machine")
         computer.prepare_folder(path.parent, 1e6, "--page")
-        path.write_text(results_page.page(cells.RESULTS.glob("*.json"), TABLES, again))
+        files, draw = cells.RESULTS.glob("*.json"), functools.partial(drawn, path.parent)
+        path.write_text(results_page.page(files, TABLES, paper_comparisons.TABLES, again, draw))
         return exit_codes.DONE
     if own["from"]:
         print(again(pathlib.Path(own["from"])))
@@ -310,6 +312,16 @@ def stored(path):
     arrays = path.with_suffix(".npz")
     found = scores.read(arrays) if arrays.exists() else {}
     return table, {(cell["row"], cell["env"]): outputs.with_nan(cell) for cell in kept}, found
+
+
+def drawn(folder, path):
+    """Draws the curves of a table's .json file below a page's folder; returns where, from there."""
+    table, summaries, found = stored(path)
+    paths = table_figures.curves(table, TABLES[table], summaries, found, folder / "figures")
+    for one in paths:
+        if one.suffix != ".svg":
+            one.unlink()  # a page needs one of each
+    return [f"figures/{one.name}" for one in paths if one.suffix == ".svg"]
 
 
 def again(path):

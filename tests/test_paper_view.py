@@ -10,8 +10,8 @@ import pytest
 from experiments import reproduce
 from experiments.cli import flags
 from experiments.cli.command import main
-from experiments.runs import comparisons
-from experiments.show import paper_tables, paper_view, scores, tables
+from experiments.runs import comparison, comparisons
+from experiments.show import paper_tables, paper_view, results_page, scores, tables
 from gentle_jax import statistics, suites
 from tests.test_report import make_summary
 
@@ -234,6 +234,8 @@ def test_the_page_of_results_is_that_of_the_files(tmp_path, capsys):
     assert main(reproduce.COMMAND, ["reproduce", f"--page={page}"]) == 0
     again = "python -m experiments.reproduce --page=docs/results.md"
     assert page.read_text() == (ROOT / "docs/results.md").read_text(), f"old: run `{again}`"
+    own = sorted(path.name for path in (ROOT / "docs/figures").iterdir())
+    assert own == sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert main(reproduce.COMMAND, ["reproduce", "--page=/proc/none/page.md"]) == 2
     assert "pass another --page" in capsys.readouterr().err
 
@@ -241,3 +243,32 @@ def test_the_page_of_results_is_that_of_the_files(tmp_path, capsys):
 def test_a_command_in_a_file_has_no_paths():
     words = ["--data=a", "--num_seeds=2", "--out", "b", "--rows", "x", "--config.train.tau=data"]
     assert flags.without_paths(words) == ["--num_seeds=2", "--rows", "x", "--config.train.tau=data"]
+
+
+def test_the_page_has_papers_first_and_says_what_was_not_run(tmp_path):
+    of = comparison.Comparison("what?", {"a": ()}, ("one", "two"))
+    environment = {"versions": dict.fromkeys(results_page.KEPT, "1")}
+    for table in ("mine", "gentle_table1"):
+        cell = {"row": "a", "env": "one", "preset": "quick"}
+        content = {"table": table, "environment": environment, "cells": [cell]}
+        (tmp_path / f"{table}_one_quick.json").write_text(json.dumps(content))
+    (tmp_path / "else.json").write_text("{}")
+    papers = {"gentle_table1": of, "ctmrl_fig3": of}
+    draw = lambda path: ["f.svg"] if "mine" in path.name else []
+    made = results_page.page(
+        tmp_path.glob("*.json"), {"mine": of, **papers}, papers, lambda path: path.stem, draw
+    )
+    heads = [line for line in made.splitlines() if line.startswith("## ")]
+    assert heads == ["## GENTLE, Table 1: one", "## mine: one"]
+    assert "- `gentle_table1`: two\n- `ctmrl_fig3`: one, two\n" in made
+    assert "![mine: one](f.svg)" in made and made.count("![") == 1
+
+
+def test_the_clearest_differences_are_listed_and_the_others_counted():
+    rows = [f"{i:02d}" for i in range(6)]
+    of = comparison.Comparison("what?", dict.fromkeys(rows, ()), ("e",), (("p", "test"),))
+    noise = np.random.default_rng(0).normal(0.0, 0.01, (6, 8, 3))
+    own = {row: {"test/p": noise[i] + 2.0 * i} for i, row in enumerate(rows)}
+    (line,) = paper_view.differences(of, own, {row: {"suite": "s"} for row in rows})
+    assert "15 of 15 pairs" in line and line.endswith("; and 3 less clear ones.")
+    assert line.count(" above ") == paper_view.MOST

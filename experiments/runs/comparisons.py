@@ -103,6 +103,15 @@ TABLES = {
     ),
     "gentle": Comparison(
         "GENTLE as released, as in its paper, without relabelling",GENTLE, POINT, OF_CONTEXTS),
+    "positives": Comparison(
+        "FOCAL with every task once in a batch, or drawn with replacement: positive pairs",
+        {
+            "tasks once": ("--algo=focal",),
+            "with replacement": ("--algo=focal", "--config.train.task_draw=replace"),
+        },
+        POINT,
+        (("random_then_policy", "test"), ("given_context", "test")),
+    ),
     # every method on the same data, backbone and protocols
     "methods": Comparison(
         "every method on the same data, suite ctmrl",ALL, POINT),

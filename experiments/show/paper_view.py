@@ -7,6 +7,7 @@ from gentle_jax import statistics
 from . import methods, paper_tables, scores, tables
 
 OPEN = "undecided"
+MOST = 12  # differences that are listed
 SPREADS = {"ci95": "half of the 95 % bootstrap interval over seeds", "std": "std over seeds"}
 
 
@@ -103,8 +104,10 @@ def differences(of, own, chosen):
         ):
             if sure:
                 above, below, share = (a, b, value) if value > 0.5 else (b, a, 1.0 - value)
-                beyond.append(f"{above} above {below} ({share:.2f})")
-        shown = "; ".join(beyond) or "none"
+                beyond.append((share, f"{above} above {below} ({share:.2f})"))
+        surest = sorted(beyond, key=lambda pair: -pair[0])[:MOST]
+        shown = "; ".join(text for _, text in surest) or "none"
+        shown += f"; and {len(beyond) - MOST} less clear ones" if len(beyond) > MOST else ""
         sentences.append(
             f"- Beyond chance, `{protocol}`, {task_set} tasks, {len(beyond)} of {len(pairs)} "
             f"pairs (probability of improvement, Holm): {shown}."

@@ -1,5 +1,7 @@
 """The page of results: every committed table, with the command that made it."""
 
+import re
+
 from gentle_jax import storage
 
 HEAD = """# Results
@@ -10,24 +12,66 @@ What these numbers are: sizes of the preset that each table names (`quick`: smal
 our own agents made. They compare methods under equal conditions; they are not the papers' experiments. Numbers of the last checkpoint,
 never of the best. [Words](glossary.md), [protocols](methods/protocols.md), [how to make a table](reproduce.md).
 """  # noqa: E501
+KINDS = {"table": "Table", "fig": "Figure"}
 KEPT = ("jax", "jaxlib", "numpy", "mujoco", "mujoco-mjx")
 
 
-def page(paths, tables, show):
-    """Returns the Markdown of the page.
+def page(paths, tables, papers, show, draw):
+    """Returns the Markdown of the page: the tables of papers first, then ours.
 
-    Args: paths, of tables' .json files; tables, {name: Comparison}; show, path -> its Markdown.
-    Files of something else are left out.
+    Args: paths, of tables' .json files, files of something else are left out; tables and papers,
+    {name: Comparison}, of all tables and of those of papers; show, path -> its Markdown; draw,
+    path -> where its figures lie, as seen from the page.
     """
-    parts, contents = [HEAD], []
-    for path in sorted(paths):
-        content = storage.read_json(path)
-        if content.get("table") not in tables:
-            continue
-        title = path.stem.replace("_", " ")
-        contents.append(f"- [{title}](#{path.stem.replace('_', '-')})")
-        parts.append("\n".join([f"## {title}", "", *about(content, tables, path), "", show(path)]))
-    return "\n".join([parts[0], *contents, *(f"\n{part}" for part in parts[1:])]) + "\n"
+    found = [(path, storage.read_json(path)) for path in sorted(paths)]
+    found = [(path, content) for path, content in found if content.get("table") in tables]
+    groups = {
+        "Tables and figures of the papers": [f for f in found if f[1]["table"] in papers],
+        "Tables of our own": [f for f in found if f[1]["table"] not in papers],
+    }
+    parts, contents = [], []
+    for group, members in groups.items():
+        contents += ["", f"**{group}**", ""]
+        for path, content in members:
+            title = title_of(path, content, papers)
+            contents.append(f"- [{title}](#{anchor(title)})")
+            head = [f"## {title}", "", *about(content, tables, path), ""]
+            for figure in draw(path):
+                head += [f"![{title}]({figure})", ""]
+            head.append(show(path))
+            parts.append("\n" + "\n".join(head))
+        contents += not_run(members, papers)
+    return "\n".join([HEAD.rstrip("\n"), *contents, *parts]) + "\n"
+
+
+def not_run(members, papers):
+    """Returns the lines on the families of papers' tables that no file of [(path, content)] has."""
+    ran = {}
+    for _, content in members:
+        ran.setdefault(content["table"], set()).update(cell["env"] for cell in content["cells"])
+    if not ran.keys() & papers.keys():
+        return []
+    missing = {
+        name: [e for e in of.envs if e not in ran.get(name, ())] for name, of in papers.items()
+    }
+    listed = [f"- `{name}`: {', '.join(envs)}" for name, envs in missing.items() if envs]
+    return ["", "Not run yet:", "", *listed] if listed else []
+
+
+def title_of(path, content, papers):
+    """Returns the heading of a table: `CTMRL, Table 1: point_robot`, or our name for it."""
+    table = content["table"]
+    rest = path.stem.removeprefix(f"{table}_").removesuffix(f"_{content['cells'][0]['preset']}")
+    if table not in papers:
+        return f"{table}: {rest}"
+    paper, _, what = table.partition("_")
+    kind, number = what.rstrip("0123456789"), what.lstrip("abcdefghijklmnopqrstuvwxyz")
+    return f"{paper.upper()}, {KINDS[kind]} {number}: {rest}"
+
+
+def anchor(title):
+    """Returns the anchor of a heading, as GitHub and MkDocs make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def about(content, tables, path):
