@@ -144,12 +144,18 @@ def test_a_tour_of_the_documentation(tmp_path, monkeypatch, capsys):
         tour(SHARD.format(first), *SMALL, num_seeds=1, seed_offset=first // 32, out="shards")
     gather = "python -m experiments.gather --from=gs://bucket/runs --num_runs=64"
     assert "2 seed" in tour(gather, **{"from": "shards", "num_runs": 2})
-    launch = next(line for line in COMMANDS if "experiments.launch --target" in line)
+    launch = next(line for line in COMMANDS if "launch --target=jobset" in line)
     assert "JobSet" in tour(launch, out="gs://bucket/runs")
+    slurm = next(line for line in COMMANDS if "--target=slurm" in line and "--to=jobs" in line)
+    tour(slurm, "--num_steps=4", preset="smoke")
+    told = re.findall(r"^\| `(\S+)` \|", (ROOT / "docs/cluster.md").read_text(), re.M)
+    assert sorted(told) == sorted(path.name for path in pathlib.Path("jobs").iterdir())
 
     assert "gentle_fig2" in tour("python -m experiments.reproduce --list")
     dry = next(line for line in COMMANDS if line.endswith("--dry_run"))
     assert "missing" in tour(dry)
+    shard = next(line for line in COMMANDS if "--shard=1/8" in line)
+    assert "1 cells: 1 missing" in tour(shard, "--dry_run", preset="smoke", shard="24/24")
     again = next(line for line in COMMANDS if "reproduce --from=" in line)
     assert "unicorn" in tour(again, **{"from": ROOT / again.partition("--from=")[2]})
 
