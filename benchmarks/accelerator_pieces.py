@@ -189,7 +189,7 @@ def loops(small):
             try:
                 loop = make() if adam is None else _with_adam(adam, make)
             except jax.errors.JaxRuntimeError as error:
-                rows.append({"of": of, "variant": name, "error": str(error).splitlines()[0]})
+                rows.append({"of": of, "mapping": name, "error": str(error).splitlines()[0]})
                 continue
             made.append((len(rows), loop))
             rows.append(scaling.make_row("runs", problem, loop, seeds, name) | {"of": of})
@@ -198,7 +198,7 @@ def loops(small):
     usual = {row["of"]: row["step_seconds"] for row in timed if row["mapping"] == "usual"}
     ratios = {f"{row['of']}, usual over {row['mapping']}": (
         usual[row["of"]] / row["step_seconds"], HIGHER)
-        for row in timed if row["mapping"] != "usual"}  # fmt: skip
+        for row in timed if row["mapping"] != "usual" and row["of"] in usual}  # fmt: skip
     return {"rows": rows}, Verdict([], ratios)
 
 
@@ -234,9 +234,9 @@ def env_step(small):
             part = jax.tree.map(lambda leaf, n=batch: leaf[:n], given)
             jobs.append(lambda env=env, part=part: _simulator(env, part))
     begin = time.perf_counter()
-    loops = sweep.together(jobs)
+    programs = sweep.together(jobs)
     compiled, rows = time.perf_counter() - begin, []
-    for (family, batch), (call, args, seconds) in zip(keys, loops, strict=True):
+    for (family, batch), (call, args, seconds) in zip(keys, programs, strict=True):
         length = steps if small else max(2, min(steps, 100_000 // batch))  # large ones take long
         times = [machine.seconds(lambda c=call, a=args, n=length: c(*a, jnp.int32(n)))
                  for _ in range(4)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every number that needs an accelerator, in one command of at most ten minutes.
+"""Every number that needs an accelerator, by one command, given again, of ten minutes at most.
 
 On a machine with a GPU, Python 3.11 or newer and nothing else:
 
@@ -30,14 +30,14 @@ from experiments.cli import exit_codes
 from gentle_jax import errors
 
 PIECES = {  # name: (seconds that must be left to start it, what it measures)
-    "gentle": (100, "GENTLE at paper shapes: 8 seeds beside one, beside PyTorch, 200,000 steps"),
+    "gentle": (150, "GENTLE at paper shapes: 8 seeds beside one, beside PyTorch, 200,000 steps"),
     "behaviour": (70, "data of a MuJoCo family: SAC of preset `fast`, 40 tasks"),
-    "scaling": (70, "GENTLE at paper shapes, 1 to 64 runs side by side"),
+    "scaling": (110, "GENTLE at paper shapes, 1 to 64 runs side by side"),
     "env_step": (90, "environment steps of MJX, 512 to 65,536 simulations"),
     "precision": (80, "GENTLE at paper shapes in every `train.precision`"),
     "ctmrl": (60, "CTMRL at paper shapes: 8 seeds beside one"),
     "command": (120, "a whole run, twice: compiling, the cache, the host, memory"),
-    "loops": (130, "steps with loops in command buffers, and with a flat Adam"),
+    "loops": (230, "steps with loops in command buffers, and with a flat Adam"),
 }
 USUAL = tuple(piece for piece in PIECES if piece != "loops")  # that one gains nothing so far
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"

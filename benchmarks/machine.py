@@ -22,7 +22,7 @@ from jax.extend.core import Literal, Var
 from experiments.cli import exit_codes
 from experiments.host import switches
 from experiments.host.computer import cores
-from gentle_jax import errors
+from gentle_jax import errors, sweep
 
 PHYSICS = ("mujoco", "mujoco-mjx", "brax")  # packages whose versions every report names
 
@@ -43,6 +43,7 @@ def describe(torch=None):
             "device": jax.devices()[0].device_kind,
             "backend": jax.default_backend(),
             "xla_flags": switches.xla_flags(),
+            "xla_options": sweep.device_options(),  # of our programs
         },
         "versions": {
             "python": platform.python_version(),

@@ -6,6 +6,8 @@ A cell is a command line of `experiments.run`; finished cells are reused, so the
 import functools
 import pathlib
 import shlex
+import shutil
+import tempfile
 
 from gentle_jax import errors, storage, suites
 
@@ -317,11 +319,14 @@ def stored(path):
 def drawn(folder, path):
     """Draws the curves of a table's .json file below a page's folder; returns where, from there."""
     table, summaries, found = stored(path)
-    paths = table_figures.curves(table, TABLES[table], summaries, found, folder / "figures")
-    for one in paths:
-        if one.suffix != ".svg":
-            one.unlink()  # a page needs one of each
-    return [f"figures/{one.name}" for one in paths if one.suffix == ".svg"]
+    name = "_".join([table, next(iter(summaries.values()))["preset"]])
+    with tempfile.TemporaryDirectory() as made:
+        paths = table_figures.curves(name, TABLES[table], summaries, found, made)
+        paths = [one for one in paths if one.suffix == ".svg"]  # a page needs one of each
+        for one in paths:
+            (folder / "figures").mkdir(exist_ok=True)
+            shutil.copy(one, folder / "figures")
+    return [f"figures/{one.name}" for one in paths]
 
 
 def again(path):
@@ -351,7 +356,8 @@ def finish(line, to, found, summaries):
     words = [*flags.without_paths(line.words), *part]
     print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
     print(f"\ntable: {to / name}.md")
-    table_figures.curves(name, of, summaries, known, to)
+    for path in table_figures.curves(name, of, summaries, known, to):
+        print(f"figure: {path}")
     if own["html"]:
         show(own["html"], table, summaries, known)
     if own["export"]:

@@ -122,9 +122,9 @@ def test_pieces_of_another_size_are_measured_again(tmp_path):
     assert set(records(tmp_path)) == {"gentle", "ctmrl", "scaling"}
 
 
-def test_all_pieces_fit_into_the_ten_minutes():
+def test_every_piece_fits_into_the_ten_minutes():
     assert list(suite.PIECES) and set(suite.PIECES) == set(accelerator_pieces.MEASURES)
-    assert sum(suite.PIECES[piece][0] for piece in suite.USUAL) <= 600
+    assert max(needed for needed, _ in suite.PIECES.values()) <= 600
 
 
 def product_types(name):

@@ -234,6 +234,12 @@ def test_deterministic_words_are_added_once_and_the_user_keeps_the_others(monkey
     assert tuple(words[2:]) == switches.DETERMINISTIC  # the last word counts
 
 
+def test_a_file_of_flags_is_refused_beside_deterministic(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "of/mine.txt")
+    with pytest.raises(errors.UserError, match=r"names the file of/mine\.txt"):
+        switches.make_deterministic()
+
+
 def test_xla_knows_the_words_of_deterministic():
     """XLA ends the process where it does not know a word of XLA_FLAGS."""
     code = (
@@ -247,11 +253,12 @@ def test_xla_knows_the_words_of_deterministic():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
     )  # fmt: skip
-    assert made.stdout.split()[-3:] == ["2.0", *sorted(switches.DETERMINISTIC)]
+    assert made.stdout.split()[-4:] == ["2.0", *sorted(switches.DETERMINISTIC)]
 
 
 def test_options_of_gpu_programs_are_options_of_xla_and_the_user_wins(monkeypatch):
     add = lambda x: x + 1.0
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert sweep.device_options() == {}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert sweep.device_options() == {"xla_gpu_enable_triton_gemm": False}
@@ -265,13 +272,13 @@ def test_options_of_gpu_programs_are_options_of_xla_and_the_user_wins(monkeypatc
 @pytest.mark.accelerator
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 def test_two_processes_make_the_same_bits_with_deterministic(tmp_path):
-    words = ["--preset=smoke", "--num_seeds=2", "--num_steps=100", "--protocol=given_context"]
-    words += ["--deterministic", "--require=gpu", f"--data={tmp_path / 'data'}"]
+    words = ["--preset=smoke", "--num_seeds=2", "--num_steps=400", "--protocol=given_context"]
+    words += ["--deterministic", "--require=gpu"]
     found = []
     for name in ("one", "two"):
         out = tmp_path / name
         subprocess.run(
-            [sys.executable, "-m", "experiments.run", *words, f"--out={out}"],
+            [sys.executable, "-m", "experiments.run", *words, f"--out={out}", f"--data={out}.data"],
             cwd=ROOT, check=True, capture_output=True,
             env=os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{out}.cache",
                               "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},

@@ -28,7 +28,11 @@ RECORDED = (
 )  # fmt: skip
 ACCELERATORS = ("gpu", "tpu")  # what `--require` may ask for
 # of XLA: the same bits from every process on the same kind of GPU; other devices do so anyway
-DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
+DETERMINISTIC = (
+    "--xla_gpu_deterministic_ops=true",
+    "--xla_gpu_autotune_level=0",
+    "--xla_gpu_enable_triton_gemm=false",  # untuned, XLA's own matrix kernels are slow
+)
 HARMLESS = ("--xla_dump_",)  # flags of XLA that change no number, and name folders
 VECTORS = ("amx_tile", "avx512f", "avx2", "avx", "sve", "asimd")  # the widest first
 
@@ -48,8 +52,16 @@ def pin():
 
 
 def make_deterministic():
-    """Adds DETERMINISTIC to XLA_FLAGS, which XLA reads when it starts; the last word counts."""
+    """Adds DETERMINISTIC to XLA_FLAGS, which XLA reads when it starts; the last word counts.
+
+    Raises UserError where XLA_FLAGS names a file of flags, which XLA reads instead.
+    """
     words = [word for word in os.environ.get("XLA_FLAGS", "").split() if word not in DETERMINISTIC]
+    if words and not words[0].startswith("--"):
+        raise errors.UserError(
+            f"XLA_FLAGS names the file {words[0]}, and --deterministic adds flags of XLA: write "
+            f"those of the file into XLA_FLAGS instead"
+        )
     os.environ["XLA_FLAGS"] = " ".join([*words, *DETERMINISTIC])
 
 

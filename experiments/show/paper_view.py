@@ -107,7 +107,7 @@ def differences(of, own, chosen):
                 beyond.append((share, f"{above} above {below} ({share:.2f})"))
         surest = sorted(beyond, key=lambda pair: -pair[0])[:MOST]
         shown = "; ".join(text for _, text in surest) or "none"
-        shown += f"; and {len(beyond) - MOST} less clear ones" if len(beyond) > MOST else ""
+        shown += f"; and {len(beyond) - MOST} more" if len(beyond) > MOST else ""
         sentences.append(
             f"- Beyond chance, `{protocol}`, {task_set} tasks, {len(beyond)} of {len(pairs)} "
             f"pairs (probability of improvement, Holm): {shown}."

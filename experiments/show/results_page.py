@@ -12,6 +12,7 @@ What these numbers are: sizes of the preset that each table names (`quick`: smal
 our own agents made. They compare methods under equal conditions; they are not the papers' experiments. Numbers of the last checkpoint,
 never of the best. [Words](glossary.md), [protocols](methods/protocols.md), [how to make a table](reproduce.md).
 """  # noqa: E501
+USUAL = "quick"  # preset; titles name others
 KINDS = {"table": "Table", "fig": "Figure"}
 KEPT = ("jax", "jaxlib", "numpy", "mujoco", "mujoco-mjx")
 
@@ -45,23 +46,30 @@ def page(paths, tables, papers, show, draw):
 
 
 def not_run(members, papers):
-    """Returns the lines on the families of papers' tables that no file of [(path, content)] has."""
+    """Returns the lines on what papers' tables have and no file of [(path, content)] does."""
     ran = {}
     for _, content in members:
-        ran.setdefault(content["table"], set()).update(cell["env"] for cell in content["cells"])
-    if not ran.keys() & papers.keys():
+        for cell in content["cells"]:
+            ran.setdefault((content["table"], cell["env"]), set()).add(cell["row"])
+    if not any(table in papers for table, _ in ran):
         return []
-    missing = {
-        name: [e for e in of.envs if e not in ran.get(name, ())] for name, of in papers.items()
-    }
-    listed = [f"- `{name}`: {', '.join(envs)}" for name, envs in missing.items() if envs]
-    return ["", "Not run yet:", "", *listed] if listed else []
+    lines = []
+    for name, of in papers.items():
+        parts = []
+        for env in of.envs:
+            rows = [row for row in of.rows if row not in ran.get((name, env), ())]
+            if rows:
+                parts.append(env if len(rows) == len(of.rows) else f"{env} ({', '.join(rows)})")
+        lines += [f"- `{name}`: {', '.join(parts)}"] if parts else []
+    return ["", "Not run yet (rows, where others are there):", "", *lines] if lines else []
 
 
 def title_of(path, content, papers):
     """Returns the heading of a table: `CTMRL, Table 1: point_robot`, or our name for it."""
     table = content["table"]
-    rest = path.stem.removeprefix(f"{table}_").removesuffix(f"_{content['cells'][0]['preset']}")
+    preset = content["cells"][0]["preset"]
+    rest = path.stem.removeprefix(f"{table}_").removesuffix(f"_{preset}")
+    rest += "" if preset == USUAL else f", {preset}"
     if table not in papers:
         return f"{table}: {rest}"
     paper, _, what = table.partition("_")

@@ -8,7 +8,7 @@ from . import recognition, run_figures, run_page
 
 
 def curves(name, of, summaries, found, to):
-    """Draws a table's curves, where its rows are along something; says and returns where they are.
+    """Draws a table's curves, where its rows are along something; returns where they are.
 
     Args: name, of its files; of, its Comparison; found, {(row, env): scores}; to, a folder.
     """
@@ -17,9 +17,7 @@ def curves(name, of, summaries, found, to):
         rows = run_page.rows_of_scores({row: found[row, at] for row, at in summaries if at == env})
         one = next(s for (_, at), s in summaries.items() if at == env)
         metric, title = one["results"][0]["metric"], f"{name}, {env}, preset {one['preset']}"
-        for path in run_figures.along(to, f"{name}_{env}", rows, of.axis, metric, title):
-            print(f"figure: {path}")
-            paths.append(path)
+        paths += run_figures.along(to, f"{name}_{env}", rows, of.axis, metric, title)
     return paths
 
 
