@@ -170,6 +170,24 @@ def test_posteriors_in_chunks_give_what_all_at_once_give(case, number):
     same(value_and_slopes(vae, params, rows, MASK, noise), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("number", [0, 6, 7])
+def test_as_many_posteriors_as_there_are_is_all_of_them(case, number):
+    _, params, rows, noise, wanted = case
+    same(value_and_slopes(small(posteriors=number), params, rows, MASK, noise), wanted)
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_drawn_posteriors_stand_for_all_on_average(case, number):
+    _, params, rows, noise, (wanted, slopes) = case
+    vae = small(posteriors=number)
+    begins = (jnp.arange(12) + 0.5) / 12  # every belief of six equally often
+    loss = lambda p, u: vae_lib.bound(vae, p, HP, rows, jnp.asarray(MASK), noise, u)[0]
+    found = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(params, begins)
+    assert np.ptp(found[0]) > 1e-4  # other posteriors, other losses
+    mean = jax.tree.map(lambda x: x.mean(0), found)
+    same(mean, (wanted, slopes), rtol=1e-4, atol=1e-5)
+
+
 def scratch(length, number):
     """Bytes of scratch memory that the gradient takes of 4 sequences of some length."""
     vae = small(posteriors_at_once=number, decode_state=False)

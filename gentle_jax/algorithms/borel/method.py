@@ -83,8 +83,9 @@ def _vae_step(vae, train, spec, num_tasks, steps):
         drawn = sequences.rows_of(data, task_id, episode, spec.horizon)
         rows, mask = jax.tree.map(lambda x: x.reshape(number, *x.shape[2:]), drawn)
         noise = jax.random.normal(k_noise, (number, mask.shape[1] + 1, vae.latent))
+        begin = jax.random.uniform(jax.random.fold_in(k_noise, 1))
         hp = state.hp["algo"]
-        loss = lambda params: vae_lib.bound(vae, params, hp, rows, mask, noise)
+        loss = lambda params: vae_lib.bound(vae, params, hp, rows, mask, noise, begin)
         rate = 1.0 - (1.0 - train.final_lr) * index / steps  # linear, as that of `train`
         trained, metrics = state.rep.vae.descend(loss, hp["lr"] * rate)
         return state.replace(rep=state.rep.replace(vae=trained)), metrics

@@ -24,6 +24,7 @@ class Config:
     vae_tasks: int = 4  # of a step of the stage `vae`
     vae_sequences: int = 8  # of each of them
     vae_steps: int = from_zero(0)  # 0: PASSES over the training tasks' episodes
+    posteriors: int = from_zero(0)  # of a sequence that explain it in a step, drawn anew; 0: all
     posteriors_at_once: int = 16  # that rewards are decoded from: memory grows with it
     kl_weight: float = 0.05
     state_weight: float = 1.0
@@ -50,6 +51,7 @@ PRESETS = {
         "train.task_draw": "distinct",
         "algo.lr": 3e-3,
         "algo.vae_steps": 3_000,
+        "algo.posteriors": 50,  # all of Point-Robot's; of 401 elsewhere they take most of a step
     },
     "smoke": {
         **_LATENT,

@@ -223,17 +223,29 @@ def bound(
     rows: Rows,
     mask: Float[Array, "N L"],
     noise: Float[Array, "N posterior D"],
+    begin: Float[Array, ""] | float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns (negative evidence bound, metrics): mean over sequences.
 
     sum_t (reconstruction from z_t) + kl_weight * sum_t KL_t, t = 0..T over real rows; gradients go
-    through both sides of every KL. Args: noise, standard normal, that z_t is drawn with.
+    through both sides of every KL. Args: noise, standard normal, that z_t is drawn with; begin,
+    uniform in [0, 1), that the `posteriors` which stand for all are drawn with. Deviation: those,
+    evenly spaced, each weighted by (T + 1) / posteriors, whose mean over `begin` is the whole sum.
     """
     start = jnp.zeros((mask.shape[0], vae.config.width))
     mean, log_variance = heads(vae, params, scan(vae, params, start, rows, mask))
     z = mean + jnp.exp(0.5 * log_variance) * noise
     valid = jnp.concatenate([jnp.ones_like(mask[:, :1]), mask], 1)
-    error = reconstruction(vae, params, hp, z, valid, rows, mask).mean()
+    at, weight = _drawn(vae.config.posteriors, z.shape[1], begin)
+    error = reconstruction(vae, params, hp, z[:, at], valid[:, at] * weight, rows, mask).mean()
     kl = (kl_of_chain(mean, log_variance) * valid).sum(1).mean()
     loss = error + hp["kl_weight"] * kl
     return loss, {"vae_loss": loss, "decoder_loss": error, "kl": kl}
+
+
+def _drawn(number, total, begin):
+    """Returns (which of `total` beliefs stand for all, the weight of each); all of them for 0."""
+    if not 0 < number < total:
+        return slice(None), 1.0
+    at = jnp.floor((jnp.arange(number) + begin) * total / number).astype(jnp.int32)
+    return jnp.minimum(at, total - 1), total / number
