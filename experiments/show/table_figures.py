@@ -16,7 +16,7 @@ def curves(name, of, summaries, found, to):
     for env in dict.fromkeys(env for _, env in summaries) if of.axis else ():
         rows = run_page.rows_of_scores({row: found[row, at] for row, at in summaries if at == env})
         one = next(s for (_, at), s in summaries.items() if at == env)
-        metric, title = one["results"][0]["metric"], f"{name}, {env}, preset {one['preset']}"
+        metric, title = one["results"][0]["metric"], f"{of.about}\n{env}, preset {one['preset']}"
         paths += run_figures.along(to, f"{name}_{env}", rows, of.axis, metric, title)
     return paths
 
