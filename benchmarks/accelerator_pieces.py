@@ -25,7 +25,7 @@ from benchmarks import growth, machine, scaling, torch_step, train_step
 from experiments import collect
 from experiments.host import computer as product
 from experiments.runs import outputs
-from gentle_jax import assembly, learner, sweep, training
+from gentle_jax import assembly, errors, learner, sweep, training
 from gentle_jax import behaviour as behaviour_lib
 from gentle_jax import config as config_lib
 
@@ -133,7 +133,7 @@ def scaling_piece(small):
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            stopped = f"{count} runs: {str(error).splitlines()[0]}"
+            stopped = f"{count} runs: {errors.first_line(error)}"
             break
         rows.append(scaling.make_row("runs", problem, loops[-1], count, "side by side"))
     scaling.add_times(rows, loops, 3, 0.01 if small else 0.5)
@@ -189,7 +189,7 @@ def loops(small):
             try:
                 loop = make() if adam is None else _with_adam(adam, make)
             except jax.errors.JaxRuntimeError as error:
-                rows.append({"of": of, "mapping": name, "error": str(error).splitlines()[0]})
+                rows.append({"of": of, "mapping": name, "error": errors.first_line(error)})
                 continue
             made.append((len(rows), loop))
             rows.append(scaling.make_row("runs", problem, loop, seeds, name) | {"of": of})

@@ -345,7 +345,7 @@ def _finish(config, env, folder, carry, code):
 
 def run(line):
     """The command."""
-    computer.start(*flags.devices_of(line))
+    computer.start(**flags.devices_of(line))
     request = flags.resolve(line, computer.on_accelerator)
     _, meta, seconds = ensure(
         request.config,

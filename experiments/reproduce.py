@@ -235,15 +235,15 @@ def main(line):
         if path.is_dir() or remote.is_remote(own["page"]):
             raise errors.UserError(f"--page is {own['page']}: expected a file of this machine")
         computer.prepare_folder(path.parent, 1e6, "--page")
-        files, draw = cells.RESULTS.glob("*.json"), functools.partial(drawn, path.parent)
-        path.write_text(results_page.page(files, TABLES, paper_comparisons.TABLES, again, draw))
+        files, part = cells.RESULTS.glob("*.json"), functools.partial(part_of_page, path.parent)
+        path.write_text(results_page.page(files, TABLES, paper_comparisons.TABLES, part))
         return exit_codes.DONE
     if own["from"]:
         print(again(pathlib.Path(own["from"])))
         if own["html"]:
             show(own["html"], *stored(pathlib.Path(own["from"])))
         return exit_codes.DONE
-    computer.start(*flags.devices_of(line))
+    computer.start(**flags.devices_of(line))
     table = own["table"]
     if own["export"] not in ("", scores.RLIABLE):
         raise errors.unknown("export", own["export"], [scores.RLIABLE])
@@ -316,8 +316,8 @@ def stored(path):
     return table, {(cell["row"], cell["env"]): outputs.with_nan(cell) for cell in kept}, found
 
 
-def drawn(folder, path):
-    """Draws the curves of a table's .json file below a page's folder; returns where, from there."""
+def part_of_page(folder, path):
+    """Returns (Markdown of a table's .json file, where its curves lie below a page's folder)."""
     table, summaries, found = stored(path)
     name = "_".join([table, next(iter(summaries.values()))["preset"]])
     with tempfile.TemporaryDirectory() as made:
@@ -326,7 +326,7 @@ def drawn(folder, path):
         for one in paths:
             (folder / "figures").mkdir(exist_ok=True)
             shutil.copy(one, folder / "figures")
-    return [f"figures/{one.name}" for one in paths]
+    return "\n".join(text_of(table, summaries, found)), [f"figures/{one.name}" for one in paths]
 
 
 def again(path):

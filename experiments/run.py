@@ -366,7 +366,7 @@ def execute(request):
 
 def run(line):
     """The command; returns its exit code."""
-    computer.start(*flags.devices_of(line))
+    computer.start(**flags.devices_of(line))
     request = flags.resolve(line, computer.on_accelerator)
     with preemption.held() if hosts.several() else contextlib.nullcontext():
         return int(hosts.agree(grids.execute(request, execute, folder_of)))

@@ -247,7 +247,7 @@ def test_a_grid_says_which_programs_come_from_other_code(runs, tmp_path, monkeyp
 
 def test_a_table_says_which_cells_come_from_other_code(tmp_path, monkeypatch, capsys):
     here(monkeypatch, NOW)
-    monkeypatch.setattr(reproduce.computer, "start", lambda *_: None)
+    monkeypatch.setattr(reproduce.computer, "start", lambda **_: None)
     monkeypatch.setattr(run, "execute", lambda request: make_summary())
     cells = reproduce.cells_of("components", ["--preset=smoke"])
     folder = run.folder_of(cells["release", "point_robot"].request)

@@ -262,10 +262,8 @@ def test_the_page_has_papers_first_and_says_what_was_not_run(tmp_path):
         (tmp_path / f"{table}_one_quick.json").write_text(json.dumps(content))
     (tmp_path / "else.json").write_text("{}")
     papers = {"gentle_table1": of, "ctmrl_fig3": of}
-    draw = lambda path: ["f.svg"] if "mine" in path.name else []
-    made = results_page.page(
-        tmp_path.glob("*.json"), {"mine": of, **papers}, papers, lambda path: path.stem, draw
-    )
+    show = lambda path: (path.stem, ["f.svg"] if "mine" in path.name else [])
+    made = results_page.page(tmp_path.glob("*.json"), {"mine": of, **papers}, papers, show)
     heads = [line for line in made.splitlines() if line.startswith("## ")]
     assert heads == ["## GENTLE, Table 1: one", "## mine: one"]
     assert "- `gentle_table1`: two\n- `ctmrl_fig3`: one, two\n" in made

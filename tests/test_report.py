@@ -129,7 +129,7 @@ def executed(monkeypatch, tmp_path):
         return summary
 
     monkeypatch.setattr(run, "execute", execute)
-    monkeypatch.setattr(reproduce.computer, "start", lambda *_: None)
+    monkeypatch.setattr(reproduce.computer, "start", lambda **_: None)
     monkeypatch.setattr(reproduce.computer, "on_accelerator", lambda: False)
     monkeypatch.chdir(tmp_path)
     return found

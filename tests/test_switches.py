@@ -246,7 +246,7 @@ def test_xla_knows_the_words_of_deterministic():
         "from experiments.cli import flags; from experiments import run\n"
         "from experiments.host import computer, switches\n"
         "line = flags.read(run.COMMAND, ['run', '--deterministic'])\n"
-        "computer.start(*flags.devices_of(line))\n"
+        "computer.start(**flags.devices_of(line))\n"
         "import jax; print(jax.jit(lambda x: x + 1)(1.0), switches.xla_flags())"
     )
     made = subprocess.run(

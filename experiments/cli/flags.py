@@ -312,8 +312,8 @@ def resolve(line, on_accelerator=lambda: False):
 
 
 def devices_of(line):
-    """Returns what `computer.start` is told by a Line, in its order."""
-    return tuple(line.shared[name] for name in ("multihost", "require", "deterministic"))
+    """Returns what a Line tells `computer.start`, {argument: value}."""
+    return {name: line.shared[name] for name in ("multihost", "require", "deterministic")}
 
 
 def tasks_of(shared):

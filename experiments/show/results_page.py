@@ -12,36 +12,33 @@ What these numbers are: sizes of the preset that each table names (`quick`: smal
 our own agents made. They compare methods under equal conditions; they are not the papers' experiments. Numbers of the last checkpoint,
 never of the best. [Words](glossary.md), [protocols](methods/protocols.md), [how to make a table](reproduce.md).
 """  # noqa: E501
+PAPERS, OURS = "Tables and figures of the papers", "Tables of our own"
 USUAL = "quick"  # preset; titles name others
 KINDS = {"table": "Table", "fig": "Figure"}
 KEPT = ("jax", "jaxlib", "numpy", "mujoco", "mujoco-mjx")
 
 
-def page(paths, tables, papers, show, draw):
+def page(paths, tables, papers, show):
     """Returns the Markdown of the page: the tables of papers first, then ours.
 
     Args: paths, of tables' .json files, files of something else are left out; tables and papers,
-    {name: Comparison}, of all tables and of those of papers; show, path -> its Markdown; draw,
-    path -> where its figures lie, as seen from the page.
+    {name: Comparison}, of all tables and of those of papers; show, path -> (its Markdown, where its
+    figures lie, as seen from the page).
     """
     found = [(path, storage.read_json(path)) for path in sorted(paths)]
     found = [(path, content) for path, content in found if content.get("table") in tables]
-    groups = {
-        "Tables and figures of the papers": [f for f in found if f[1]["table"] in papers],
-        "Tables of our own": [f for f in found if f[1]["table"] not in papers],
-    }
-    parts, contents = [], []
-    for group, members in groups.items():
-        contents += ["", f"**{group}**", ""]
-        for path, content in members:
-            title = title_of(path, content, papers)
-            contents.append(f"- [{title}](#{anchor(title)})")
-            head = [f"## {title}", "", *about(content, tables, path), ""]
-            for figure in draw(path):
-                head += [f"![{title}]({figure})", ""]
-            head.append(show(path))
-            parts.append("\n" + "\n".join(head))
-        contents += not_run(members, papers)
+    of_papers = [(path, content) for path, content in found if content["table"] in papers]
+    ours = [(path, content) for path, content in found if content["table"] not in papers]
+    listed, parts = {}, []
+    for group, members in ((PAPERS, of_papers), (OURS, ours)):
+        titles = [title_of(path, content, papers) for path, content in members]
+        listed[group] = [f"- [{title}](#{anchor(title)})" for title in titles]
+        for title, (path, content) in zip(titles, members, strict=True):
+            text, figures = show(path)
+            pictures = [line for figure in figures for line in (f"![{title}]({figure})", "")]
+            parts += ["", f"## {title}", "", *about(content, tables, path), "", *pictures, text]
+    contents = ["", f"**{PAPERS}**", "", *listed[PAPERS], *not_run(of_papers, papers)]
+    contents += ["", f"**{OURS}**", "", *listed[OURS]]
     return "\n".join([HEAD.rstrip("\n"), *contents, *parts]) + "\n"
 
 
@@ -51,8 +48,6 @@ def not_run(members, papers):
     for _, content in members:
         for cell in content["cells"]:
             ran.setdefault((content["table"], cell["env"]), set()).add(cell["row"])
-    if not any(table in papers for table, _ in ran):
-        return []
     lines = []
     for name, of in papers.items():
         parts = []
@@ -73,8 +68,8 @@ def title_of(path, content, papers):
     if table not in papers:
         return f"{table}: {rest}"
     paper, _, what = table.partition("_")
-    kind, number = what.rstrip("0123456789"), what.lstrip("abcdefghijklmnopqrstuvwxyz")
-    return f"{paper.upper()}, {KINDS[kind]} {number}: {rest}"
+    kind = what.rstrip("0123456789")
+    return f"{paper.upper()}, {KINDS[kind]} {what.removeprefix(kind)}: {rest}"
 
 
 def anchor(title):
