@@ -236,7 +236,8 @@ def main(line):
             raise errors.UserError(f"--page is {own['page']}: expected a file of this machine")
         computer.prepare_folder(path.parent, 1e6, "--page")
         files, part = cells.RESULTS.glob("*.json"), functools.partial(part_of_page, path.parent)
-        path.write_text(results_page.page(files, TABLES, paper_comparisons.TABLES, part))
+        papers = paper_comparisons.TABLES
+        path.write_text(results_page.page(files, TABLES, papers, part, can_run))
         return exit_codes.DONE
     if own["from"]:
         print(again(pathlib.Path(own["from"])))
@@ -327,6 +328,12 @@ def part_of_page(folder, path):
             (folder / "figures").mkdir(exist_ok=True)
             shutil.copy(one, folder / "figures")
     return "\n".join(text_of(table, summaries, found)), [f"figures/{one.name}" for one in paths]
+
+
+def can_run(table, preset, row, env):
+    """Returns whether the settings of a table's cell fit its tasks."""
+    request = cells_of(table, [f"--preset={preset}"])[row, env].request
+    return not cells.impossible(request, run.folder_of(request))
 
 
 def again(path):

@@ -254,7 +254,7 @@ def test_a_command_in_a_file_has_no_paths():
 
 
 def test_the_page_has_papers_first_and_says_what_was_not_run(tmp_path):
-    of = comparison.Comparison("what?", {"a": ()}, ("one", "two"))
+    of = comparison.Comparison("what?", dict.fromkeys("abc", ()), ("one", "two"))
     environment = {"versions": dict.fromkeys(results_page.KEPT, "1")}
     for table in ("mine", "gentle_table1"):
         cell = {"row": "a", "env": "one", "preset": "quick"}
@@ -263,10 +263,11 @@ def test_the_page_has_papers_first_and_says_what_was_not_run(tmp_path):
     (tmp_path / "else.json").write_text("{}")
     papers = {"gentle_table1": of, "ctmrl_fig3": of}
     show = lambda path: (path.stem, ["f.svg"] if "mine" in path.name else [])
-    made = results_page.page(tmp_path.glob("*.json"), {"mine": of, **papers}, papers, show)
+    fits = lambda *cell: cell != ("gentle_table1", "quick", "b", "one")
+    made = results_page.page(tmp_path.glob("*.json"), {"mine": of, **papers}, papers, show, fits)
     heads = [line for line in made.splitlines() if line.startswith("## ")]
     assert heads == ["## GENTLE, Table 1: one", "## mine: one"]
-    assert "- `gentle_table1`: two\n- `ctmrl_fig3`: one, two\n" in made
+    assert "- `gentle_table1`: one (c), two\n- `ctmrl_fig3`: one, two\n" in made
     assert "![mine: one](f.svg)" in made and made.count("![") == 1
 
 

@@ -18,12 +18,13 @@ KINDS = {"table": "Table", "fig": "Figure"}
 KEPT = ("jax", "jaxlib", "numpy", "mujoco", "mujoco-mjx")
 
 
-def page(paths, tables, papers, show):
+def page(paths, tables, papers, show, can_run):
     """Returns the Markdown of the page: the tables of papers first, then ours.
 
     Args: paths, of tables' .json files, files of something else are left out; tables and papers,
     {name: Comparison}, of all tables and of those of papers; show, path -> (its Markdown, where its
-    figures lie, as seen from the page).
+    figures lie, as seen from the page); can_run, (table, preset, row, environment) -> whether that
+    cell's settings fit its tasks.
     """
     found = [(path, storage.read_json(path)) for path in sorted(paths)]
     found = [(path, content) for path, content in found if content.get("table") in tables]
@@ -37,24 +38,28 @@ def page(paths, tables, papers, show):
             text, figures = show(path)
             pictures = [line for figure in figures for line in (f"![{title}]({figure})", "")]
             parts += ["", f"## {title}", "", *about(content, tables, path), "", *pictures, text]
-    contents = ["", f"**{PAPERS}**", "", *listed[PAPERS], *not_run(of_papers, papers)]
+    contents = ["", f"**{PAPERS}**", "", *listed[PAPERS], *not_run(of_papers, papers, can_run)]
     contents += ["", f"**{OURS}**", "", *listed[OURS]]
     return "\n".join([HEAD.rstrip("\n"), *contents, *parts]) + "\n"
 
 
-def not_run(members, papers):
+def not_run(members, papers, can_run):
     """Returns the lines on what papers' tables have and no file of [(path, content)] does."""
     ran = {}
     for _, content in members:
         for cell in content["cells"]:
-            ran.setdefault((content["table"], cell["env"]), set()).add(cell["row"])
+            rows = ran.setdefault((content["table"], cell["env"]), {})
+            rows[cell["row"]] = cell["preset"]
     lines = []
     for name, of in papers.items():
         parts = []
         for env in of.envs:
-            rows = [row for row in of.rows if row not in ran.get((name, env), ())]
+            there = ran.get((name, env), {})
+            preset = next(iter(there.values()), None)
+            rows = [row for row in of.rows if row not in there]
+            rows = [row for row in rows if not there or can_run(name, preset, row, env)]
             if rows:
-                parts.append(env if len(rows) == len(of.rows) else f"{env} ({', '.join(rows)})")
+                parts.append(f"{env} ({', '.join(rows)})" if there else env)
         lines += [f"- `{name}`: {', '.join(parts)}"] if parts else []
     return ["", "Not run yet (rows, where others are there):", "", *lines] if lines else []
 
