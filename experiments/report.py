@@ -6,7 +6,7 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 three as a page.
 """
 
-from gentle_jax import assembly, errors
+from gentle_jax import assembly, errors, registry
 
 from . import evaluate
 from .cli import flags
@@ -32,19 +32,22 @@ COLUMNS = (
     "algorithm", "backbone", "fidelity", "suite", "env", "physics", "preset", "num_seeds",
     "num_steps",
 )  # fmt: skip
+ALIKE = ("suite", "env", "physics", "preset")  # rows of the list that can be compared
 CHOOSE = ("algo", *COLUMNS[1:])  # the flags that choose runs of the list
 
 
 def overview(root, given):
     """Returns a row of texts for every finished run below `root`, a heading first, and the runs.
 
-    Args: given, the named flags that a run must have been given. The test result is that of the
-    run's first protocol. The runs are [(folder, summary)].
+    Runs that can be compared stand together, the best first. Args: given, the named flags that a
+    run must have been given. The test result is that of the run's first protocol. The runs are
+    [(folder, summary)].
     """
     wanted = {{"algo": "algorithm"}.get(name, name): value for name, value in given.items()}
     if wanted.get("preset") == "auto":
         del wanted["preset"]
-    rows, runs = [[*COLUMNS, "protocol", "mean", "normalized", "spent", "folder"]], []
+    heading = [*COLUMNS, "protocol", "mean", "normalized", "its 95% CI", "spent", "folder"]
+    rows, runs = [], []
     for path in sorted(remote.path(root).glob("*/*/*/*/summary.json")):
         summary = outputs.read_summary(path.parent)
         if any(summary[name] != wanted[name] for name in COLUMNS if name in wanted):
@@ -54,10 +57,11 @@ def overview(root, given):
             if (entry["task_set"], entry["protocol"]) != ("test", summary["protocols"][0]):
                 continue
             numbers = [entry["protocol"], f"{entry['mean']:.2f}", f"{entry['normalized']:.3f}"]
-            numbers.append(tables.spent(entry))
+            numbers += [tables.interval(entry, "normalized_ci95"), tables.spent(entry)]
             folder = f"{path.parent} ({entry['sweep']})" if "sweep" in entry else str(path.parent)
-            rows.append([*(str(summary[c]) for c in COLUMNS), *numbers, folder])
-    return rows, runs
+            place = *(summary[name] for name in ALIKE), entry["protocol"], -entry["normalized"]
+            rows.append((place, [*(str(summary[c]) for c in COLUMNS), *numbers, folder]))
+    return [heading, *(row for _, row in sorted(rows, key=lambda row: row[0]))], runs
 
 
 def runs_below(places):
@@ -74,7 +78,12 @@ def runs_below(places):
         here = [path.parent for path in paths if not code_identity.is_aside(path.parent)]
         if not here:
             outputs.read_summary(place)  # says that there is none
-        found |= {str(folder): (folder, outputs.read_summary(folder)) for folder in here}
+        for folder in here:
+            summary = outputs.read_summary(folder)
+            if folder != place and any("sweep" in entry for entry in summary["results"]):
+                print(f"left out: {folder} is a sweep, see it with --run={folder}\n")
+            else:
+                found[str(folder)] = folder, summary
     if len(found) < 2:
         raise errors.UserError(
             f"--compare has {len(found)} run: expected two or more, as "
@@ -160,7 +169,7 @@ def listed(line):
     """All runs below `--out`; returns what `beside` does."""
     if "point" in line.given:
         raise errors.UserError("--point chooses a grid point of one run: pass --run=FOLDER, too")
-    request = flags.resolve(line)  # names that do not exist choose nothing, and are told
+    request = flags.resolve(in_any_suite(line))  # names that do not exist are told
     rows, runs = overview(request.out, line.given)
     if len(rows) == 1:
         raise errors.UserError(
@@ -170,6 +179,15 @@ def listed(line):
     as_markdown = line.own["markdown"]
     print(tables.markdown_grid(rows) if as_markdown else tables.plain_grid(rows, len(rows[0])))
     return runs, lambda: run_page.of_list(rows, runs)
+
+
+def in_any_suite(line):
+    """Returns a Line whose --env is in its suite where no --suite was given."""
+    if "env" not in line.given or "suite" in line.given:
+        return line
+    suites = tuple(registry.load("environment", line.shared["env"]).SETTINGS)
+    suite = line.shared["suite"] if line.shared["suite"] in suites else suites[0]
+    return line._replace(shared=line.shared | {"suite": suite})
 
 
 COMMAND = Command(

@@ -18,14 +18,11 @@ from .host import computer
 from .runs import cells, code_identity, outputs, paper_comparisons, remote
 from .runs.comparisons import TABLES
 from .show import (
-    methods,
-    paper_view,
-    recognition,
     results_page,
     run_page,
     scores,
     table_figures,
-    tables,
+    table_text,
 )
 
 SUMMARY = (
@@ -56,7 +53,6 @@ EXTRA = (
     ("envs", list, [], "only these environments; repeatable"),
     ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
 )
-DATA = "data_fingerprint"  # of environment.json
 BY_ROWS = "it is set by the rows of a table; choose with --rows and --envs"
 REFUSED = (
     *((name, BY_ROWS) for name in ("algo", "env", "fidelity")),
@@ -92,17 +88,6 @@ def cells_of(table, words):
     return found
 
 
-def text(entry):
-    """Returns a table cell: normalized return, and the mean with half its interval."""
-    if entry is None:
-        return "-"
-    if len(entry["per_seed"]) == 1:
-        return f"{entry['normalized']:.3f} ({entry['mean']:.2f})"
-    low, high = entry["ci95"]
-    half = f"{(high - low) / 2:.2f}{tables.mark(entry)}"
-    return f"{entry['normalized']:.3f} ({entry['mean']:.2f} ± {half})"
-
-
 def file_name(table, summaries):
     """Returns a table's name, and behind it the backbone that the command chose for all rows."""
     if any(flag.startswith("--backbone=") for row in TABLES[table].rows.values() for flag in row):
@@ -118,7 +103,7 @@ def write(table, summaries, folder, note=None, found=None, words=()):
     Args: note, a sentence below the table; found, its scores, of `scores.of_run`; words, the flags
     of the command that are not paths.
     """
-    lines = text_of(table, summaries, found or {})
+    lines = table_text.lines(table, summaries, found or {})
     lines += ["", note] if note else []
     name = file_name(table, summaries)
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
@@ -130,62 +115,6 @@ def write(table, summaries, folder, note=None, found=None, words=()):
     if found:
         scores.write(folder / f"{name}.npz", found)
     return "\n".join(lines)
-
-
-def text_of(table, summaries, found):
-    """Returns the Markdown lines of a table."""
-    of = TABLES[table]
-    if of.paper:
-        lines = paper_view.lines(table, of, summaries, found)
-        spread = paper_view.SPREADS[of.paper]
-        caption = f"Last checkpoint: mean return ± {spread} (normalized return), and the paper's "
-        caption += "own numbers, which are of other data and sizes."
-    elif of.columns:
-        lines = by_column(of, summaries)
-        caption = "Last checkpoint: normalized return (mean return ± half of the 95 % bootstrap "
-        caption += "interval over seeds)."
-    else:
-        lines = methods.lines(summaries)
-        caption = (
-            "Last checkpoint, normalized returns; 95 % bootstrap intervals over seeds; spent: "
-        )
-        caption += "environment steps/episodes/oracle queries in a tested task before the reported "
-        caption += "episode; the paper's column is its own number, from other data and sizes."
-    lines += ["", *recognition.lines(summaries)] if of.contexts else []
-    few = any(1 < s["num_seeds"] < tables.FEW for s in summaries.values())
-    caption += f" {tables.FEW_NOTE}." if few else ""
-    return [*lines, "", f"{caption} {conditions(summaries)}. `-`: not run."]
-
-
-def conditions(summaries):
-    """Returns the sizes, backbones and devices of a table's runs, as text."""
-    sizes = sorted({(s["num_seeds"], s["num_steps"], s["preset"]) for s in summaries.values()})
-    kept = ", ".join(f"{seeds} seeds, {steps} steps, preset {p}" for seeds, steps, p in sizes)
-    places = {}  # of each suite and backbone
-    for (_, env), s in summaries.items():
-        places.setdefault((s["suite"], s["backbone"]), set()).add(env)
-    for (suite, backbone), envs in sorted(places.items()):
-        where = f" ({', '.join(sorted(envs))})" if len(places) > 1 else ""
-        kept += f"; suite {suite}, backbone {backbone}{where}"
-    devices = {s["device"] for s in summaries.values() if "device" in s}  # bits depend on them
-    return kept + "".join(f"; on {device}" for device in sorted(devices))
-
-
-def by_column(of, summaries):
-    """Returns the Markdown lines of a Comparison with columns for each environment."""
-    names = [(env, *column) for env in of.envs for column in of.columns]
-    lines = ["| " + " | ".join(["row", *(f"{e}, {p}, {t}" for e, p, t in names)]) + " |"]
-    lines.append("|---" * (len(names) + 1) + "|")
-    done = {row for row, _ in summaries}
-    for row in (row for row in of.rows if row in done):
-        entries = [
-            methods.entry(summaries[row, env], protocol, task_set)
-            if (row, env) in summaries
-            else None
-            for env, protocol, task_set in names
-        ]
-        lines.append("| " + " | ".join([row, *map(text, entries)]) + " |")
-    return lines
 
 
 def choose(own, found):
@@ -208,25 +137,45 @@ def dataset_of(request):
 
 
 def folder_of_tables(own, out):
-    """Returns the local folder of a table's files, made; raises UserError where it cannot be."""
-    if remote.is_remote(own["to"] or out):
+    """Returns the local folder of a table's files, made; raises UserError where it cannot be.
+
+    Args: out, the folder without --to.
+    """
+    if remote.is_remote(str(own["to"] or out)):
         raise errors.UserError(
             f"--to is {own['to'] or 'missing'}: the table's files go to a folder of this machine, "
             f"pass --to=FOLDER"
         )
-    to = pathlib.Path(own["to"] or pathlib.Path(out) / "tables")
+    to = pathlib.Path(own["to"] or out)
     computer.prepare_folder(to, 1e6, "--to")
     return to
+
+
+def check(line):
+    """Raises UserError for flags of this command that do not go together."""
+    own = line.own
+    kinds = [name for name in ("list", "dry_run", "page", "from") if own[name]]
+    if len(kinds) > 1:
+        raise errors.UserError(
+            f"--{kinds[0]} and --{kinds[1]} each say what the command does: leave one out"
+        )
+    for name in ("html", "export"):
+        if own[name] and kinds not in ([], ["from"]):
+            raise errors.UserError(
+                f"--{name} is of a table, --{kinds[0]} makes none: leave one out"
+            )
+    if own["from"] and "table" in line.given:
+        raise errors.UserError("--from is a table's file, which says the table: leave --table out")
+    if own["export"] not in ("", scores.RLIABLE):
+        raise errors.unknown("export", own["export"], [scores.RLIABLE])
+    if own["html"]:
+        run_page.check(own["html"])
 
 
 def main(line):
     """The command; returns its exit code, DIVERGED if a run of the table became NaN."""
     own = line.own
-    if own["html"]:
-        for name in ("list", "dry_run", "page"):
-            if own[name]:
-                raise errors.UserError(f"--html is of a table, --{name} makes none: leave one out")
-        run_page.check(own["html"])
+    check(line)
     if own["list"]:
         print("\n".join(described()))
         return exit_codes.DONE
@@ -240,14 +189,10 @@ def main(line):
         path.write_text(results_page.page(files, TABLES, papers, part, can_run))
         return exit_codes.DONE
     if own["from"]:
-        print(again(pathlib.Path(own["from"])))
-        if own["html"]:
-            show(own["html"], *stored(pathlib.Path(own["from"])))
+        again(own)
         return exit_codes.DONE
     computer.start(**flags.devices_of(line))
     table = own["table"]
-    if own["export"] not in ("", scores.RLIABLE):
-        raise errors.unknown("export", own["export"], [scores.RLIABLE])
     if table not in TABLES:
         raise errors.unknown("table", table, TABLES)
     found = cells_of(table, line.words)
@@ -256,7 +201,8 @@ def main(line):
         wanted = {at: found[at] for at in chosen}
         print("\n".join(cells.lines(wanted, cells.plans(wanted, run.folder_of, dataset_of))))
         return exit_codes.DONE
-    to = folder_of_tables(own, next(iter(found.values())).request.out)
+    out = next(iter(found.values())).request.out
+    to = folder_of_tables(own, out if remote.is_remote(out) else pathlib.Path(out) / "tables")
     why = {at: cells.impossible(found[at].request, run.folder_of(found[at].request))
            for at in chosen}  # fmt: skip
     if chosen and all(why.values()):  # that is a flag of the command
@@ -327,7 +273,8 @@ def part_of_page(folder, path):
         for one in paths:
             (folder / "figures").mkdir(exist_ok=True)
             shutil.copy(one, folder / "figures")
-    return "\n".join(text_of(table, summaries, found)), [f"figures/{one.name}" for one in paths]
+    text = "\n".join(table_text.lines(table, summaries, found))
+    return text, [f"figures/{one.name}" for one in paths]
 
 
 def can_run(table, preset, row, env):
@@ -336,14 +283,35 @@ def can_run(table, preset, row, env):
     return not cells.impossible(request, run.folder_of(request))
 
 
-def again(path):
-    """Returns the Markdown of a table's .json file; raises UserError for a file that is none."""
-    return "\n".join(text_of(*stored(path)))
+def again(own):
+    """Prints the table of a .json file, and writes its page and export. Args: own, of the flags.
+
+    Raises UserError for a file that is none, and one without scores to export.
+    """
+    path = pathlib.Path(own["from"])
+    table, summaries, found = stored(path)
+    print("\n".join(table_text.lines(table, summaries, found)))
+    if own["html"]:
+        show(own["html"], table, summaries, found)
+    if own["export"]:
+        if not found:
+            raise errors.UserError(
+                f"--export needs {path.with_suffix('.npz')}, which is not there: choose a table "
+                f"that has one"
+            )
+        folder = folder_of_tables(own, path.parent)
+        export(folder, path.stem, found)
+
+
+def export(folder, name, found):
+    """Writes the scores of a table for rliable, and says where they are."""
+    for path in scores.export(folder, name, found):
+        print(f"export: {path}")
 
 
 def show(target, table, summaries, found):
     """Writes the page of a table to a file, and says where it is."""
-    text = "\n".join(text_of(table, summaries, found))
+    text = "\n".join(table_text.lines(table, summaries, found))
     run_page.write(target, *run_page.of_table(table, TABLES[table], text, summaries, found))
     print(f"page: {target}")
 
@@ -352,8 +320,8 @@ def finish(line, to, found, summaries):
     """Writes and prints the whole table. Args: line, the command's; found, {(row, env): Cell}."""
     own, table = line.own, line.own["table"]
     folders = {at: run.folder_of(found[at].request) for at in summaries}
-    data = {at: code_identity.environment_of(folders[at]).get(DATA) for at in summaries}
-    summaries = {at: summary | {DATA: data[at]} for at, summary in summaries.items()}
+    data = {at: code_identity.environment_of(folders[at]).get(table_text.DATA) for at in summaries}
+    summaries = {at: summary | {table_text.DATA: data[at]} for at, summary in summaries.items()}
     hashes = [(folders[at], code_identity.hash_of(s)) for at, s in summaries.items()]
     metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
     known = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
@@ -361,6 +329,8 @@ def finish(line, to, found, summaries):
     summaries = table_figures.contexts(name, of, folders, summaries, to)
     part = [f"--{name}={one}" for name in ("rows", "envs") for one in own[name]]
     words = [*flags.without_paths(line.words), *part]
+    if "preset" not in line.given:  # what `auto` was here
+        words.append(f"--preset={next(iter(summaries.values()))['preset']}")
     print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
     print(f"\ntable: {to / name}.md")
     for path in table_figures.curves(name, of, summaries, known, to):
@@ -368,8 +338,7 @@ def finish(line, to, found, summaries):
     if own["html"]:
         show(own["html"], table, summaries, known)
     if own["export"]:
-        for path in scores.export(to, name, known):
-            print(f"export: {path}")
+        export(to, name, known)
 
 
 def described():

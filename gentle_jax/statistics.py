@@ -15,6 +15,7 @@ CHUNK = 2_000_000  # numbers drawn at once: bounds the memory of many tasks
 
 # lists of numbers are taken too
 PerSeed = Float[HostArray, " S"] | list
+OtherPerSeed = Float[HostArray, " S2"] | list
 PerTask = Float[HostArray, " T"] | list
 Scores = Float[HostArray, "S T"] | list
 OtherScores = Float[HostArray, "S2 T"] | list
@@ -157,6 +158,27 @@ def _above(ours, theirs):
     """Returns [S, S']: the share of tasks in which a run is above another, equal ones half."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     return ((np.sign(ours[:, None] - theirs[None]) + 1.0) / 2.0).mean(-1)
+
+
+def welch(ours: PerSeed, theirs: OtherPerSeed) -> tuple[float, tuple[float, float], float]:
+    """Returns (difference of means, its 95 % interval, p of "there is none"): Welch's t-test.
+
+    Runs that are all equal have no variance: then p is 0 or 1. One run has none to know: p is NaN.
+    """
+    sides = [np.asarray(side, np.float64) for side in (ours, theirs)]
+    value = float(sides[0].mean() - sides[1].mean())
+    if min(map(len, sides)) < 2:
+        return value, (float("nan"), float("nan")), float("nan")
+    errors = [side.var(ddof=1) / len(side) for side in sides]  # squared
+    if sum(errors) == 0:
+        return value, (value, value), float(value == 0)
+    freedom = sum(errors) ** 2 / sum(
+        error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True)
+    )
+    error = float(np.sqrt(sum(errors)))
+    half = float(stats.t.ppf((1.0 + LEVEL) / 2.0, freedom)) * error
+    p = float(2.0 * stats.t.sf(abs(value) / error, freedom))
+    return value, (value - half, value + half), p
 
 
 def holm(p_values: Float[HostArray, " N"] | list, level: float = 1.0 - LEVEL) -> list[bool]:

@@ -19,9 +19,9 @@ def cell(mean, spread=0.1, kind="ci95", num_seeds=4):
     return {"mean": mean, "spread": spread, "kind": kind, "num_seeds": num_seeds}
 
 
-def summary(ours, theirs):
+def summary(ours, theirs, pairs_of_seeds=1):
     paper = None if theirs is None else cell(theirs)
-    results = [one("online", "test", [ours - 0.01, ours + 0.01], paper)]
+    results = [one("online", "test", [ours - 0.01, ours + 0.01] * pairs_of_seeds, paper)]
     results += [one("online", "train", [ours, ours]), one("given_context", "test", [ours + 1])]
     return {"protocols": ["online", "given_context"], "results": results}
 
@@ -53,7 +53,8 @@ def test_a_row_whose_native_protocol_is_given_context_has_as_many_columns():
 
 def test_the_order_of_three_methods_by_hand():
     """Ours a < b < c, the paper's b < a < c: 2 of 3 pairs agree, so tau is 1/3."""
-    chosen = {"a": summary(1.0, 5.0), "b": summary(2.0, 4.0), "c": summary(3.0, 6.0)}
+    levels = {"a": (1.0, 5.0), "b": (2.0, 4.0), "c": (3.0, 6.0)}
+    chosen = {name: summary(*level, 3) for name, level in levels.items()}
     pairs = [(n, s["results"][0]["per_seed"], s["results"][0]["paper"]) for n, s in chosen.items()]
     tau, (low, high), opposite = methods.agreement(pairs)
     assert tau == pytest.approx(1 / 3)
@@ -62,6 +63,9 @@ def test_the_order_of_three_methods_by_hand():
     (line,) = methods.orders_of(chosen, "test")
     assert "`online`, test tasks: Kendall's tau 0.33 [0.33, 0.33]" in line and "b above a" in line
     assert not methods.orders_of(chosen, "train")  # the paper has no numbers
+    few = {name: summary(*level, 2) for name, level in levels.items()}
+    (line,) = methods.orders_of(few, "test")
+    assert line.endswith("Kendall's tau 0.33 [0.33, 0.33]†.")  # four seeds are beyond no chance
 
 
 def test_a_difference_within_the_noise_contradicts_nothing():

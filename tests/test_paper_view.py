@@ -12,7 +12,15 @@ from experiments import reproduce
 from experiments.cli import flags
 from experiments.cli.command import main
 from experiments.runs import comparison, comparisons
-from experiments.show import paper_tables, paper_view, results_page, scores, tables
+from experiments.show import (
+    differences,
+    paper_tables,
+    paper_view,
+    results_page,
+    scores,
+    table_text,
+    tables,
+)
 from gentle_jax import statistics, suites
 from tests.test_report import make_summary
 
@@ -52,19 +60,6 @@ def test_samples_resample_whole_runs():
     assert many.std() == pytest.approx(one.std(), rel=0.1)
 
 
-def test_equal_methods_whose_tasks_go_together_seldom_differ():
-    random, wrong = np.random.default_rng(0), 0
-    for _ in range(100):
-        sides = [random.normal(size=(8, 1)) + random.normal(size=(8, 20)) for _ in range(2)]
-        wrong += scores.two_sided(*sides)[2] < 0.05
-    assert wrong <= 15  # runs drawn apart in each task: some 40
-
-
-def test_the_smallest_p_is_small_enough_for_every_claim_of_a_table():
-    surely = scores.two_sided(drawn(1.0), drawn(0.0))[2]
-    assert statistics.holm([surely] * 200) == [True] * 200
-
-
 def test_holm_refuses_the_smallest_while_they_are_small_enough():
     assert statistics.holm([0.04, 0.001, 0.02]) == [True, True, True]  # .05/3, .05/2, .05/1
     assert statistics.holm([0.04, 0.03, 0.001]) == [False, False, True]  # 0.03 > 0.05 / 2
@@ -77,14 +72,15 @@ def cells(levels, num_seeds=6):
     summaries, found = {}, {}
     for number, (row, level) in enumerate(levels.items()):
         summary = make_summary(algorithm=row, num_seeds=num_seeds, env=ENV, backbone=BACKBONE)
-        per_seed = [level] * num_seeds
+        scored = drawn(level, num_seeds, seed=number)
+        per_seed = scored.mean(1).tolist()
         entry = summary["results"][0] | {"mean": level, "normalized": level, "per_seed": per_seed}
         entry["paper"] = paper_tables.lookup(
             "ctmrl", ENV, row.split(",")[0], "random_then_policy", "test"
         )
         summary["results"] = [entry, entry | {"task_set": "train", "paper": None}]
         summaries[row, ENV] = summary
-        found[row, ENV] = {COLUMN: drawn(level, num_seeds, seed=number)}
+        found[row, ENV] = {COLUMN: scored}
     return summaries, found
 
 
@@ -109,8 +105,11 @@ def test_verdicts_and_differences_follow_from_the_scores():
     }
     assert "### Claims: 1 holds, 1 fails, 1 undecided" in lines
     (beyond,) = [line for line in lines if line.startswith("- Beyond chance")]
-    assert "5 of 6 pairs" in beyond and "unicorn above csro (1.00)" in beyond
-    assert "csro above ctmrl" not in beyond and "ctmrl above csro" not in beyond
+    assert (
+        "5 of 6 pairs" in beyond
+        and "`unicorn` above `ctmrl` (1.00), `er_trl` (1.00), `csro` (1.00)" in beyond
+    )
+    assert "`csro` above `er_trl` (1.00)" in beyond and beyond.count("`csro`") == 2
     own = paper_tables.lookup("ctmrl", ENV, "ctmrl", "random_then_policy", "test")
     (row,) = [line for line in lines if line.startswith("| ctmrl |")]
     assert f"{own['mean']:.2f} ± {own['spread']:.2f}" in row and "`random_then_policy`" in row
@@ -121,13 +120,14 @@ def test_few_seeds_decide_nothing_and_are_marked():
     assert "### Claims: 0 holds, 0 fails, 1 undecided" in lines
     assert not any(line.startswith("- Beyond chance") for line in lines)
     assert tables.FEW_MARK in next(line for line in lines if line.startswith("| ctmrl |"))
-    text = reproduce.text_of(TABLE, *cells({"ctmrl": 0.9, "er_trl": 0.1}, 3))[-1]
+    text = table_text.lines(TABLE, *cells({"ctmrl": 0.9, "er_trl": 0.1}, 3))[-1]
     assert f"{tables.FEW_MARK} fewer than 5 seeds" in text
 
 
 def test_a_run_that_diverged_decides_nothing():
     summaries, found = cells({"ctmrl": 0.9, "er_trl": 0.1})
     found["er_trl", ENV][COLUMN][0, 0] = np.nan
+    summaries["er_trl", ENV]["results"][0]["per_seed"][0] = np.nan
     text = paper_view.lines(TABLE, comparisons.TABLES[TABLE], summaries, found)
     assert "### Claims: 0 holds, 0 fails, 1 undecided" in text
 
@@ -171,7 +171,7 @@ def test_rows_of_different_suites_are_no_pair():
     own = {row: of for (row, _), of in found.items()}
     chosen = {row: summary for (row, _), summary in summaries.items()}
     chosen["er_trl"]["suite"] = "ctmrl_b"
-    assert paper_view.differences(comparisons.TABLES[TABLE], own, chosen) == []
+    assert differences.sentences(comparisons.TABLES[TABLE].columns, own, chosen) == []
 
 
 def test_every_claim_is_of_a_table_that_has_its_rows_and_protocol():
@@ -198,6 +198,55 @@ def test_files_of_a_table_give_the_same_text_again(tmp_path, capsys):
         assert "is no table of this version" in capsys.readouterr().err
     for place in (tmp_path / "none.json", tmp_path):
         assert main(reproduce.COMMAND, ["reproduce", f"--from={place}"]) == 2
+
+
+def test_files_of_a_table_are_exported_for_rliable(tmp_path, capsys):
+    summaries, found = cells({"ctmrl": 0.9, "er_trl": 0.5})
+    bounds = np.array([[0.0] * 3, [1.0] * 3], np.float32)
+    found = {at: of | {"bounds/test": bounds} for at, of in found.items()}
+    reproduce.write(TABLE, summaries, tmp_path, found=found)
+    path = tmp_path / f"{TABLE}.json"
+    words = ["reproduce", f"--from={path}", "--export=rliable"]
+    assert main(reproduce.COMMAND, [*words, f"--to={tmp_path / 'to'}"]) == 0
+    (made,) = (tmp_path / "to").iterdir()
+    with np.load(made) as arrays:
+        np.testing.assert_allclose(arrays["ctmrl"], found["ctmrl", ENV][COLUMN], rtol=1e-6)
+    assert main(reproduce.COMMAND, words) == 0 and (tmp_path / made.name).exists()
+    path.with_suffix(".npz").unlink()
+    assert main(reproduce.COMMAND, words) == 2
+    assert "which is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (("--from=a.json", "--dry_run"), "--dry_run and --from each say what the command does"),
+        (("--list", "--page=b.md"), "--list and --page each say"),
+        (("--list", "--export=rliable"), "--export is of a table, --list makes none"),
+        (("--dry_run", "--html=c.html"), "--html is of a table, --dry_run makes none"),
+        (("--from=a.json", f"--table={TABLE}"), "which says the table: leave --table out"),
+        (("--from=a.json", "--export=csv"), "unknown export"),
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_go_together_are_one_line(words, part, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(reproduce.COMMAND, ["reproduce", *words]) == 2
+    err = capsys.readouterr().err
+    assert part in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_the_best_method_is_named_with_those_that_may_be_as_good(tmp_path):
+    of = comparison.Comparison(
+        "what?", {n: (f"--algo={n}",) for n in "abc"}, ("one",), (("p", "test"),)
+    )
+    level = {"a": 1.0, "b": 2.0, "c": 2.001}
+    results = lambda row: [
+        {"protocol": "p", "task_set": "test", "normalized": level[row], "mean": level[row],
+         "per_seed": [level[row] + 0.01 * i for i in range(6)]}
+    ]  # fmt: skip
+    chosen = [{"row": r, "env": "one", "suite": "s", "results": results(r)} for r in "abc"]
+    lines = results_page.leaders([(None, {"table": "t", "cells": chosen})], {"t": of})
+    assert lines[-1].splitlines()[-1] == "| one | s | `p` | c 2.00 | b 2.00 | a 1.00 |"
 
 
 def test_a_diverged_seed_in_the_files_of_a_table_is_nan_again(tmp_path, capsys):
@@ -269,13 +318,3 @@ def test_the_page_has_papers_first_and_says_what_was_not_run(tmp_path):
     assert heads == ["## GENTLE, Table 1: one", "## mine: one"]
     assert "- `gentle_table1`: one (c), two\n- `ctmrl_fig3`: one, two\n" in made
     assert "![mine: one](f.svg)" in made and made.count("![") == 1
-
-
-def test_the_clearest_differences_are_listed_and_the_others_counted():
-    rows = [f"{i:02d}" for i in range(6)]
-    of = comparison.Comparison("what?", dict.fromkeys(rows, ()), ("e",), (("p", "test"),))
-    noise = np.random.default_rng(0).normal(0.0, 0.01, (6, 8, 3))
-    own = {row: {"test/p": noise[i] + 2.0 * i} for i, row in enumerate(rows)}
-    (line,) = paper_view.differences(of, own, {row: {"suite": "s"} for row in rows})
-    assert "15 of 15 pairs" in line and line.endswith("; and 3 more.")
-    assert line.count(" above ") == paper_view.MOST

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import gentle_jax
-from experiments.show import methods
+from experiments.show import methods, tables
 from gentle_jax import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -86,7 +86,7 @@ def test_the_table_of_the_readme_is_of_its_file():
         cell = cells[name.replace("told the task", "task revealed")]
         assert cell["protocols"][0] == protocol
         for shown, of in ((own, protocol), (given, "given_context")):
-            entry = methods.entry(cell, of, "test")
+            entry = tables.entry(cell, of, "test")
             interval = methods.interval(entry)
             assert shown == f"{methods.normalized(entry)} ({interval})"
 

@@ -284,7 +284,7 @@ def test_a_dry_run_tells_states_times_and_commands_and_runs_nothing(
     chosen = ("--table=gentle", "--preset=smoke", "--num_seeds=4")
     monkeypatch.setattr(cells, "RESULTS", tmp_path / "none")
     code, out, _ = reproduced(capsys, *chosen, "--dry_run")
-    assert code == 0 and "3 missing; about 0 minutes" in out and "3 cells of which nothing" in out
+    assert code == 0 and "3 missing; minutes not known: nothing alike has run" in out
     found = reproduce.cells_of("gentle", chosen[1:])
     monkeypatch.setattr(cells.code_identity, "recorded", lambda _: {"now"})
     monkeypatch.setattr(cells.code_identity, "of", lambda _: {cells.code_identity.HASH: "now"})
@@ -363,3 +363,24 @@ def test_every_cell_of_every_table_resolves():
         assert len({outputs.json.dumps(run.identity(c.request)) for c in found.values()}) == len(
             found
         )
+
+
+def test_the_list_has_the_best_first_among_those_that_can_be_compared(capsys, tmp_path):
+    for name, level in (("a", 0.1), ("b", 0.9)):
+        summary = make_summary(algorithm=name)
+        summary["results"] = [e | {"normalized": level} for e in summary["results"]]
+        store(tmp_path / "ctmrl" / "point_robot" / name / "0123456789ab", summary)
+    assert main(report.COMMAND, ["report", f"--out={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(("a ", "b "))] == ["b", "a"]
+
+
+def test_an_environment_of_another_suite_chooses_runs_too(capsys, tmp_path):
+    path = tmp_path / "gentle" / "cheetah_dir" / "focal" / "0123456789ab"
+    store(path, make_summary(algorithm="focal", env="cheetah_dir", suite="gentle"))
+    assert main(report.COMMAND, ["report", f"--out={tmp_path}", "--env=cheetah_dir"]) == 0
+    assert "cheetah_dir" in capsys.readouterr().out
+    assert main(report.COMMAND, ["report", f"--out={tmp_path}", "--env=none"]) == 2
+    flags = ("--env=cheetah_dir", "--suite=ctmrl")
+    assert main(report.COMMAND, ["report", f"--out={tmp_path}", *flags]) == 2
+    assert "is not in suite 'ctmrl'" in capsys.readouterr().err

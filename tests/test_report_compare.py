@@ -49,8 +49,19 @@ def test_runs_stand_side_by_side_with_the_probability_of_improvement(capsys, tmp
     assert rows["ctmrl"][:3] == [NATIVE, "0.90", "[0.90, 1.90]"]
     assert rows["focal"][5:7] == ["[-0.50, 0.50]", "0.700"]
     chances = table(out, f"{NATIVE}: row above column")
-    assert chances["ctmrl"] == ["-", "1.00 [1.00, 1.00]"]
-    assert chances["focal"] == ["0.00 [0.00, 0.00]", "-"]
+    assert chances["ctmrl"] == ["-", "1.00 [1.00, 1.00]*"]
+    assert chances["focal"] == ["0.00 [0.00, 0.00]*", "-"]
+
+
+def test_sweeps_in_a_folder_of_runs_are_left_out(capsys, tmp_path):
+    make_run(tmp_path / "a", 0.9)
+    make_run(tmp_path / "b", 0.5, algorithm="focal")
+    swept = make_summary()
+    swept["results"] = [entry | {"sweep": "lr=1"} for entry in swept["results"]]
+    store(tmp_path / "s", swept)
+    code, out, err = shown(capsys, f"--compare={tmp_path}")
+    assert code == 0 and not err and f"left out: {tmp_path / 's'} is a sweep" in out
+    assert {"ctmrl", "focal"} <= set(table(out, "run "))
 
 
 def test_settings_in_which_runs_differ_are_named(capsys, tmp_path):
@@ -100,7 +111,7 @@ def test_a_seed_that_diverged_makes_no_probability(capsys, tmp_path):
         (["--compare={}/none"], "holds no finished run"),
         (["--compare={}", "--run={}/a"], "report does not use --run with --compare"),
         (["--compare={}", "--algo=ctmrl"], "report does not use --algo with --compare"),
-        (["--compare={}"], "is a sweep"),
+        (["--compare={}/a", "--compare={}/s"], "is a sweep"),
     ],
 )
 def test_bad_input_is_one_line(capsys, tmp_path, arguments, part):

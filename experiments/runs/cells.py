@@ -143,11 +143,12 @@ def lines(chosen, found):
     counts = ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states)
     total = sum(plan.minutes or 0.0 for plan in found.values())
     unknown = sum(plan.minutes is None for plan in found.values())
-    text.append(
-        f"{len(states)} cells: {counts}; about {total:.0f} minutes, by what like runs took"
-        + (f", and {unknown} cells of which nothing alike has run" if unknown else "")
-    )
-    return text
+    time = f"about {total:.0f} minutes, by what like runs took"
+    if unknown == len(states):
+        time = "minutes not known: nothing alike has run"
+    elif unknown:
+        time += f", and {unknown} cells of which nothing alike has run"
+    return [*text, f"{len(states)} cells: {counts}; {time}"]
 
 
 def command(cell):

@@ -1,5 +1,6 @@
 """Finished runs side by side: returns, costs, and how likely one is above another."""
 
+import itertools
 import json
 import textwrap
 from typing import NamedTuple
@@ -7,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gentle_jax import config as config_lib
-from gentle_jax import errors
+from gentle_jax import errors, statistics
 
-from . import scores, tables
+from . import differences, scores, tables
 
 SAME = ("suite", "env", "physics")  # what runs must share to be compared
 NAMED = ("algorithm", "backbone", "fidelity", "preset", "num_steps", "num_seeds")
@@ -18,6 +19,12 @@ COLUMNS = (
     "run", "protocol", "test", "95% CI", "normalized", "IQM", "its 95% CI", "train, normalized",
     "spent",
 )  # fmt: skip
+
+
+IMPROVEMENT = (
+    "Probability of improvement on test tasks, 95% bootstrap interval; *: the mean returns differ "
+    "beyond chance (Welch's t-test, Holm):"
+)
 
 
 class Grid(NamedTuple):
@@ -195,12 +202,17 @@ def pairs(names, members):
         tasks = {one.shape[1] for one in own.values()}
         if task_set != "test" or len(own) < 2 or len(tasks) > 1:
             continue
-        cell = lambda a, b, own=own: "-" if a == b else chance(own[a], own[b])
+        twos = list(itertools.combinations(own, 2))
+        apart = differences.tests([(own[a].mean(1), own[b].mean(1)) for a, b in twos])
+        sure = {frozenset(two) for two, (*_, sure) in zip(twos, apart, strict=True) if sure}
+        cell = lambda a, b, own=own, sure=sure: (
+            "-" if a == b else chance(own[a], own[b]) + "*" * ({a, b} in sure)
+        )
         grid = [[f"{protocol}: row above column", *own]]
         grid += [[a, *(cell(a, b) for b in own)] for a in own]
         grids.append(Grid(grid, 1))
     if grids:
-        grids.insert(0, ["Probability of improvement on test tasks, 95% bootstrap interval:"])
+        grids.insert(0, [IMPROVEMENT])
     return grids
 
 
@@ -208,6 +220,7 @@ def chance(ours, theirs):
     """Returns the probability of improvement of scores [S, T] and its interval, as text."""
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return "nan"
-    value, (low, high), _ = scores.two_sided(ours, theirs)
+    value = statistics.improvement(ours, theirs)
+    low, high = np.percentile(statistics.improvement_samples(ours, theirs), [2.5, 97.5])
     few = tables.FEW_MARK if min(len(ours), len(theirs)) < tables.FEW else ""
     return f"{value:.2f} [{low:.2f}, {high:.2f}]{few}"

@@ -5,12 +5,15 @@ interval is a bootstrap: our seeds are drawn anew for each method, and a paper's
 the normal distribution that its own spread stands for.
 """
 
+import itertools
 import math
 
 import numpy as np
 from scipy import stats
 
-from . import tables
+from gentle_jax import statistics
+
+from . import differences, tables
 
 GIVEN = "given_context"
 COLUMNS = (
@@ -21,32 +24,24 @@ RESAMPLES = 10_000
 Z95 = 1.96  # half a 95 % interval in standard errors
 
 
-def entry(summary, protocol, task_set):
-    """Returns a summary's entry of the metric that comes first, or None."""
-    for one in summary["results"]:
-        if (one["protocol"], one["task_set"]) == (protocol, task_set):
-            return one
-    return None
-
-
 def row(name, summary):
     """Returns the texts of COLUMNS; numbers are normalized returns, the interval too."""
     native = summary["protocols"][0]
-    spent = tables.spent(entry(summary, native, "test"))
+    spent = tables.spent(tables.entry(summary, native, "test"))
     columns = [name, f"`{native}`", *numbers(summary, native), spent, *numbers(summary, GIVEN)]
     return [*columns, papers_number(summary)]
 
 
 def numbers(summary, protocol):
     """Returns test tasks' normalized return, its interval, and that of training tasks, as texts."""
-    test, train = (entry(summary, protocol, task_set) for task_set in tables.TASK_SETS)
+    test, train = (tables.entry(summary, protocol, task_set) for task_set in tables.TASK_SETS)
     return [normalized(test), interval(test), normalized(train)]
 
 
 def papers_number(summary):
     """Returns a paper's number for test tasks and its protocol, the first that has one, as text."""
     for protocol in summary["protocols"]:
-        paper = (entry(summary, protocol, "test") or {}).get("paper")
+        paper = (tables.entry(summary, protocol, "test") or {}).get("paper")
         if paper:
             return f"{paper['mean']:.2f} ± {paper['spread']:.2f}, `{protocol}`"
     return "-"
@@ -65,44 +60,57 @@ def interval(one):
     return f"{low:.3f} to {high:.3f}{tables.mark(one)}"
 
 
-def lines(summaries):
-    """Returns Markdown lines from {(row, env): summary}: a table and orders, for each env."""
+def lines(summaries, found):
+    """Returns Markdown lines from {(row, env): summary}: a table and orders, for each env.
+
+    And which methods differ beyond chance where all are tested alike. Args: found, {(row, env):
+    {"<task set>/<protocol>": scores [S, T]}}.
+    """
     text = []
     for env in dict.fromkeys(env for _, env in summaries):
         chosen = {name: summary for (name, at), summary in summaries.items() if at == env}
         text += [f"### {env}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         text += ["| " + " | ".join(row(*item)) + " |" for item in chosen.items()]
         orders = [order for task_set in tables.TASK_SETS for order in orders_of(chosen, task_set)]
+        own = {name: found.get((name, env), {}) for name in chosen}
+        orders += differences.sentences(differences.shared(chosen), own, chosen)
         text += ["", *orders] if orders else []
         text.append("")
     return text
 
 
-def orders_of(summaries, task_set):
-    """Returns a sentence for each protocol in which a paper has three of the methods, or more."""
+def orders_of(summaries, task_set, protocols=None):
+    """Returns a sentence for each protocol in which a paper has three of the methods, or more.
+
+    Args: protocols, None: all that a row has.
+    """
     sentences = []
-    protocols = dict.fromkeys(p for summary in summaries.values() for p in summary["protocols"])
-    for protocol in protocols:
+    if protocols is None:
+        protocols = (p for summary in summaries.values() for p in summary["protocols"])
+    for protocol in dict.fromkeys(protocols):
         pairs = []
         for name, summary in summaries.items():
-            one = entry(summary, protocol, task_set)
+            one = tables.entry(summary, protocol, task_set)
             if one is not None and one["paper"] and np.isfinite(one["per_seed"]).all():
                 pairs.append((name, one["per_seed"], one["paper"]))
         if len(pairs) >= 3:
             tau, (low, high), opposite = agreement(pairs)
-            against = "; clearly the other way round: " + ", ".join(opposite) if opposite else ""
+            against = "; beyond chance the other way round: " if opposite else ""
+            few = any(len(per_seed) < tables.FEW for _, per_seed, _ in pairs)
             sentences.append(
                 f"- Order of {len(pairs)} methods against the paper's, `{protocol}`, {task_set} "
-                f"tasks: Kendall's tau {tau:.2f} [{low:.2f}, {high:.2f}]{against}."
+                f"tasks: Kendall's tau {tau:.2f} [{low:.2f}, {high:.2f}]"
+                f"{tables.FEW_MARK * few}{against}{', '.join(opposite)}."
             )
     return sentences
 
 
 def agreement(pairs, seed=0):
-    """Returns (tau, its 95 % interval, names of pairs that differ for sure).
+    """Returns (tau, its 95 % interval, names of pairs that differ beyond chance, and oppositely).
 
-    Args: pairs, (name, our value of each seed, the paper's cell) of each method. A pair of methods
-    differs for sure where both differences are larger than their 95 % intervals and of other signs.
+    Args: pairs, (name, our value of each seed, the paper's cell) of each method. Both differences
+    of such a pair are beyond chance, ours by `differences.tests`, the paper's by what its spread
+    says, each corrected for the number of pairs, and their signs differ.
     """
     random = np.random.default_rng(seed)
     ours, theirs = [], []
@@ -115,13 +123,14 @@ def agreement(pairs, seed=0):
     tau = lambda a, b: stats.kendalltau(a, b).statistic
     means = [np.mean(per_seed) for _, per_seed, _ in pairs], [cell["mean"] for *_, cell in pairs]
     taus = [tau(ours[:, i], theirs[:, i]) for i in range(0, RESAMPLES, 10)]
+    twos = list(itertools.combinations(pairs, 2))
+    mine = differences.tests([(a[1], b[1]) for a, b in twos])
+    papers = statistics.holm([chance_of(a[2], b[2]) for a, b in twos])
     opposite = []
-    for i, (first, *_) in enumerate(pairs):
-        for j, (second, *_) in list(enumerate(pairs))[i + 1 :]:
-            signs = [sure_sign(side[i] - side[j]) for side in (ours, theirs)]
-            if signs[0] * signs[1] < 0:
-                better = (first, second) if signs[0] > 0 else (second, first)
-                opposite.append(f"{better[0]} above {better[1]}")
+    for (a, b), (value, _, sure), told in zip(twos, mine, papers, strict=True):
+        if sure and told and value * (a[2]["mean"] - b[2]["mean"]) < 0:
+            better = (a, b) if value > 0 else (b, a)
+            opposite.append(f"{better[0][0]} above {better[1][0]}")
     return tau(*means), tuple(np.percentile(taus, [2.5, 97.5])), opposite
 
 
@@ -132,7 +141,8 @@ def standard_error(paper):
     return paper["spread"] / math.sqrt(paper["num_seeds"])
 
 
-def sure_sign(differences):
-    """Returns 1 or -1 where 95 % of bootstrap differences lie on one side of 0, else 0."""
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return int(low > 0) - int(high < 0)
+def chance_of(one, other):
+    """Returns p of "these means of a paper do not differ", by their standard errors."""
+    error = math.hypot(standard_error(one), standard_error(other))
+    apart = abs(one["mean"] - other["mean"])
+    return 2.0 * float(stats.norm.sf(apart / error)) if error else float(apart == 0)

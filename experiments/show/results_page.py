@@ -2,7 +2,12 @@
 
 import re
 
+import numpy as np
+
 from gentle_jax import storage
+
+from ..runs import outputs
+from . import differences, tables
 
 HEAD = """# Results
 
@@ -14,20 +19,21 @@ never of the best. [Words](glossary.md), [protocols](methods/protocols.md), [how
 """  # noqa: E501
 PAPERS, OURS = "Tables and figures of the papers", "Tables of our own"
 USUAL = "quick"  # preset; titles name others
+TEST = "Welch's t-test of the runs' mean returns, Holm"
 KINDS = {"table": "Table", "fig": "Figure"}
 KEPT = ("jax", "jaxlib", "numpy", "mujoco", "mujoco-mjx")
 
 
-def page(paths, tables, papers, show, can_run):
+def page(paths, every, papers, show, can_run):
     """Returns the Markdown of the page: the tables of papers first, then ours.
 
-    Args: paths, of tables' .json files, files of something else are left out; tables and papers,
+    Args: paths, of tables' .json files, files of something else are left out; every and papers,
     {name: Comparison}, of all tables and of those of papers; show, path -> (its Markdown, where its
     figures lie, as seen from the page); can_run, (table, preset, row, environment) -> whether that
     cell's settings fit its tasks.
     """
     found = [(path, storage.read_json(path)) for path in sorted(paths)]
-    found = [(path, content) for path, content in found if content.get("table") in tables]
+    found = [(path, content) for path, content in found if content.get("table") in every]
     of_papers = [(path, content) for path, content in found if content["table"] in papers]
     ours = [(path, content) for path, content in found if content["table"] not in papers]
     listed, parts = {}, []
@@ -37,10 +43,49 @@ def page(paths, tables, papers, show, can_run):
         for title, (path, content) in zip(titles, members, strict=True):
             text, figures = show(path)
             pictures = [line for figure in figures for line in (f"![{title}]({figure})", "")]
-            parts += ["", f"## {title}", "", *about(content, tables, path), "", *pictures, text]
-    contents = ["", f"**{PAPERS}**", "", *listed[PAPERS], *not_run(of_papers, papers, can_run)]
+            parts += ["", f"## {title}", "", *about(content, every, path), "", *pictures, text]
+    contents = leaders(of_papers, papers)
+    contents += ["", f"**{PAPERS}**", "", *listed[PAPERS], *not_run(of_papers, papers, can_run)]
     contents += ["", f"**{OURS}**", "", *listed[OURS]]
     return "\n".join([HEAD.rstrip("\n"), *contents, *parts]) + "\n"
+
+
+def leaders(members, papers):
+    """Returns the lines on which method is best: of papers' tables that compare methods.
+
+    Args: members, [(path, content)] of them; papers, {name: Comparison}.
+    """
+    rows = [["environment", "suite", "protocol", "best", "not beyond chance below it", "below it"]]
+    for _, content in members:
+        of, envs = papers[content["table"]], dict.fromkeys(c["env"] for c in content["cells"])
+        if of.contexts or not of_methods(of):
+            continue
+        for env in envs:
+            chosen = [outputs.with_nan(c) for c in content["cells"] if c["env"] == env]
+            for protocol in (protocol for protocol, task_set in of.columns if task_set == "test"):
+                suite = chosen[0]["suite"]
+                rows.append([env, suite, f"`{protocol}`", *best(chosen, protocol)])
+    if len(rows) == 1:
+        return []
+    heading = "Which method is best, on test tasks (normalized return; no interval decides, but "
+    return ["", f"{heading}{TEST}):", "", tables.markdown_grid(rows)]
+
+
+def of_methods(of):
+    """Whether each row of a Comparison is another algorithm, and nothing else."""
+    return all(flags[:1] == (f"--algo={row}",) for row, flags in of.rows.items())
+
+
+def best(chosen, protocol):
+    """Returns texts: the best of a table's cells, those that may be as good, those that are not."""
+    runs = {cell["row"]: tables.entry(cell, protocol, "test") for cell in chosen}
+    order = sorted(runs, key=lambda row: -np.nan_to_num(runs[row]["mean"], nan=-np.inf))
+    shown = lambda row: f"{row} {runs[row]['normalized']:.2f}{tables.mark(runs[row])}"
+    first, others = order[0], order[1:]
+    apart = differences.tests([(runs[first]["per_seed"], runs[row]["per_seed"]) for row in others])
+    sure = [row for row, (*_, certain) in zip(others, apart, strict=True) if certain]
+    groups = [row for row in others if row not in sure], sure
+    return [shown(first), *(", ".join(map(shown, group)) or "-" for group in groups)]
 
 
 def not_run(members, papers, can_run):
@@ -82,14 +127,19 @@ def anchor(title):
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def about(content, tables, path):
+def about(content, every, path):
     """Returns the lines that say what a table is and where it comes from."""
     environment = content["environment"]
     versions = ", ".join(f"{n} {environment['versions'][n]}" for n in KEPT)
-    made = f"Made by `{content['command']}`. " if "command" in content else ""
+    made = ""
+    if "command" in content:  # files of older versions have it without the preset, or not at all
+        preset = f"--preset={content['cells'][0]['preset']}"
+        command = content["command"]
+        made = f"Made by `{command if '--preset' in command else f'{command} {preset}'}`. "
+    rest = "" if path.with_suffix(".npz").exists() else ", which has each seed's mean return only"
     return [
-        f"{sentence(tables[content['table']].about)} {made}Files: `experiments/results/{path.name}`"
-        f"{' and its .npz' if path.with_suffix('.npz').exists() else ''}; {versions}."
+        f"{sentence(every[content['table']].about)} {made}Files: `experiments/results/{path.name}`"
+        f"{rest or ' and its .npz'}; {versions}."
     ]
 
 

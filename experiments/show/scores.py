@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from gentle_jax import errors, statistics
+from gentle_jax import errors
 from gentle_jax.protocols import base
 
 from ..runs import npz_files, remote
@@ -88,12 +88,3 @@ def export(folder, table, scores):
         paths.append(folder / f"{table}_{RLIABLE}_{name.replace('/', '_')}.npz")
         np.savez_compressed(paths[-1], **whole)
     return paths
-
-
-def two_sided(ours, theirs):
-    """Returns (probability of improvement, its 95 % interval, p of "it is one half")."""
-    samples = statistics.improvement_samples(ours, theirs)
-    low, high = np.percentile(samples, [2.5, 97.5])
-    below, above = (samples <= 0.5).sum() + 1, (samples >= 0.5).sum() + 1
-    p = min(1.0, 2.0 * min(below, above) / (len(samples) + 1))
-    return statistics.improvement(ours, theirs), (low, high), p

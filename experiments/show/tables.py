@@ -71,6 +71,14 @@ def native(entries):
     return list(first.values())
 
 
+def entry(summary, protocol, task_set):
+    """Returns a summary's entry of the metric that comes first, or None."""
+    for one in summary["results"]:
+        if (one["protocol"], one["task_set"]) == (protocol, task_set):
+            return one
+    return None
+
+
 def number(value):
     """Returns a number as text."""
     return f"{value:.2f}"
