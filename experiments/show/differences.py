@@ -2,7 +2,7 @@
 
 Welch's t-test of the runs' mean returns, corrected for the number of pairs (Holm). Five to eight
 runs are too few for the percentile bootstrap: of eight equal methods with six runs each it called
-some pair different in 23 to 35 % of simulated tables; this test in 5 % or less, also where runs
+some pair different in 15 to 35 % of simulated tables; this test in 5 % or less, also where runs
 fail, are skewed, or spread more for one method than for another (`test_differences.py`).
 """
 

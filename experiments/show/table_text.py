@@ -51,6 +51,7 @@ def conditions(summaries):
     data = {}  # of each environment
     for (_, env), s in summaries.items():
         data.setdefault(s.get(DATA), {})[env] = None
-    where = lambda envs: f" ({', '.join(envs)})" if len(data) > 1 else ""
+    several = len({env for _, env in summaries}) > 1
+    where = lambda envs: f" ({', '.join(envs)})" * several
     known = [f"`{one}`{where(envs)}" for one, envs in data.items() if one]
     return kept + (f"; data {', '.join(known)}" if known else "")
