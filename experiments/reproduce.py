@@ -269,6 +269,7 @@ def part_of_page(folder, path):
     name = "_".join([table, next(iter(summaries.values()))["preset"]])
     with tempfile.TemporaryDirectory() as made:
         paths = table_figures.curves(name, TABLES[table], summaries, found, made)
+        paths += table_figures.planes(name, summaries, made)
         paths = [one for one in paths if one.suffix == ".svg"]  # a page needs one of each
         for one in paths:
             (folder / "figures").mkdir(exist_ok=True)
@@ -326,14 +327,15 @@ def finish(line, to, found, summaries):
     metric = {at: s["results"][0]["metric"] for at, s in summaries.items()}  # the suite's own
     known = {at: scores.of_run(folders[at], metric[at]) for at in summaries}
     name, of = file_name(table, summaries), TABLES[table]
-    summaries = table_figures.contexts(name, of, folders, summaries, to)
+    summaries = table_figures.contexts(of, folders, summaries)
     part = [f"--{name}={one}" for name in ("rows", "envs") for one in own[name]]
     words = [*flags.without_paths(line.words), *part]
     if "preset" not in line.given:  # what `auto` was here
         words.append(f"--preset={next(iter(summaries.values()))['preset']}")
     print("\n" + write(table, summaries, to, code_identity.note(hashes), known, words))
     print(f"\ntable: {to / name}.md")
-    for path in table_figures.curves(name, of, summaries, known, to):
+    drawn = table_figures.curves(name, of, summaries, known, to)
+    for path in [*drawn, *table_figures.planes(name, summaries, to)]:
         print(f"figure: {path}")
     if own["html"]:
         show(own["html"], table, summaries, known)

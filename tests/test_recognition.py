@@ -1,5 +1,7 @@
 """Contexts that policies collect: what is in them, and how well they tell tasks apart."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +80,8 @@ def test_the_table_has_a_line_for_each_row_that_could_be_read(tmp_path, capsys, 
     assert capsys.readouterr().out == "no contexts: it holds no checkpoint\n"
     folders = {(row, "point_robot"): row for row in known}
     summaries = {at: {"preset": "smoke", "protocols": []} for at in folders}
-    found = table_figures.contexts("gentle_fig2_iql", of, folders, summaries, tmp_path)
+    found = table_figures.contexts(of, folders, summaries)
+    table_figures.planes("gentle_fig2_iql", found, tmp_path)
     heading, _, only, _, note = "\n".join(recognition.lines(found)).splitlines()
     assert only.startswith("| a | point_robot | 1.00 [1.00, 1.00]† | 0.25 |")
     assert "nearest centroid" in heading and "40 contexts" in note
@@ -86,7 +89,18 @@ def test_the_table_has_a_line_for_each_row_that_could_be_read(tmp_path, capsys, 
     assert recognition.lines(summaries) == []
     plain = of._replace(contexts=0)
     table_figures.explore(plain, known)
-    assert table_figures.contexts("t", plain, folders, summaries, tmp_path) == summaries
+    assert table_figures.contexts(plain, folders, summaries) == summaries
+    assert table_figures.planes("t", summaries, tmp_path) == []
+
+
+def test_the_plane_is_of_the_first_finite_seed_and_can_be_stored():
+    z = codes(100.0)
+    plane = recognition.plane_of(z)
+    shown = min(recognition.SHOWN, z.shape[2])
+    assert np.shape(json.loads(json.dumps(plane))) == (z.shape[1], shown, 2)
+    z[0, 0, 0] = np.nan
+    assert recognition.plane_of(z) == recognition.plane_of(z[1:])
+    assert recognition.plane_of(z[:1]) is None
 
 
 def test_what_was_collected_once_is_kept_in_the_run_folder(tmp_path):

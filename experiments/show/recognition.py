@@ -12,12 +12,14 @@ SHOWN = 60  # contexts of a task in the figure
 
 
 def numbers(z):
-    """Returns {"silhouette" [seed], "accuracy" [seed], "tasks", "contexts"} of z [S, T, N, Z].
+    """Returns {"silhouette" [seed], "accuracy" [seed], "tasks", "contexts", "plane"} of z.
 
-    Accuracy: how often the second half of a task's contexts lie nearest to the mean of its first
-    half. NaN for a seed whose z is not finite; silhouettes are of all z, not of the plane.
+    Args: z [S, T, N, Z]. Accuracy: how often the second half of a task's contexts lie nearest to
+    the mean of its first half. NaN for a seed whose z is not finite; silhouettes are of all z, not
+    of the plane, which is that of `plane_of`.
     """
     found = {"silhouette": [], "accuracy": [], "tasks": z.shape[1], "contexts": z.shape[2]}
+    found["plane"] = plane_of(z)
     labels = np.repeat(np.arange(z.shape[1]), z.shape[2])
     for one in np.asarray(z, np.float64):
         rows = one.reshape(-1, one.shape[-1])
@@ -29,6 +31,18 @@ def numbers(z):
         right = distance.argmin(-1) == np.arange(len(one))[:, None]
         found["accuracy"].append(float(right.mean()) if np.isfinite(rows).all() else np.nan)
     return found
+
+
+def plane_of(z):
+    """Returns where contexts of one seed lie in the plane, [T, SHOWN, 2] as lists; None if lost.
+
+    Args: z [S, T, N, Z]; the seed is the first that is finite.
+    """
+    one = np.asarray(z, np.float64)[figures.first_finite(z), :, :SHOWN]
+    if not np.isfinite(one).all():
+        return None
+    points, _ = figures.flatten_to_plane(one.reshape(-1, one.shape[-1]))
+    return np.round(points.reshape(*one.shape[:2], 2), 2).tolist()
 
 
 def lines(summaries):
@@ -59,20 +73,19 @@ def spread(values):
     return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]{few}"
 
 
-def draw(folder, name, codes, title=""):
+def draw(folder, name, planes, title=""):
     """Draws contexts of one seed in the plane, a panel for each row, a colour for each task.
 
-    Args: codes, {row: z [seed, task, context, Z]}.
+    Args: planes, {row: positions [task, context, 2]}.
     """
-    size = (4.4 * len(codes), 4.8)
-    with figures.canvas(folder, name, size, title, (1, len(codes))) as (_, axes, caption):
-        for axis, (row, every) in zip(axes[0], codes.items(), strict=True):
-            z = np.asarray(every, np.float64)[figures.first_finite(every), :, :SHOWN]
-            rows = z.reshape(-1, z.shape[-1])
-            kept = np.isfinite(rows).all(1)
-            points, _ = figures.flatten_to_plane(rows[kept])
-            task = np.repeat(np.arange(z.shape[0]), z.shape[1])[kept]
-            axis.scatter(*points.T, c=task, cmap="tab10" if len(z) <= 10 else "turbo", s=14)
+    size = (4.4 * len(planes), 4.8)
+    with figures.canvas(folder, name, size, title, (1, len(planes))) as (_, axes, caption):
+        for axis, (row, plane) in zip(axes[0], planes.items(), strict=True):
+            plane = np.asarray(plane)
+            task = np.repeat(np.arange(len(plane)), plane.shape[1])
+            colours = "tab10" if len(plane) <= 10 else "turbo"
+            # as an image: thousands of marks are a heavy page
+            axis.scatter(*plane.reshape(-1, 2).T, c=task, cmap=colours, s=14, rasterized=True)
             axis.set(xticks=[], yticks=[], title=row, xlabel="dimension 1", ylabel="dimension 2")
         caption(
             f"{SHOWN} contexts of each test task, collected by the policy of one seed; a colour is "

@@ -96,6 +96,7 @@ def seeds(folder, rows, metric, title=""):
             f"One dot per seed: {tables.EPISODES.get(metric, metric)}, averaged over tasks; "
             f"diamond and line: mean and 95% bootstrap interval."
         )
+        tell_few(caption, rows)
         tell_lost(caption, lost)
     return figures.written(folder, "seeds")
 
@@ -104,6 +105,16 @@ def tell_lost(caption, lost):
     """Adds to a caption how many runs it leaves out. Args: lost, {(row, number of the run)}."""
     if lost:
         caption(f"Without {len(lost)} run(s) that diverged; tables have them as nan.")
+
+
+def tell_few(caption, rows):
+    """Adds to a caption that some rows have few seeds, whose interval says little."""
+    keys = {row.name: [key for key, *_ in tables.blocks(row.returns)] for row in rows}
+    counts = [
+        len(np.asarray(row.returns[key])[0, row.part]) for row in rows for key in keys[row.name]
+    ]
+    if any(1 < count < tables.FEW for count in counts):
+        caption(f"Some means are of {tables.FEW_NOTE.removeprefix(tables.FEW_MARK).strip()}.")
 
 
 def over_spent(row, key):
@@ -156,6 +167,7 @@ def by_episode(folder, rows, title=""):
         caption("Mean over seeds and tasks at the last checkpoint; band: 95% bootstrap interval.")
         if early:
             caption("Episodes end early: later points are of the tasks that had so many.")
+        tell_few(caption, rows)
         tell_lost(caption, lost)
     return figures.written(folder, "by_episode")
 
@@ -181,6 +193,7 @@ def curves(folder, rows, metric, title=""):
             f"{tables.EPISODES.get(metric, metric).capitalize()}, averaged over tasks; band: 95% "
             f"bootstrap interval over seeds."
         )
+        tell_few(caption, rows)
         tell_lost(caption, lost)
     return figures.written(folder, "curves")
 
@@ -224,4 +237,5 @@ def along(folder, name, rows, axis, metric, title=""):
             f"Mean over seeds at the last checkpoint: {tables.EPISODES.get(metric, metric)}, "
             f"averaged over tasks; band: 95% bootstrap interval."
         )
+        tell_few(caption, rows.values())
     return figures.written(folder, name)

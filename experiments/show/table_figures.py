@@ -35,21 +35,31 @@ def explore(of, folders):
             print(f"no contexts: {error}", flush=True)
 
 
-def contexts(name, of, folders, summaries, to):
-    """Returns summaries with the numbers of `recognition`; draws its figures into a folder.
+def contexts(of, folders, summaries):
+    """Returns summaries with the numbers of `recognition`.
 
-    Runs that `explore` has not been through have none. Args: name, of the table's files; folders,
-    {(row, env): run folder}; to, a folder.
+    Runs that `explore` has not been through have none. Args: folders, {(row, env): run folder}.
     """
-    codes, found = {}, dict(summaries)
+    found = dict(summaries)
     for at, summary in summaries.items():
         z = snapshot.kept_contexts(folders[at], of.contexts) if of.contexts else None
         if z is not None:
-            codes.setdefault(at[1], {})[at[0]] = z
             found[at] = summary | {recognition.NUMBERS: recognition.numbers(z)}
-    for env, own in codes.items():
-        preset = next(s["preset"] for at, s in summaries.items() if at[1] == env)
-        title = f"contexts that policies collect: {env}, preset {preset}"
-        for path in recognition.draw(to, f"{name}_{env}", own, title):
-            print(f"figure: {path}")
     return found
+
+
+def planes(name, summaries, to):
+    """Draws the contexts that policies collected, where a table has them; returns where they are.
+
+    Args: name, of the table's files; summaries, of `contexts`; to, a folder.
+    """
+    found = {}
+    for (row, env), summary in summaries.items():
+        plane = summary.get(recognition.NUMBERS, {}).get("plane")
+        if plane:  # tables of older versions have none
+            found.setdefault((env, summary["preset"]), {})[row] = plane
+    paths = []
+    for (env, preset), own in found.items():
+        title = f"contexts that policies collect: {env}, preset {preset}"
+        paths += recognition.draw(to, f"{name}_{env}", own, title)
+    return paths
