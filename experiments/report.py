@@ -6,6 +6,8 @@ Without `--run` it lists the finished runs below `--out` as one table: those tha
 three as a page.
 """
 
+import math
+
 from gentle_jax import assembly, errors, registry
 
 from . import evaluate
@@ -59,7 +61,9 @@ def overview(root, given):
             numbers = [entry["protocol"], f"{entry['mean']:.2f}", f"{entry['normalized']:.3f}"]
             numbers += [tables.interval(entry, "normalized_ci95"), tables.spent(entry)]
             folder = f"{path.parent} ({entry['sweep']})" if "sweep" in entry else str(path.parent)
-            place = *(summary[name] for name in ALIKE), entry["protocol"], -entry["normalized"]
+            value = entry["normalized"]
+            at = math.inf if math.isnan(value) else -value  # what diverged is last
+            place = *(summary[name] for name in ALIKE), entry["protocol"], at
             rows.append((place, [*(str(summary[c]) for c in COLUMNS), *numbers, folder]))
     return [heading, *(row for _, row in sorted(rows, key=lambda row: row[0]))], runs
 

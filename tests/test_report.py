@@ -366,13 +366,14 @@ def test_every_cell_of_every_table_resolves():
 
 
 def test_the_list_has_the_best_first_among_those_that_can_be_compared(capsys, tmp_path):
-    for name, level in (("a", 0.1), ("b", 0.9)):
+    for name, level in (("lost", float("nan")), ("a", 0.1), ("b", 0.9)):
         summary = make_summary(algorithm=name)
         summary["results"] = [e | {"normalized": level} for e in summary["results"]]
         store(tmp_path / "ctmrl" / "point_robot" / name / "0123456789ab", summary)
     assert main(report.COMMAND, ["report", f"--out={tmp_path}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith(("a ", "b "))] == ["b", "a"]
+    names = [line.split()[0] for line in lines if line.startswith(("a ", "b ", "lost "))]
+    assert names == ["b", "a", "lost"]
 
 
 def test_an_environment_of_another_suite_chooses_runs_too(capsys, tmp_path):

@@ -116,8 +116,15 @@ def of_table(name, of, text, summaries, found):
     scores, of `scores.of_run`}.
     """
     parts = [page.Text(results_page.sentence(of.about)), page.Text(text)]
+    columns = {f"{task_set}/{protocol}" for protocol, task_set in of.columns}
     for env in dict.fromkeys(env for _, env in summaries):
-        rows = rows_of_scores({row: found.get((row, at), {}) for row, at in summaries if at == env})
+        known = {row: found.get((row, at), {}) for row, at in summaries if at == env}
+        if columns:  # of protocols that only some rows have no panel is drawn
+            known = {
+                row: {key: one for key, one in own.items() if key in columns}
+                for row, own in known.items()
+            }
+        rows = rows_of_scores(known)
         metric = next(s["results"][0]["metric"] for (_, at), s in summaries.items() if at == env)
         if of.axis:
             draw = lambda folder, *args: run_figures.along(folder, "along", *args)
