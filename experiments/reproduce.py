@@ -51,7 +51,13 @@ EXTRA = (
     ("export", str, "", "rliable: also a file {row: scores [runs, tasks]} for each protocol"),
     ("rows", list, [], "only these rows; repeatable; the others are taken if they are finished"),
     ("envs", list, [], "only these environments; repeatable"),
-    ("to", str, "", "folder of the table's files; default: the folder `tables` below --out"),
+    (
+        "to",
+        str,
+        "",
+        "folder of the table's files; default: the folder `tables` below --out; with --from, that "
+        "of the file",
+    ),
 )
 BY_ROWS = "it is set by the rows of a table; choose with --rows and --envs"
 REFUSED = (
@@ -154,18 +160,16 @@ def folder_of_tables(own, out):
 def check(line):
     """Raises UserError for flags of this command that do not go together."""
     own = line.own
-    kinds = [name for name in ("list", "dry_run", "page", "from") if own[name]]
-    if len(kinds) > 1:
-        raise errors.UserError(
-            f"--{kinds[0]} and --{kinds[1]} each say what the command does: leave one out"
-        )
-    for name in ("html", "export"):
-        if own[name] and kinds not in ([], ["from"]):
-            raise errors.UserError(
-                f"--{name} is of a table, --{kinds[0]} makes none: leave one out"
-            )
-    if own["from"] and "table" in line.given:
-        raise errors.UserError("--from is a table's file, which says the table: leave --table out")
+    for kind, allowed in (("list", ()), ("page", ()), ("from", ("html", "export", "to"))):
+        for name in line.given if own[kind] else ():
+            if name not in (kind, *allowed):
+                raise errors.UserError(
+                    f"--{kind} runs no table, and takes no --{name}: leave one of them out"
+                )
+    if own["from"] and own["to"] and not own["export"]:
+        raise errors.UserError("--to with --from is the folder of --export=rliable: add it")
+    if own["dry_run"] and (own["html"] or own["export"]):
+        raise errors.UserError("--dry_run makes no table: leave --html and --export out")
     if own["export"] not in ("", scores.RLIABLE):
         raise errors.unknown("export", own["export"], [scores.RLIABLE])
     if own["html"]:

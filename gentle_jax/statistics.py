@@ -169,9 +169,10 @@ def welch(ours: PerSeed, theirs: OtherPerSeed) -> tuple[float, tuple[float, floa
     value = float(sides[0].mean() - sides[1].mean())
     if min(map(len, sides)) < 2:
         return value, (float("nan"), float("nan")), float("nan")
-    errors = [side.var(ddof=1) / len(side) for side in sides]  # squared
-    if sum(errors) == 0:
+    if all(np.ptp(side) == 0 for side in sides):  # their mean may be rounded
+        value = float(sides[0][0] - sides[1][0])
         return value, (value, value), float(value == 0)
+    errors = [side.var(ddof=1) / len(side) for side in sides]  # squared
     freedom = sum(errors) ** 2 / sum(
         error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True)
     )
@@ -186,7 +187,7 @@ def holm(p_values: Float[HostArray, " N"] | list, level: float = 1.0 - LEVEL) ->
     order = np.argsort(p_values)
     refused = [False] * len(order)
     for rank, index in enumerate(order):
-        if p_values[index] > level / (len(order) - rank):
+        if not p_values[index] <= level / (len(order) - rank):  # NaN is no reason
             break
         refused[index] = True
     return refused

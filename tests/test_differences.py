@@ -22,6 +22,7 @@ def test_welch_is_that_of_scipy_with_its_interval():
 def test_welch_of_runs_without_variance():
     assert statistics.welch([1.0] * 5, [0.0] * 5) == (1.0, (1.0, 1.0), 0.0)
     assert statistics.welch([1.0] * 5, [1.0] * 5) == (0.0, (0.0, 0.0), 1.0)
+    assert statistics.welch([0.1] * 6, [0.1] * 5)[2] == 1.0  # though their mean is rounded
     value, interval, p = statistics.welch([1.0], [0.0, 1.0])
     assert value == 0.5 and np.isnan([*interval, p]).all()
 
@@ -59,10 +60,31 @@ def test_a_clear_difference_is_found_in_the_largest_table():
 
 
 def test_few_runs_and_failed_ones_are_never_beyond_chance():
+    other = differences.Side([9.0, 9.1, 9.2, 9.3, 9.4], "s", "test")
     for one in ([1.0, 1.1, 1.2, 1.3], [1.0, 1.1, 1.2, 1.3, np.nan]):
-        ((_, _, sure),) = differences.tests([(one, [9.0, 9.1, 9.2, 9.3, 9.4])])
-        assert not sure
+        sides = {"a": differences.Side(one, "s", "test"), "b": other}
+        assert differences.apart(sides) == ([], 0)
+    sides["a"] = other._replace(per_seed=[1.0] * 5)
+    assert differences.apart(sides) == ([("b", "a")], 1)
     assert differences.tests([]) == []
+
+
+def test_rows_whose_tasks_may_differ_are_no_pair():
+    one = differences.Side([1.0] * 5, "s", "test")
+    assert differences.is_pair(one, one)
+    assert not differences.is_pair(one, one._replace(suite="other"))
+    train = one._replace(task_set="train")  # of a row with as many training tasks, or not
+    assert not differences.is_pair(train, train)
+    of = lambda tasks: train._replace(scores=np.ones((5, tasks)))
+    assert differences.is_pair(of(3), of(3)) and not differences.is_pair(of(3), of(4))
+    assert differences.improvement(of(3), of(4)) is None
+
+
+def test_of_many_pairs_only_those_of_the_best_row_are_told():
+    chosen = {f"r{i:02d}": summary([float(i)] * 5, "p") for i in range(10)}
+    (line,) = differences.sentences((("p", "test"),), {}, chosen)
+    assert "45 of 45 pairs: `r09` above `r00`" in line and line.count(" above ") == 1
+    assert line.endswith("`r08`; and 36 pairs of other rows.")
 
 
 def summary(per_seed, *protocols, suite="s"):
@@ -83,7 +105,7 @@ def test_a_sentence_names_the_rows_below_each_row_the_best_first():
     assert line == (
         "- Beyond chance, `p`, test tasks, 3 of 3 pairs: `b` above `a` (1.00), `c`; `c` above `a`."
     )
-    scores["a"]["test/p"] = np.zeros((6, 3))  # other tasks
+    scores["a"]["test/p"] = np.zeros((6, 3))  # of other tasks
     (line,) = differences.sentences((("p", "test"),), scores, chosen)
     assert "2 of 2 pairs: `b` above `c`; `c` above `a`." in line
 

@@ -220,11 +220,14 @@ def test_files_of_a_table_are_exported_for_rliable(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words,part",
     [
-        (("--from=a.json", "--dry_run"), "--dry_run and --from each say what the command does"),
-        (("--list", "--page=b.md"), "--list and --page each say"),
-        (("--list", "--export=rliable"), "--export is of a table, --list makes none"),
-        (("--dry_run", "--html=c.html"), "--html is of a table, --dry_run makes none"),
-        (("--from=a.json", f"--table={TABLE}"), "which says the table: leave --table out"),
+        (("--from=a.json", "--dry_run"), "--from runs no table, and takes no --dry_run"),
+        (("--list", "--page=b.md"), "--list runs no table, and takes no --page"),
+        (("--list", "--export=rliable"), "--list runs no table, and takes no --export"),
+        (("--dry_run", "--html=c.html"), "--dry_run makes no table"),
+        (("--from=a.json", f"--table={TABLE}"), "--from runs no table, and takes no --table"),
+        (("--from=a.json", "--num_seeds=3"), "--from runs no table, and takes no --num_seeds"),
+        (("--page=b.md", "--rows=x"), "--page runs no table, and takes no --rows"),
+        (("--from=a.json", "--to=b"), "--to with --from is the folder of --export"),
         (("--from=a.json", "--export=csv"), "unknown export"),
     ],
 )  # fmt: skip
@@ -235,18 +238,50 @@ def test_flags_that_do_not_go_together_are_one_line(words, part, capsys, tmp_pat
     assert part in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_the_best_method_is_named_with_those_that_may_be_as_good(tmp_path):
+def test_the_best_method_is_named_with_those_that_may_be_as_good():
     of = comparison.Comparison(
-        "what?", {n: (f"--algo={n}",) for n in "abc"}, ("one",), (("p", "test"),)
+        "what?", {n: (f"--algo={n}",) for n in "abcdef"}, ("one",), (("p", "test"), ("q", "test"))
     )
-    level = {"a": 1.0, "b": 2.0, "c": 2.001}
+    near = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    # of b alone against c p is .04, of 10 pairs it is not beyond chance
+    runs = {
+        "a": near,
+        "b": [x + 1.75 for x in near],
+        "c": [x + 2.03 for x in near],
+        "d": [x + 0.1 for x in near],
+        "e": [x + 0.2 for x in near],
+        "f": [*near[1:], np.nan],
+    }
     results = lambda row: [
-        {"protocol": "p", "task_set": "test", "normalized": level[row], "mean": level[row],
-         "per_seed": [level[row] + 0.01 * i for i in range(6)]}
+        {"protocol": "p", "task_set": "test", "normalized": np.mean(runs[row]),
+         "mean": float(np.mean(runs[row])), "per_seed": runs[row]}
     ]  # fmt: skip
-    chosen = [{"row": r, "env": "one", "suite": "s", "results": results(r)} for r in "abc"]
-    lines = results_page.leaders([(None, {"table": "t", "cells": chosen})], {"t": of})
-    assert lines[-1].splitlines()[-1] == "| one | s | `p` | c 2.00 | b 2.00 | a 1.00 |"
+    cell = {"env": "one", "suite": "s", "backbone": "sac"}
+    chosen = [{"row": r, "results": results(r), **cell} for r in runs]
+    lines = results_page.leaders([(None, {"table": "t", "cells": chosen}, "T: one")], {"t": of})
+    row = "| [T: one](#t-one) | s, sac | `p` | c 2.28 | b 2.00 | e 0.45, d 0.35, a 0.25 |"
+    assert lines[-1].splitlines()[2:] == [row]  # no row has q
+    assert statistics.welch(runs["c"], runs["b"])[2] < 0.05
+
+
+def test_tasks_that_are_both_sets_are_shown_once_where_the_paper_has_numbers():
+    columns = (("p", "test"), ("p", "train"))
+    entry = lambda task_set, seeds, paper=None: {
+        "protocol": "p", "task_set": task_set, "per_seed": seeds, "paper": paper
+    }  # fmt: skip
+    two = lambda *pair: {"a": {"results": [entry(*one) for one in pair]}}
+    told = two(("test", [1.0]), ("train", [1.0], {"mean": 1.0}))
+    assert paper_view.once(columns, told) == (("p", "train"),)
+    assert paper_view.once(columns, two(("test", [1.0]), ("train", [1.0]))) == (("p", "test"),)
+    assert paper_view.once(columns, two(("test", [1.0]), ("train", [2.0]))) == columns
+    assert paper_view.once(columns, two(("test", [1.0]))) == columns
+
+
+def test_claims_skip_rows_without_the_protocol():
+    of = comparisons.TABLES["gentle_fig3"]
+    summary = make_summary() | {"results": []}
+    places = {(row, env): summary for row in of.rows for env in of.envs}
+    assert paper_view.claims("gentle_fig3", of, {}, places) == []
 
 
 def test_a_diverged_seed_in_the_files_of_a_table_is_nan_again(tmp_path, capsys):

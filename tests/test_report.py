@@ -348,7 +348,8 @@ def test_settings_of_the_tables_own_algorithm(capsys, executed, form):
     ],
 )
 def test_bad_input_of_a_table_is_one_line_before_any_run(capsys, executed, argument, part):
-    code, _, err = reproduced(capsys, "--preset=smoke", argument)
+    sizes = [] if argument.startswith("--page") else ["--preset=smoke"]
+    code, _, err = reproduced(capsys, *sizes, argument)
     assert code == 2 and part in err and err.count("\n") == 1
     assert not executed
 

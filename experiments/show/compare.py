@@ -1,6 +1,5 @@
 """Finished runs side by side: returns, costs, and how likely one is above another."""
 
-import itertools
 import json
 import textwrap
 from typing import NamedTuple
@@ -202,9 +201,11 @@ def pairs(names, members):
         tasks = {one.shape[1] for one in own.values()}
         if task_set != "test" or len(own) < 2 or len(tasks) > 1:
             continue
-        twos = list(itertools.combinations(own, 2))
-        apart = differences.tests([(own[a].mean(1), own[b].mean(1)) for a, b in twos])
-        sure = {frozenset(two) for two, (*_, sure) in zip(twos, apart, strict=True) if sure}
+        sides = {
+            name: differences.Side(one.mean(1), members[0][1]["suite"], task_set, one)
+            for name, one in own.items()
+        }
+        sure = {frozenset(two) for two in differences.apart(sides)[0]}
         cell = lambda a, b, own=own, sure=sure: (
             "-" if a == b else chance(own[a], own[b]) + "*" * ({a, b} in sure)
         )

@@ -7,6 +7,7 @@ fail, are skewed, or spread more for one method than for another (`test_differen
 """
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,35 @@ from . import tables
 HEAD = "- Beyond chance"
 NOTE = (
     "Beyond chance: mean returns differ by Welch's t-test, corrected for the pairs of a line "
-    "(Holm); in brackets the probability that a run is above one of the other row in the same task."
+    "(Holm); in brackets, where known, the probability that a run is above one of the other row in "
+    "the same task."
 )
+MOST = 40  # pairs of a line; of more, those of the best row alone
+
+
+class Side(NamedTuple):
+    """What is known of a row under one protocol, on one set of tasks."""
+
+    per_seed: list  # mean returns of the runs
+    suite: str
+    task_set: str
+    scores: np.ndarray | None = None  # [run, task], where they were kept
+
+
+def side(summary, own, protocol, task_set):
+    """Returns the Side of a summary, None without results. Args: own, its scores by name."""
+    one = tables.entry(summary, protocol, task_set)
+    scores = own.get(f"{task_set}/{protocol}")
+    return one and Side(one["per_seed"], summary["suite"], task_set, scores)
+
+
+def is_pair(a, b):
+    """Whether two Sides can be compared: finite, five runs or more, of the same tasks."""
+    if a.scores is None or b.scores is None:
+        same = a.task_set == "test"  # a row may have other training tasks
+    else:
+        same = a.scores.shape[1] == b.scores.shape[1]
+    return same and a.suite == b.suite and comparable(a.per_seed, b.per_seed)
 
 
 def comparable(a, b):
@@ -29,13 +57,27 @@ def comparable(a, b):
 def tests(pairs):
     """Returns [(difference of means, its 95 % interval, whether it is beyond chance)].
 
-    Args: pairs, [(returns of one row's runs, of another's)]: all that are told together, they are
-    corrected for each other. Those that are not `comparable` are never beyond chance.
+    Args: pairs, [(returns of one row's runs, of another's)], all `comparable`: they are told
+    together, and corrected for each other.
     """
     found = [statistics.welch(*pair) for pair in pairs]
-    known = [comparable(*pair) for pair in pairs]
-    sure = statistics.holm([p if k else 1.0 for (*_, p), k in zip(found, known, strict=True)])
+    sure = statistics.holm([p for *_, p in found])
     return [(value, interval, s) for (value, interval, _), s in zip(found, sure, strict=True)]
+
+
+def improvement(a, b):
+    """Returns the probability that a run of a Side is above one of another's, None if unknown."""
+    if a.scores is None or b.scores is None or a.scores.shape[1] != b.scores.shape[1]:
+        return None
+    return statistics.improvement(a.scores, b.scores)
+
+
+def apart(sides):
+    """Returns ([(row above, row below)] beyond chance, number of pairs) of {row: Side}."""
+    twos = [two for two in itertools.combinations(sides, 2) if is_pair(*map(sides.get, two))]
+    found = tests([tuple(sides[row].per_seed for row in two) for two in twos])
+    kept = zip(twos, found, strict=True)
+    return [two if value > 0 else two[::-1] for two, (value, _, sure) in kept if sure], len(twos)
 
 
 def shared(chosen):
@@ -49,47 +91,26 @@ def sentences(columns, own, chosen):
     """Returns a sentence for each column: which pairs of rows differ beyond chance.
 
     Args: own, {row: {"<task set>/<protocol>": scores [S, T]}}, {} where they are not known; chosen,
-    {row: summary}. Rows of different suites, or numbers of tasks, are no pairs: their tasks differ.
+    {row: summary}. Rows that are no pair (`is_pair`) are left out.
     """
     found = []
     for protocol, task_set in columns:
-        runs = {row: tables.entry(s, protocol, task_set) for row, s in chosen.items()}
-        runs = {row: one["per_seed"] for row, one in runs.items() if one}
-        key = f"{task_set}/{protocol}"
-        known = {row: own.get(row, {}).get(key) for row in runs}
-        pairs = [
-            (a, b)
-            for a, b in itertools.combinations(runs, 2)
-            if comparable(runs[a], runs[b])
-            and chosen[a]["suite"] == chosen[b]["suite"]
-            and same_tasks(known[a], known[b])
-        ]
-        if not pairs:
+        sides = {row: side(s, own.get(row, {}), protocol, task_set) for row, s in chosen.items()}
+        sides = {row: one for row, one in sides.items() if one}
+        pairs, count = apart(sides)
+        if not count:
             continue
         below = {}
-        for (a, b), (value, _, sure) in zip(
-            pairs, tests([(runs[a], runs[b]) for a, b in pairs]), strict=True
-        ):
-            if sure:
-                above, other = (a, b) if value > 0 else (b, a)
-                chance = improvement(known[above], known[other])
-                below.setdefault(above, []).append(f"`{other}`{chance}")
-        order = sorted(below, key=lambda row: -np.mean(runs[row]))
-        shown = "; ".join(f"`{row}` above {', '.join(below[row])}" for row in order) or "none"
-        count = sum(map(len, below.values()))
+        for above, other in pairs:
+            chance = improvement(sides[above], sides[other])
+            told = "" if chance is None else f" ({chance:.2f})"
+            below.setdefault(above, []).append(f"`{other}`{told}")
+        order = sorted(below, key=lambda row: -np.mean(sides[row].per_seed))
+        shown = order[:1] if len(pairs) > MOST else order
+        text = "; ".join(f"`{row}` above {', '.join(below[row])}" for row in shown) or "none"
+        left = len(pairs) - sum(len(below[row]) for row in shown)
+        text += f"; and {left} pairs of other rows" if left else ""
         found.append(
-            f"{HEAD}, `{protocol}`, {task_set} tasks, {count} of {len(pairs)} pairs: {shown}."
+            f"{HEAD}, `{protocol}`, {task_set} tasks, {len(pairs)} of {count} pairs: {text}."
         )
     return found
-
-
-def same_tasks(ours, theirs):
-    """Whether scores [S, T] may be of the same tasks: of as many, or not known."""
-    return ours is None or theirs is None or ours.shape[1] == theirs.shape[1]
-
-
-def improvement(ours, theirs):
-    """Returns ` (probability of improvement)` of scores [S, T], "" where they are not known."""
-    if ours is None or theirs is None:
-        return ""
-    return f" ({statistics.improvement(ours, theirs):.2f})"

@@ -123,7 +123,9 @@ def agreement(pairs, seed=0):
     tau = lambda a, b: stats.kendalltau(a, b).statistic
     means = [np.mean(per_seed) for _, per_seed, _ in pairs], [cell["mean"] for *_, cell in pairs]
     taus = [tau(ours[:, i], theirs[:, i]) for i in range(0, RESAMPLES, 10)]
-    twos = list(itertools.combinations(pairs, 2))
+    twos = [
+        (a, b) for a, b in itertools.combinations(pairs, 2) if differences.comparable(a[1], b[1])
+    ]
     mine = differences.tests([(a[1], b[1]) for a, b in twos])
     papers = statistics.holm([chance_of(a[2], b[2]) for a, b in twos])
     opposite = []

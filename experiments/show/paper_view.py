@@ -3,6 +3,11 @@
 from . import differences, methods, paper_tables, tables
 
 OPEN = "undecided"
+CLAIMS = (
+    "Verdicts: Welch's t-test, corrected for all claims (Holm). Difference: of the mean returns, "
+    "with the 95 % interval of that pair alone. Improvement: the probability that a run of the "
+    "first is above one of the second in the same task."
+)
 SPREADS = {"ci95": "half of the 95 % bootstrap interval over seeds", "std": "std over seeds"}
 
 
@@ -48,16 +53,24 @@ def with_paper(of, row, env, summary):
 
 
 def once(columns, chosen):
-    """Returns the columns of a table; only test tasks' where training tasks are the same.
+    """Returns the columns of a table; where training tasks are the test tasks, each once.
 
-    Args: chosen, {row: summary} of one environment.
+    That with the paper's numbers, which may have either name. Args: chosen, {row: summary} of one
+    environment.
     """
-    for summary in chosen.values():
-        for protocol, _ in columns:
-            ones = [tables.entry(summary, protocol, task_set) for task_set in tables.TASK_SETS]
-            if None in ones or ones[0]["per_seed"] != ones[1]["per_seed"]:
-                return columns
-    return tuple(column for column in columns if column[1] == "test")
+    found = []
+    for protocol in dict.fromkeys(protocol for protocol, _ in columns):
+        both = {
+            task_set: [tables.entry(summary, protocol, task_set) for summary in chosen.values()]
+            for task_set in tables.TASK_SETS
+        }
+        if any(None in ones for ones in both.values()) or any(
+            a["per_seed"] != b["per_seed"] for a, b in zip(*both.values(), strict=True)
+        ):
+            return columns
+        told = [task_set for task_set, ones in both.items() if any(one["paper"] for one in ones)]
+        found.append((protocol, (told or tables.TASK_SETS)[0]))
+    return tuple(found)
 
 
 def grid(columns, kind, chosen):
@@ -126,25 +139,30 @@ def claimed(table, of, summaries):
 def claims(table, of, found, summaries):
     """Returns the Markdown lines of a paper's claims: which hold, which fail, which are open."""
     rows = [["claim", "environment, tasks", "source", "verdict", "difference", "improvement"]]
-    sides = []
+    pairs, where = [], []
     for claim, env, task_set in claimed(table, of, summaries):
-        column = claim["protocol"], task_set
         names = claim["better"], claim["worse"]
-        sides.append([tables.entry(summaries[row, env], *column)["per_seed"] for row in names])
-        known = [found.get((row, env), {}).get(f"{task_set}/{claim['protocol']}") for row in names]
-        what = f"{claim['better']} above {claim['worse']}"
-        place = f"{env}, {task_set}, `{claim['protocol']}`"
-        chance = differences.improvement(*known).strip(" ()") or "-"
-        rows.append([what, place, claim["source"], OPEN, "-", chance])
-    if not sides:
+        sides = [
+            differences.side(
+                summaries[row, env], found.get((row, env), {}), claim["protocol"], task_set
+            )
+            for row in names
+        ]
+        if None in sides:
+            continue
+        what, place = f"{names[0]} above {names[1]}", f"{env}, {task_set}, `{claim['protocol']}`"
+        chance = differences.improvement(*sides)
+        told = "-" if chance is None else f"{chance:.2f}"
+        if differences.is_pair(*sides):
+            where.append(len(rows))
+            pairs.append([one.per_seed for one in sides])
+        rows.append([what, place, claim["source"], OPEN, "-", told])
+    if len(rows) == 1:
         return []
-    for row, pair, (value, (low, high), sure) in zip(
-        rows[1:], sides, differences.tests(sides), strict=True
-    ):
-        if differences.comparable(*pair):
-            row[4] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    for at, (value, (low, high), sure) in zip(where, differences.tests(pairs), strict=True):
+        rows[at][4] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
         if sure:
-            row[3] = "holds" if value > 0 else "fails"
+            rows[at][3] = "holds" if value > 0 else "fails"
     counts = {v: sum(row[3] == v for row in rows[1:]) for v in ("holds", "fails", OPEN)}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return [f"### Claims: {told}", "", tables.markdown_grid(rows)]
+    return [f"### Claims: {told}", "", tables.markdown_grid(rows), "", CLAIMS]

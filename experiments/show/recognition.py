@@ -78,7 +78,7 @@ def draw(folder, name, planes, title=""):
 
     Args: planes, {row: positions [task, context, 2]}.
     """
-    size = (4.4 * len(planes), 4.8)
+    size, count = (4.4 * len(planes), 4.8), len(next(iter(planes.values()))[0])
     with figures.canvas(folder, name, size, title, (1, len(planes))) as (_, axes, caption):
         for axis, (row, plane) in zip(axes[0], planes.items(), strict=True):
             plane = np.asarray(plane)
@@ -88,7 +88,7 @@ def draw(folder, name, planes, title=""):
             axis.scatter(*plane.reshape(-1, 2).T, c=task, cmap=colours, s=14, rasterized=True)
             axis.set(xticks=[], yticks=[], title=row, xlabel="dimension 1", ylabel="dimension 2")
         caption(
-            f"{SHOWN} contexts of each test task, collected by the policy of one seed; a colour is "
+            f"{count} contexts of each test task, collected by the policy of one seed; a colour is "
             f"a task. t-SNE of each panel alone: distances of panels do not compare."
         )
     return figures.written(folder, name)

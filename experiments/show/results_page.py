@@ -19,7 +19,10 @@ never of the best. [Words](glossary.md), [protocols](methods/protocols.md), [how
 """  # noqa: E501
 PAPERS, OURS = "Tables and figures of the papers", "Tables of our own"
 USUAL = "quick"  # preset; titles name others
-TEST = "Welch's t-test of the runs' mean returns, Holm"
+LEADERS = (
+    "Which method is best, on test tasks, by normalized return. A method that is not below the "
+    "best one beyond chance (Welch's t-test, corrected for all pairs of the table) may be as good:"
+)
 KINDS = {"table": "Table", "fig": "Figure"}
 KEPT = ("jax", "jaxlib", "numpy", "mujoco", "mujoco-mjx")
 
@@ -44,7 +47,8 @@ def page(paths, every, papers, show, can_run):
             text, figures = show(path)
             pictures = [line for figure in figures for line in (f"![{title}]({figure})", "")]
             parts += ["", f"## {title}", "", *about(content, every, path), "", *pictures, text]
-    contents = leaders(of_papers, papers)
+    titled = [(path, content, title_of(path, content, papers)) for path, content in of_papers]
+    contents = leaders(titled, papers)
     contents += ["", f"**{PAPERS}**", "", *listed[PAPERS], *not_run(of_papers, papers, can_run)]
     contents += ["", f"**{OURS}**", "", *listed[OURS]]
     return "\n".join([HEAD.rstrip("\n"), *contents, *parts]) + "\n"
@@ -53,22 +57,23 @@ def page(paths, every, papers, show, can_run):
 def leaders(members, papers):
     """Returns the lines on which method is best: of papers' tables that compare methods.
 
-    Args: members, [(path, content)] of them; papers, {name: Comparison}.
+    Args: members, [(path, content, title)] of them; papers, {name: Comparison}.
     """
-    rows = [["environment", "suite", "protocol", "best", "not beyond chance below it", "below it"]]
-    for _, content in members:
+    rows = [["table", "suite, backbone", "protocol", "best", "may be as good", "below it"]]
+    for _, content, title in members:
         of, envs = papers[content["table"]], dict.fromkeys(c["env"] for c in content["cells"])
         if of.contexts or not of_methods(of):
             continue
         for env in envs:
             chosen = [outputs.with_nan(c) for c in content["cells"] if c["env"] == env]
+            place = f"{chosen[0]['suite']}, {chosen[0]['backbone']}"
             for protocol in (protocol for protocol, task_set in of.columns if task_set == "test"):
-                suite = chosen[0]["suite"]
-                rows.append([env, suite, f"`{protocol}`", *best(chosen, protocol)])
+                told = best(chosen, protocol)
+                name = f"[{title}](#{anchor(title)})"
+                rows += [[name, place, f"`{protocol}`", *told]] if told else []
     if len(rows) == 1:
         return []
-    heading = "Which method is best, on test tasks (normalized return; no interval decides, but "
-    return ["", f"{heading}{TEST}):", "", tables.markdown_grid(rows)]
+    return ["", LEADERS, "", tables.markdown_grid(rows)]
 
 
 def of_methods(of):
@@ -77,14 +82,23 @@ def of_methods(of):
 
 
 def best(chosen, protocol):
-    """Returns texts: the best of a table's cells, those that may be as good, those that are not."""
+    """Returns texts: the best of a table's cells, those that may be as good, those that are not.
+
+    None where no row has finite results. Pairs are those of the table, and corrected for all.
+    """
     runs = {cell["row"]: tables.entry(cell, protocol, "test") for cell in chosen}
-    order = sorted(runs, key=lambda row: -np.nan_to_num(runs[row]["mean"], nan=-np.inf))
+    runs = {row: one for row, one in runs.items() if one and np.isfinite(one["mean"])}
+    if not runs:
+        return None
+    first, *others = sorted(runs, key=lambda row: -runs[row]["mean"])
     shown = lambda row: f"{row} {runs[row]['normalized']:.2f}{tables.mark(runs[row])}"
-    first, others = order[0], order[1:]
-    apart = differences.tests([(runs[first]["per_seed"], runs[row]["per_seed"]) for row in others])
-    sure = [row for row, (*_, certain) in zip(others, apart, strict=True) if certain]
-    groups = [row for row in others if row not in sure], sure
+    sides = {
+        cell["row"]: differences.side(cell, {}, protocol, "test")
+        for cell in chosen
+        if cell["row"] in runs
+    }
+    below = {other for above, other in differences.apart(sides)[0] if above == first}
+    groups = [row for row in others if row not in below], [row for row in others if row in below]
     return [shown(first), *(", ".join(map(shown, group)) or "-" for group in groups)]
 
 
@@ -134,7 +148,7 @@ def about(content, every, path):
     made = ""
     if "command" in content:  # files of older versions have it without the preset, or not at all
         preset = f"--preset={content['cells'][0]['preset']}"
-        command = content["command"]
+        command = content["command"].replace("--preset=auto", preset)
         made = f"Made by `{command if '--preset' in command else f'{command} {preset}'}`. "
     rest = "" if path.with_suffix(".npz").exists() else ", which has each seed's mean return only"
     return [

@@ -48,10 +48,18 @@ def conditions(summaries):
         kept += f"; suite {suite}, backbone {backbone}{where}"
     devices = {s["device"] for s in summaries.values() if "device" in s}  # bits depend on them
     kept += "".join(f"; on {device}" for device in sorted(devices))
-    data = {}  # of each environment
+    return kept + data_of(summaries)
+
+
+def data_of(summaries):
+    """Returns which data the runs of a table learned from, as text; "" where it is not known."""
+    known = {}
     for (_, env), s in summaries.items():
-        data.setdefault(s.get(DATA), {})[env] = None
-    several = len({env for _, env in summaries}) > 1
-    where = lambda envs: f" ({', '.join(envs)})" * several
-    known = [f"`{one}`{where(envs)}" for one, envs in data.items() if one]
-    return kept + (f"; data {', '.join(known)}" if known else "")
+        known.setdefault(env, {}).setdefault(s.get(DATA), None)
+    parts = []
+    for env, of in known.items():
+        names = [f"`{one}`" for one in of if one]
+        text = " or ".join(names) if len(names) < 3 else f"{len(names)} sets"
+        text += " (of some rows not known)" if names and None in of else ""
+        parts += [f"{text} ({env})" if len(known) > 1 else text] if names else []
+    return f"; data {', '.join(parts)}" if parts else ""
