@@ -34,7 +34,7 @@ COLUMNS = (
     "algorithm", "backbone", "fidelity", "suite", "env", "physics", "preset", "num_seeds",
     "num_steps",
 )  # fmt: skip
-ALIKE = ("suite", "env", "physics", "preset")  # rows of the list that can be compared
+ALIKE = (*compare.SAME, "preset")  # what rows of the list share that can be compared
 CHOOSE = ("algo", *COLUMNS[1:])  # the flags that choose runs of the list
 
 
@@ -84,7 +84,7 @@ def runs_below(places):
             outputs.read_summary(place)  # says that there is none
         for folder in here:
             summary = outputs.read_summary(folder)
-            if folder != place and any("sweep" in entry for entry in summary["results"]):
+            if folder != place and tables.is_sweep(summary):
                 print(f"left out: {folder} is a sweep, see it with --run={folder}\n")
             else:
                 found[str(folder)] = folder, summary

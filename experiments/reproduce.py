@@ -76,8 +76,8 @@ def cells_of(table, words):
     Raises UserError for a flag that the table itself sets.
     """
     found, of = {}, TABLES[table]
-    for row, fixed in of.rows.items():
-        own = {env: (*fixed, *of.of_env.get(env, {}).get(row, ())) for env in of.envs}
+    for row in of.rows:
+        own = {env: flags_of(of, row, env) for env in of.envs}
         taken = {flag.partition("=")[0] for line in own.values() for flag in line}
         for word in words:
             if "--" + word.lstrip("-").partition("=")[0] in taken:
@@ -85,13 +85,21 @@ def cells_of(table, words):
                     f"{word} is set by the rows of table {table!r}: leave it out, or choose with "
                     f"--rows and --envs"
                 )
-        seeded = any(word.lstrip("-").partition("=")[0] == "num_seeds" for word in words)
-        seeds = () if seeded else (f"--num_seeds={of.num_seeds}",)
-        for env, line in own.items():
-            line = (*seeds, *words, *line, f"--env={env}")
-            request = flags.parse(run.COMMAND, ["run", *line], computer.on_accelerator)
-            found[row, env] = cells.Cell(line, request)
+        found |= {(row, env): cell_of(of, row, env, words) for env in of.envs}
     return found
+
+
+def flags_of(of, row, env):
+    """Returns the flags that a Comparison itself gives a cell."""
+    return (*of.rows[row], *of.of_env.get(env, {}).get(row, ()))
+
+
+def cell_of(of, row, env, words):
+    """Returns one Cell of a Comparison. Args: words, flags beside its own."""
+    seeded = any(word.lstrip("-").partition("=")[0] == "num_seeds" for word in words)
+    seeds = () if seeded else (f"--num_seeds={of.num_seeds}",)
+    line = (*seeds, *words, *flags_of(of, row, env), f"--env={env}")
+    return cells.Cell(line, flags.parse(run.COMMAND, ["run", *line], computer.on_accelerator))
 
 
 def file_name(table, summaries):
@@ -147,7 +155,7 @@ def folder_of_tables(own, out):
 
     Args: out, the folder without --to.
     """
-    if remote.is_remote(str(own["to"] or out)):
+    if remote.is_remote(own["to"] or out):
         raise errors.UserError(
             f"--to is {own['to'] or 'missing'}: the table's files go to a folder of this machine, "
             f"pass --to=FOLDER"
@@ -206,7 +214,7 @@ def main(line):
         print("\n".join(cells.lines(wanted, cells.plans(wanted, run.folder_of, dataset_of))))
         return exit_codes.DONE
     out = next(iter(found.values())).request.out
-    to = folder_of_tables(own, out if remote.is_remote(out) else pathlib.Path(out) / "tables")
+    to = folder_of_tables(own, f"{out}/tables")
     why = {at: cells.impossible(found[at].request, run.folder_of(found[at].request))
            for at in chosen}  # fmt: skip
     if chosen and all(why.values()):  # that is a flag of the command
@@ -284,7 +292,7 @@ def part_of_page(folder, path):
 
 def can_run(table, preset, row, env):
     """Returns whether the settings of a table's cell fit its tasks."""
-    request = cells_of(table, [f"--preset={preset}"])[row, env].request
+    request = cell_of(TABLES[table], row, env, [f"--preset={preset}"]).request
     return not cells.impossible(request, run.folder_of(request))
 
 
@@ -295,17 +303,17 @@ def again(own):
     """
     path = pathlib.Path(own["from"])
     table, summaries, found = stored(path)
-    print("\n".join(table_text.lines(table, summaries, found)))
+    text = "\n".join(table_text.lines(table, summaries, found))
+    print(text)
     if own["html"]:
-        show(own["html"], table, summaries, found)
+        show(own["html"], text, table, summaries, found)
     if own["export"]:
         if not found:
             raise errors.UserError(
                 f"--export needs {path.with_suffix('.npz')}, which is not there: choose a table "
                 f"that has one"
             )
-        folder = folder_of_tables(own, path.parent)
-        export(folder, path.stem, found)
+        export(folder_of_tables(own, str(path.parent)), path.stem, found)
 
 
 def export(folder, name, found):
@@ -314,9 +322,8 @@ def export(folder, name, found):
         print(f"export: {path}")
 
 
-def show(target, table, summaries, found):
-    """Writes the page of a table to a file, and says where it is."""
-    text = "\n".join(table_text.lines(table, summaries, found))
+def show(target, text, table, summaries, found):
+    """Writes the page of a table to a file, and says where it is. Args: text, its Markdown."""
     run_page.write(target, *run_page.of_table(table, TABLES[table], text, summaries, found))
     print(f"page: {target}")
 
@@ -342,7 +349,8 @@ def finish(line, to, found, summaries):
     for path in [*drawn, *table_figures.planes(name, summaries, to)]:
         print(f"figure: {path}")
     if own["html"]:
-        show(own["html"], table, summaries, known)
+        text = "\n".join(table_text.lines(table, summaries, known))
+        show(own["html"], text, table, summaries, known)
     if own["export"]:
         export(to, name, known)
 

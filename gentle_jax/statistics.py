@@ -154,6 +154,11 @@ def improvement_samples(
     return np.concatenate(parts)
 
 
+def improvement_ci(ours: Scores, theirs: OtherScores) -> tuple[float, float]:
+    """Returns (lo, hi), the 95% bootstrap interval of `improvement`."""
+    return _interval(improvement_samples(ours, theirs))
+
+
 def _above(ours, theirs):
     """Returns [S, S']: the share of tasks in which a run is above another, equal ones half."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)

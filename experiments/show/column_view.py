@@ -21,8 +21,7 @@ def lines(of, summaries, found):
         ]
         text.append("| " + " | ".join([row, *map(cell, entries)]) + " |")
     for env in of.envs:
-        chosen = {row: summary for (row, at), summary in summaries.items() if at == env}
-        own = {row: found.get((row, env), {}) for row in chosen}
+        chosen, own = tables.of_env(summaries, env), tables.of_env(found, env)
         apart = differences.sentences(of.columns, own, chosen)
         text += ["", *[f"{env}:", ""] * (len(of.envs) > 1), *apart] if apart else []
     return text

@@ -82,7 +82,7 @@ def grouped(runs):
     """Returns {what they share: [(folder, summary)]}, a table each; raises UserError for sweeps."""
     groups = {}
     for folder, summary in runs:
-        if any("sweep" in entry for entry in summary["results"]):
+        if tables.is_sweep(summary):
             raise errors.UserError(
                 f"{folder} is a sweep, whose grid points have a table of their own: pass runs "
                 f"without --sweep, or see that table with --run={folder}"
@@ -222,6 +222,6 @@ def chance(ours, theirs):
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return "nan"
     value = statistics.improvement(ours, theirs)
-    low, high = np.percentile(statistics.improvement_samples(ours, theirs), [2.5, 97.5])
+    low, high = statistics.improvement_ci(ours, theirs)
     few = tables.FEW_MARK if min(len(ours), len(theirs)) < tables.FEW else ""
     return f"{value:.2f} [{low:.2f}, {high:.2f}]{few}"

@@ -40,6 +40,15 @@ def side(summary, own, protocol, task_set):
     return one and Side(one["per_seed"], summary["suite"], task_set, scores)
 
 
+def sides(chosen, own, protocol, task_set):
+    """Returns {row: Side} of {row: summary}, without rows that lack results.
+
+    Args: own, {row: {"<task set>/<protocol>": scores [S, T]}}, where they are known.
+    """
+    found = {row: side(s, own.get(row, {}), protocol, task_set) for row, s in chosen.items()}
+    return {row: one for row, one in found.items() if one}
+
+
 def is_pair(a, b):
     """Whether two Sides can be compared: finite, five runs or more, of the same tasks."""
     if a.scores is None or b.scores is None:
@@ -72,10 +81,10 @@ def improvement(a, b):
     return statistics.improvement(a.scores, b.scores)
 
 
-def apart(sides):
+def apart(known):
     """Returns ([(row above, row below)] beyond chance, number of pairs) of {row: Side}."""
-    twos = [two for two in itertools.combinations(sides, 2) if is_pair(*map(sides.get, two))]
-    found = tests([tuple(sides[row].per_seed for row in two) for two in twos])
+    twos = [two for two in itertools.combinations(known, 2) if is_pair(*map(known.get, two))]
+    found = tests([tuple(known[row].per_seed for row in two) for two in twos])
     kept = zip(twos, found, strict=True)
     return [two if value > 0 else two[::-1] for two, (value, _, sure) in kept if sure], len(twos)
 
@@ -95,17 +104,16 @@ def sentences(columns, own, chosen):
     """
     found = []
     for protocol, task_set in columns:
-        sides = {row: side(s, own.get(row, {}), protocol, task_set) for row, s in chosen.items()}
-        sides = {row: one for row, one in sides.items() if one}
-        pairs, count = apart(sides)
+        known = sides(chosen, own, protocol, task_set)
+        pairs, count = apart(known)
         if not count:
             continue
         below = {}
         for above, other in pairs:
-            chance = improvement(sides[above], sides[other])
+            chance = improvement(known[above], known[other])
             told = "" if chance is None else f" ({chance:.2f})"
             below.setdefault(above, []).append(f"`{other}`{told}")
-        order = sorted(below, key=lambda row: -np.mean(sides[row].per_seed))
+        order = sorted(below, key=lambda row: -np.mean(known[row].per_seed))
         shown = order[:1] if len(pairs) > MOST else order
         text = "; ".join(f"`{row}` above {', '.join(below[row])}" for row in shown) or "none"
         left = len(pairs) - sum(len(below[row]) for row in shown)

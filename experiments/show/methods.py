@@ -68,12 +68,12 @@ def lines(summaries, found):
     """
     text = []
     for env in dict.fromkeys(env for _, env in summaries):
-        chosen = {name: summary for (name, at), summary in summaries.items() if at == env}
+        chosen = tables.of_env(summaries, env)
         text += [f"### {env}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         text += ["| " + " | ".join(row(*item)) + " |" for item in chosen.items()]
         orders = [order for task_set in tables.TASK_SETS for order in orders_of(chosen, task_set)]
-        own = {name: found.get((name, env), {}) for name in chosen}
-        orders += differences.sentences(differences.shared(chosen), own, chosen)
+        columns = differences.shared(chosen)
+        orders += differences.sentences(columns, tables.of_env(found, env), chosen)
         text += ["", *orders] if orders else []
         text.append("")
     return text

@@ -19,8 +19,7 @@ def lines(table, of, summaries, found):
     summaries = {at: with_paper(of, *at, summary) for at, summary in summaries.items()}
     text = []
     for env in (env for env in of.envs if any(at[1] == env for at in summaries)):
-        chosen = {name: summary for (name, at), summary in summaries.items() if at == env}
-        own = {name: found.get((name, env), {}) for name in chosen}
+        chosen = tables.of_env(summaries, env)
         columns = once(of.columns, chosen)
         same = len(columns) < len(of.columns)
         text += [f"### {env}", "", *["Its training tasks are its test tasks.", ""] * same]
@@ -31,7 +30,7 @@ def lines(table, of, summaries, found):
             for task_set in dict.fromkeys(task_set for _, task_set in columns)
             for order in methods.orders_of(chosen, task_set, protocols)
         ]
-        text += [*differences.sentences(columns, own, chosen), ""]
+        text += [*differences.sentences(columns, tables.of_env(found, env), chosen), ""]
     text += claims(table, of, found, summaries)
     return text
 

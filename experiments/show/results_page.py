@@ -36,19 +36,21 @@ def page(paths, every, papers, show, can_run):
     cell's settings fit its tasks.
     """
     found = [(path, storage.read_json(path)) for path in sorted(paths)]
-    found = [(path, content) for path, content in found if content.get("table") in every]
-    of_papers = [(path, content) for path, content in found if content["table"] in papers]
-    ours = [(path, content) for path, content in found if content["table"] not in papers]
+    found = [
+        (path, content, title_of(path, content, papers))
+        for path, content in found
+        if content.get("table") in every
+    ]
+    of_papers = [member for member in found if member[1]["table"] in papers]
+    ours = [member for member in found if member[1]["table"] not in papers]
     listed, parts = {}, []
     for group, members in ((PAPERS, of_papers), (OURS, ours)):
-        titles = [title_of(path, content, papers) for path, content in members]
-        listed[group] = [f"- [{title}](#{anchor(title)})" for title in titles]
-        for title, (path, content) in zip(titles, members, strict=True):
+        listed[group] = [f"- [{title}](#{anchor(title)})" for *_, title in members]
+        for path, content, title in members:
             text, figures = show(path)
             pictures = [line for figure in figures for line in (f"![{title}]({figure})", "")]
             parts += ["", f"## {title}", "", *about(content, every, path), "", *pictures, text]
-    titled = [(path, content, title_of(path, content, papers)) for path, content in of_papers]
-    contents = leaders(titled, papers)
+    contents = leaders(of_papers, papers)
     contents += ["", f"**{PAPERS}**", "", *listed[PAPERS], *not_run(of_papers, papers, can_run)]
     contents += ["", f"**{OURS}**", "", *listed[OURS]]
     return "\n".join([HEAD.rstrip("\n"), *contents, *parts]) + "\n"
@@ -65,8 +67,9 @@ def leaders(members, papers):
         if of.contexts or not of_methods(of):
             continue
         for env in envs:
-            chosen = [outputs.with_nan(c) for c in content["cells"] if c["env"] == env]
-            place = f"{chosen[0]['suite']}, {chosen[0]['backbone']}"
+            chosen = {c["row"]: outputs.with_nan(c) for c in content["cells"] if c["env"] == env}
+            one = next(iter(chosen.values()))
+            place = f"{one['suite']}, {one['backbone']}"
             for protocol in (protocol for protocol, task_set in of.columns if task_set == "test"):
                 told = best(chosen, protocol)
                 name = f"[{title}](#{anchor(title)})"
@@ -82,30 +85,26 @@ def of_methods(of):
 
 
 def best(chosen, protocol):
-    """Returns texts: the best of a table's cells, those that may be as good, those that are not.
+    """Returns texts: the best of {row: cell}, those that may be as good, those that are not.
 
     None where no row has finite results. Pairs are those of the table, and corrected for all.
     """
-    runs = {cell["row"]: tables.entry(cell, protocol, "test") for cell in chosen}
+    runs = {row: tables.entry(cell, protocol, "test") for row, cell in chosen.items()}
     runs = {row: one for row, one in runs.items() if one and np.isfinite(one["mean"])}
     if not runs:
         return None
     first, *others = sorted(runs, key=lambda row: -runs[row]["mean"])
     shown = lambda row: f"{row} {runs[row]['normalized']:.2f}{tables.mark(runs[row])}"
-    sides = {
-        cell["row"]: differences.side(cell, {}, protocol, "test")
-        for cell in chosen
-        if cell["row"] in runs
-    }
-    below = {other for above, other in differences.apart(sides)[0] if above == first}
+    pairs, _ = differences.apart(differences.sides(chosen, {}, protocol, "test"))
+    below = {other for above, other in pairs if above == first}
     groups = [row for row in others if row not in below], [row for row in others if row in below]
     return [shown(first), *(", ".join(map(shown, group)) or "-" for group in groups)]
 
 
 def not_run(members, papers, can_run):
-    """Returns the lines on what papers' tables have and no file of [(path, content)] does."""
+    """Returns the lines on what papers' tables have and none of [(path, content, title)] does."""
     ran = {}
-    for _, content in members:
+    for _, content, _ in members:
         for cell in content["cells"]:
             rows = ran.setdefault((content["table"], cell["env"]), {})
             rows[cell["row"]] = cell["preset"]

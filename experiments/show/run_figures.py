@@ -109,12 +109,13 @@ def tell_lost(caption, lost):
 
 def tell_few(caption, rows):
     """Adds to a caption that some rows have few seeds, whose interval says little."""
-    keys = {row.name: [key for key, *_ in tables.blocks(row.returns)] for row in rows}
     counts = [
-        len(np.asarray(row.returns[key])[0, row.part]) for row in rows for key in keys[row.name]
+        len(np.asarray(row.returns[key])[0, row.part])
+        for row in rows
+        for key, *_ in tables.blocks(row.returns)
     ]
     if any(1 < count < tables.FEW for count in counts):
-        caption(f"Some means are of {tables.FEW_NOTE.removeprefix(tables.FEW_MARK).strip()}.")
+        caption(f"Some means are of {tables.FEW_WORDS}.")
 
 
 def over_spent(row, key):

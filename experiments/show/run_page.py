@@ -101,7 +101,7 @@ def of_list(listed, runs):
     parts = [page.Heading("All runs"), page.Text(tables.markdown_grid(listed))]
     places = {}
     for folder, summary in runs:
-        if not any("sweep" in entry for entry in summary["results"]):
+        if not tables.is_sweep(summary):
             places.setdefault(compare.common(folder, summary), []).append((folder, summary))
     for of, members in places.items():
         place, rows, metric = beside(of, members)

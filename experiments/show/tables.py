@@ -14,7 +14,8 @@ COLUMNS = (
     "paper",
 )  # fmt: skip
 FEW, FEW_MARK = 5, "†"  # seeds of which an interval says little, and what it then has
-FEW_NOTE = f"{FEW_MARK} fewer than {FEW} seeds: such an interval says little"
+FEW_WORDS = f"fewer than {FEW} seeds: such an interval says little"
+FEW_NOTE = f"{FEW_MARK} {FEW_WORDS}"
 EPISODES = {
     "final": "return of the last episode",
     "all": "mean return of all episodes",
@@ -77,6 +78,16 @@ def entry(summary, protocol, task_set):
         if (one["protocol"], one["task_set"]) == (protocol, task_set):
             return one
     return None
+
+
+def of_env(by_cell, env):
+    """Returns {row: value} of {(row, environment): value} in one environment."""
+    return {row: one for (row, at), one in by_cell.items() if at == env}
+
+
+def is_sweep(summary):
+    """Whether a summary is of a sweep, whose grid points have results of their own."""
+    return any("sweep" in entry for entry in summary["results"])
 
 
 def number(value):
